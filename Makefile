@@ -1,0 +1,31 @@
+# make demo   the whole way on the embedded family: train, score, publish, analyse, report
+# make test   lint, types and all tests
+# make bench  speed and memory, as ratios against named peers measured in the same run
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+# What is installed: the exact versions of constraints.txt. The stamp is renewed when what it depends on changes.
+$(VENV)/%.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	touch $@
+
+demo: $(VENV)/viz.stamp
+	$(BIN)/klray demo
+
+test: $(VENV)/dev.stamp lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,1 @@
+"""Hydra config groups; klray/config.py says what each key means."""

@@ -1,0 +1,1 @@
+"""Jobs: one short entry per verb of the command line."""

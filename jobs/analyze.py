@@ -1,0 +1,95 @@
+"""Compute all-pairs KL with standard errors and diffusion exponents of a snapshot, by Dask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import xarray as xr
+
+from klray import config as configs
+from klray import trajectory
+from klray.cli import verb
+from klray.cluster import dask_scheduler
+from klray.config import AnalysisConfig, Config
+from klray.errors import KlrayError
+from klray.preprocess import KNOWN_ANOMALIES, Exclusion, Recipe
+from klray.store import Store
+
+
+def analyze(config: Config) -> xr.Dataset:
+    """Analyse, write the result to the store, and return it."""
+    store = Store.open(configs.store_url(config.store), config.store.storage_options)
+    asked = config.analysis
+    snapshot = store.manifest(asked.snapshot).id
+    earlier = _earlier(store, snapshot, asked) if asked.recipe == "keep" else None
+    if earlier is not None and earlier.attrs["snapshot"] == snapshot and _same_windows(earlier, asked):
+        print(f"result {asked.name} of snapshot {snapshot} is there already")
+        return earlier.load()
+    dataset = store.dataset(snapshot)
+    continued = earlier if earlier is not None and _comes_first(earlier, dataset) else None
+    recipe = _recipe(asked) if earlier is None else Recipe.from_json(earlier.attrs["recipe"])
+    with dask_scheduler(config.dask.scheduler, config.dask.address, config.dask.threads):
+        result = trajectory.analyze(
+            dataset,
+            recipe=recipe,
+            previous=continued,
+            clip_quantile=asked.clip_quantile,
+            outlier_fraction=asked.outlier_fraction,
+            outlier_min_step=asked.outlier_min_step,
+            exclude=_exclusions(asked),
+            window=asked.window,
+            min_step=asked.min_step,
+            tile=asked.tile,
+            memory_limit_bytes=configs.memory_bytes(config.dask.memory_limit),
+            threads=config.dask.threads,
+        )
+        path = store.write_result(snapshot, asked.name, result)
+    kept = f"recipe and pairs of snapshot {earlier.attrs['snapshot']} kept" if earlier is not None else "new recipe"
+    print(f"result {store.url}/{path}: {result.sizes['model']:,} models, {kept}")
+    return store.result(snapshot, asked.name).load()
+
+
+def _earlier(store: Store, snapshot: str, asked: AnalysisConfig) -> xr.Dataset | None:
+    """The newest result, of this snapshot or one before it, whose recipe was made with the settings that are asked for."""
+    for identifier in reversed([each for each in store.snapshot_ids() if each <= snapshot]):
+        if asked.name in store.result_names(identifier):
+            result = store.result(identifier, asked.name)
+            recipe = Recipe.from_json(result.attrs["recipe"])
+            made_with = (recipe.clip_quantile, recipe.outlier_fraction, recipe.min_step, recipe.excluded)
+            if made_with == (asked.clip_quantile, asked.outlier_fraction, asked.outlier_min_step, _exclusions(asked)):
+                return result
+    return None
+
+
+def _same_windows(result: xr.Dataset, asked: AnalysisConfig) -> bool:
+    return (result.attrs["window"], result.attrs["min_step"]) == (asked.window, asked.min_step)
+
+
+def _comes_first(result: xr.Dataset, dataset: xr.Dataset) -> bool:
+    keys = result["key"].values.tolist()
+    return keys == dataset["key"].values[: len(keys)].tolist()
+
+
+def _exclusions(asked: AnalysisConfig) -> tuple[Exclusion, ...]:
+    return (*KNOWN_ANOMALIES, *(Exclusion(pattern) for pattern in asked.exclude))
+
+
+def _recipe(asked: AnalysisConfig) -> Recipe | None:
+    """None: a new one is to be fitted."""
+    if asked.recipe in ("keep", "fit"):
+        return None
+    path = Path(asked.recipe)
+    if not path.is_file():
+        raise KlrayError(f"analysis.recipe={asked.recipe}: choose keep or fit, or name a JSON file that holds a recipe")
+    return Recipe.from_json(path.read_text("utf-8"))
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 0."""
+    analyze(config)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Print what would be scored: commits, bytes to move, what is there already, what cannot be and why."""
+
+from __future__ import annotations
+
+from klray import config as configs
+from klray.checkpoints import resolve
+from klray.cli import verb
+from klray.config import Config
+from klray.store import Store
+from klray.sweep import missing
+
+SHOWN = 20
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 1 if anything cannot be scored."""
+    url = configs.store_url(config.store)
+    settings = configs.scoring_settings(config.scoring)
+    selection = configs.selection(config.models)
+    text_set = configs.text_set(config.texts)
+    with configs.hub(config.models) as hub:
+        checkpoints, unavailable = resolve(hub, selection)
+    store = Store.find(url, text_set, config.store.storage_options)
+    committed = store.committed_keys() if store else set()
+    todo, present = missing(checkpoints, committed, settings, text_set.fingerprint)
+    print(f"family      {selection.family}, {len(selection.repositories)} repositories")
+    print(f"texts       {text_set.name}, {len(text_set):,} texts, {text_set.n_bytes.sum():,} bytes")
+    print(f"store       {url}{'' if store else ' (to be created)'}")
+    print(f"to score    {len(todo):,} checkpoints, {sum(each.bytes for each in todo) / 1e9:,.3f} GB to fetch")
+    print(f"present     {len(present):,} checkpoints")
+    print(f"impossible  {len(unavailable):,} checkpoints")
+    for each in todo[:SHOWN]:
+        print(f"  score    {each.commit[:12]}  {each.bytes / 1e6:12,.1f} MB  {each.label}")
+    if len(todo) > SHOWN:
+        print(f"  ... and {len(todo) - SHOWN:,} more")
+    for refused in unavailable:
+        print(f"  cannot   {refused.repository}@{refused.revision}  {refused.reason}: {refused.message}")
+    return 1 if unavailable else 0
+
+
+if __name__ == "__main__":
+    main()

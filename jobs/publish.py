@@ -1,0 +1,27 @@
+"""Gather the committed columns into a new snapshot that xarray opens."""
+
+from __future__ import annotations
+
+from klray import config as configs
+from klray.cli import verb
+from klray.config import Config
+from klray.store import Manifest, Store
+
+
+def publish(config: Config) -> Manifest:
+    """Publish, and say which snapshot is the newest now."""
+    store = Store.open(configs.store_url(config.store), config.store.storage_options)
+    manifest, new = store.publish()
+    print(f"snapshot {manifest.id}: {manifest.n_models:,} models, {manifest.n_texts:,} texts{'' if new else ' (nothing new)'}")
+    return manifest
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 0."""
+    publish(config)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Write the report of an analysis: one HTML file that opens offline, and its figures as PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from klray import config as configs
+from klray.cli import verb
+from klray.config import Config
+from klray.report import write_report
+from klray.store import Store
+
+
+def report(config: Config) -> Path:
+    """Write the report and say where it is."""
+    store = Store.open(configs.store_url(config.store), config.store.storage_options)
+    snapshot = store.manifest(config.analysis.snapshot).id
+    result = store.result(snapshot, config.analysis.name).load()
+    page = write_report(result, Path(config.report.dir), title=config.report.title, failures=store.failures())
+    print(f"report {page}")
+    return page
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 0."""
+    report(config)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

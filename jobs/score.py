@@ -1,0 +1,50 @@
+"""Score the checkpoints that the store lacks."""
+
+from __future__ import annotations
+
+from klray import config as configs
+from klray.cli import verb
+from klray.config import Config
+from klray.errors import KlrayError
+from klray.checkpoints import resolve
+from klray.store import Store
+from klray.sweep import SweepReport, sweep
+
+
+def score(config: Config) -> SweepReport:
+    """Resolve, score what is missing, and say how it went."""
+    url = configs.store_url(config.store)
+    selection = configs.selection(config.models)
+    settings = configs.scoring_settings(config.scoring)
+    ray_settings = configs.ray_settings(config.ray, config.scoring)
+    text_set = configs.text_set(config.texts)
+    store = Store.create(url, text_set, config.store.storage_options)
+    with configs.hub(config.models) as hub:
+        checkpoints, unavailable = resolve(hub, selection)
+        if not checkpoints and not unavailable:
+            raise KlrayError(f"models.family={selection.family}: nothing to score was selected; look at klray plan")
+        report = sweep(
+            store, text_set, checkpoints, unavailable, hub, settings, ray_settings, config.store.storage_options
+        )
+    _print(report, store)
+    return report
+
+
+def _print(report: SweepReport, store: Store) -> None:
+    rate = f", {report.tokens / report.seconds:,.0f} tokens/s" if report.tokens else ""
+    print(
+        f"scored {report.scored} checkpoints in {report.seconds:.0f} s{rate}; "
+        f"{report.present} were there, {len(report.failures)} failed; store {store.url}"
+    )
+    for failure in report.failures:
+        print(f"  failed  {failure.repository}@{failure.revision}  {failure.reason}: {failure.message}")
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 1 if any checkpoint failed."""
+    return 1 if score(config).failures else 0
+
+
+if __name__ == "__main__":
+    main()

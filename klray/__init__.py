@@ -1,0 +1,47 @@
+"""klray: measure how language models move.
+
+Public names are loaded when first used, so that ``import klray`` pulls in neither Ray nor Zarr, and
+``klray.log_likelihood`` needs PyTorch and NumPy only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from klray.centering import double_center
+    from klray.diffusion import diffusion_exponent
+    from klray.divergence import kl_divergence, kl_standard_error
+    from klray.likelihood import log_likelihood
+    from klray.store import open_dataset
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "diffusion_exponent": "klray.diffusion",
+    "double_center": "klray.centering",
+    "kl_divergence": "klray.divergence",
+    "kl_standard_error": "klray.divergence",
+    "log_likelihood": "klray.likelihood",
+    "open_dataset": "klray.store",
+}
+
+__all__ = [
+    "diffusion_exponent",
+    "double_center",
+    "kl_divergence",
+    "kl_standard_error",
+    "log_likelihood",
+    "open_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'klray' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

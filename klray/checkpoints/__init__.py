@@ -1,0 +1,22 @@
+"""Checkpoints of model families on a hub or in folders: which there are, at which commit, and their files on disk.
+
+``resolve`` turns a ``Selection`` into checkpoints once; a ``Cache`` then fetches, verifies and evicts them by commit.
+"""
+
+from klray.checkpoints.cache import Cache
+from klray.checkpoints.hub import Hub
+from klray.checkpoints.identity import Checkpoint, Facts, RemoteFile, Unavailable, step_of
+from klray.checkpoints.selection import RepositorySpec, Selection, resolve
+
+__all__ = [
+    "Cache",
+    "Checkpoint",
+    "Facts",
+    "Hub",
+    "RemoteFile",
+    "RepositorySpec",
+    "Selection",
+    "Unavailable",
+    "resolve",
+    "step_of",
+]

@@ -1,0 +1,227 @@
+"""Checkpoints on this machine's disk: fetched, verified, evicted, within a bound in bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from klray.checkpoints.delivery import MARKER, deliver, delivered, verify_folder
+from klray.checkpoints.hub import Hub, is_disk_full
+from klray.checkpoints.identity import Checkpoint, RemoteFile
+from klray.errors import CheckpointError, KlrayError
+
+log = logging.getLogger("klray")
+
+NOTES_BYTES = 1024  # a file's share of the marker and of huggingface_hub's notes; about 550 bytes are written
+LARGER_DISK = "free some, or set scoring.cache_dir to a folder on a larger disk"
+
+
+@dataclass
+class _Entry:
+    files: tuple[RemoteFile, ...]
+    users: int
+    complete: bool
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size_bytes + NOTES_BYTES for file in self.files)
+
+
+class Cache:
+    """Folders of fetched checkpoints, never above ``max_bytes`` together.
+
+    ``fetch`` gives a folder to use, ``release`` gives it back (it stays until room is needed, least recently used
+    first to go), ``evict`` gives it back and removes it. All may be called from several threads: a ``fetch`` that does
+    not fit beside the folders in use waits until one is released.
+
+    Each process has a folder ``worker-0``, ``worker-1``, ... of its own below ``root``, locked while the cache is open,
+    so ``max_bytes`` is per process. What is complete there is found again by the next process that takes the folder.
+    """
+
+    def __init__(self, root: Path, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.root, self._lock = _claim(Path(root).expanduser().resolve())
+        self._changed = threading.Condition()
+        self._entries: dict[Path, _Entry] = {}  # least recently used first
+        self._closed = False
+        self._recover()
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk and reserved for downloads that go on now."""
+        with self._changed:
+            return self._bytes()
+
+    def fetch(self, hub: Hub, checkpoint: Checkpoint) -> Path:
+        """Return a folder with the verified files of ``checkpoint``, in use until ``release`` or ``evict``.
+
+        A folder that is here already costs no request. A local folder is used where it is, after hashing it again.
+
+        Raises
+        ------
+        CheckpointError
+            ``checksum_mismatch``, ``download_failed``, ``gated``, ``repository_not_found``, ``revision_not_found``;
+            ``disk_full`` when the checkpoint alone is above ``max_bytes`` or above what the disk has free.
+        """
+        if checkpoint.directory:
+            return verify_folder(checkpoint)
+        folder = self._folder(checkpoint)
+        entry = self._reserve(folder, checkpoint)
+        if entry is None:
+            return folder
+        try:
+            deliver(hub, checkpoint, folder, self._twin)
+        except BaseException as error:
+            with self._changed:
+                self._remove(folder)
+            if isinstance(error, OSError) and is_disk_full(error):
+                raise self._disk_full(checkpoint, f"the disk ran full during the download: {LARGER_DISK}") from error
+            raise
+        with self._changed:
+            entry.complete = True
+            self._changed.notify_all()
+        return folder
+
+    def release(self, checkpoint: Checkpoint) -> None:
+        """Give back what ``fetch`` gave: the folder stays until room is needed."""
+        folder = self._folder(checkpoint)
+        with self._changed:
+            entry = self._entries.get(folder)
+            if entry is None or not (entry.users and entry.complete):
+                return
+            entry.users -= 1
+            self._entries[folder] = self._entries.pop(folder)
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(folder / MARKER)  # the order of use, for the next process
+            self._changed.notify_all()
+
+    def evict(self, checkpoint: Checkpoint) -> None:
+        """Give back what ``fetch`` gave and remove it from the disk, unless another thread uses it."""
+        self.release(checkpoint)
+        folder = self._folder(checkpoint)
+        with self._changed:
+            entry = self._entries.get(folder)
+            if entry is not None and not entry.users:
+                self._remove(folder)
+
+    def close(self) -> None:
+        """Unlock the folder for other processes. A ``fetch`` that waits for room ends with a KlrayError."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._lock.close()
+
+    def _folder(self, checkpoint: Checkpoint) -> Path:
+        return self.root / checkpoint.repository.replace("/", "--") / checkpoint.commit
+
+    def _reserve(self, folder: Path, checkpoint: Checkpoint) -> _Entry | None:
+        """Entry to fill, with its bytes reserved; None when the folder is complete."""
+        wanted = _Entry(checkpoint.files, users=1, complete=False)
+        if wanted.bytes > self.max_bytes:
+            larger = f"raise scoring.cache_bytes to {wanted.bytes:,} or more"
+            raise self._disk_full(checkpoint, f"the cache may hold {self.max_bytes:,} bytes: {larger}")
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise KlrayError(f"{checkpoint.label} cannot be fetched: the cache {self.root} was closed")
+                entry = self._entries.get(folder)
+                if entry and entry.complete and (entry.users or delivered(folder) == checkpoint.files):
+                    entry.users += 1
+                    return None
+                if entry and not entry.users:  # damaged, or of other files than those asked for now
+                    self._remove(folder)
+                    continue
+                if entry is None and self._make_room(wanted.bytes):
+                    self._entries[folder] = wanted
+                    return wanted
+                if not any(one.users for one in self._entries.values()):
+                    raise self._disk_full(checkpoint, f"the disk does not have that much: {LARGER_DISK}")
+                taken = f"{self._bytes():,} of {self.max_bytes:,} bytes taken"
+                log.info("%s waits for room in %s: %s", checkpoint.label, self.root, taken)
+                self._changed.wait()
+
+    def _make_room(self, needed: int) -> bool:
+        while self._bytes() + needed > self.max_bytes or self._free() < needed:
+            unused = next((folder for folder, entry in self._entries.items() if not entry.users), None)
+            if unused is None:
+                return False
+            self._remove(unused)
+        return True
+
+    def _bytes(self) -> int:
+        return sum(entry.bytes for entry in self._entries.values())
+
+    def _free(self) -> int:
+        """Bytes free on the disk, less all that the downloads going on now may still write."""
+        going_on = sum(entry.bytes for entry in self._entries.values() if not entry.complete)
+        return shutil.disk_usage(self.root).free - going_on
+
+    def _remove(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self._entries.pop(folder, None)
+        self._changed.notify_all()
+
+    def _twin(self, file: RemoteFile) -> Path | None:
+        with self._changed:
+            for folder, entry in reversed(self._entries.items()):
+                if entry.complete and file.content:
+                    for other in entry.files:
+                        if other.content == file.content:
+                            return folder / other.path
+        return None
+
+    def _recover(self) -> None:
+        """Take over complete folders of an earlier process, the least recently used first, and remove the rest."""
+        complete = []
+        for folder in self.root.glob("*/*"):
+            files = delivered(folder)
+            if files is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                complete.append(((folder / MARKER).stat().st_mtime_ns, folder, files))
+        with self._changed:
+            for _, folder, files in sorted(complete):
+                self._entries[folder] = _Entry(files, users=0, complete=True)
+            self._make_room(0)
+
+    def _disk_full(self, checkpoint: Checkpoint, limit: str) -> CheckpointError:
+        free = shutil.disk_usage(self.root).free
+        return CheckpointError(
+            f"{checkpoint.label} takes {checkpoint.bytes:,} bytes, {free:,} bytes are free in {self.root}, and {limit}",
+            "disk_full",
+        )
+
+
+def _claim(root: Path) -> tuple[Path, TextIO]:
+    """First folder worker-<n> below ``root`` that no other cache holds, and its lock, which ends with the process."""
+    number = 0
+    while True:
+        folder = root / f"worker-{number}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = folder.with_suffix(".lock").open("a")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return folder, lock
+        except BlockingIOError:
+            number += 1
+        except OSError as error:
+            raise KlrayError(
+                f"cache folder {root} cannot be used ({error}): set scoring.cache_dir to a folder on a local disk "
+                "that this user may write"
+            ) from error

@@ -1,0 +1,50 @@
+"""Checkpoints in local folders: identified by the hash of their content, used where they are."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from klray.checkpoints.files import CONFIG, loadable_files
+from klray.checkpoints.identity import RemoteFile
+
+LOCAL_REVISION = "local"
+PATH_PREFIXES = ("/", "./", "../", "~")
+
+
+def local_folder(repository: str) -> Path | None:
+    """Folder meant by ``repository``, or None when it is the name of a repository on the hub.
+
+    A folder is a path that starts with ``/``, ``./``, ``../`` or ``~``, or any directory that holds a model: a
+    config.json of its own or in a subfolder.
+    """
+    path = Path(repository).expanduser()
+    if repository.startswith(PATH_PREFIXES) or (path.is_dir() and folder_revisions(path)):
+        return path.resolve()
+    return None
+
+
+def folder_revisions(folder: Path) -> dict[str, Path]:
+    """Models in a folder: ``local`` for the folder itself, and each subfolder with a config.json by its name."""
+    found = {sub.name: sub for sub in sorted(folder.iterdir()) if (sub / CONFIG).is_file()}
+    return {LOCAL_REVISION: folder, **found} if (folder / CONFIG).is_file() else found
+
+
+def read_folder(folder: Path) -> tuple[str, tuple[RemoteFile, ...]]:
+    """Hash what would be loaded from ``folder``: (commit, files).
+
+    The commit is the SHA-256 (64 hex) over (path, SHA-256) of weights, config and tokenizer files.
+
+    Raises
+    ------
+    CheckpointError
+        As ``loadable_files``.
+    """
+    listed = [RemoteFile(path.name, path.stat().st_size, None, None) for path in folder.iterdir() if path.is_file()]
+    files = []
+    for file in loadable_files(listed, str(folder)):
+        with (folder / file.path).open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        files.append(RemoteFile(file.path, file.size_bytes, sha256, None))
+    commit = hashlib.sha256("".join(f"{file.path}\n{file.sha256}\n" for file in files).encode()).hexdigest()
+    return commit, tuple(files)

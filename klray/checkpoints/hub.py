@@ -1,0 +1,241 @@
+"""A model hub over HTTP: what a repository holds, and its files. The only module that speaks to huggingface_hub.
+
+Requests: one for a repository's ``main``, one for its branches and tags, one for each further commit (the hub's strict
+limit: 500 anonymous or 1,000 authenticated API requests in five minutes), then a HEAD and a GET for each file to
+download (the hub's wide limit: 3,000 or 5,000).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from huggingface_hub import get_token, hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, silent_tqdm, validate_repo_id
+
+from klray.checkpoints.identity import RemoteFile
+from klray.errors import CheckpointError, Reason
+
+log = logging.getLogger("klray")
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TIMEOUT_SECONDS = 60.0  # without one, huggingface_hub 2.4 waits for ever for a hub that accepts and then says nothing
+PAUSES_SECONDS = (1.0, 5.0)  # before the second and the third attempt at a file
+TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+# RuntimeError: after a refused connection huggingface_hub closes the client that all threads share, and the others find
+# "Cannot send a request, as the client has been closed"; hf_xet raises it for network failures as well.
+NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where checkpoints come from. ``token`` None means anonymous: a saved login is never used unasked."""
+
+    endpoint: str
+    token: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_environment(cls) -> Hub:
+        """Hub of ``HF_ENDPOINT`` (default https://huggingface.co) with the token of ``HF_TOKEN`` or the saved login."""
+        return cls((os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"), get_token())
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A repository at one revision. ``base_model`` is its single parent, "" when it has none or several."""
+
+    commit: str
+    files: tuple[RemoteFile, ...]
+    base_model: str
+    gated: bool
+
+
+def listing(hub: Hub, repository: str, revision: str = "main") -> Listing:
+    """Resolve a revision (branch, tag or commit sha) to its commit and files, in one request.
+
+    Raises
+    ------
+    CheckpointError
+        ``repository_not_found``, ``revision_not_found``, ``gated`` or ``download_failed``.
+    """
+    route = "" if revision == "main" else f"/revision/{quote(revision, safe='')}"
+    data = _get(hub, repository, revision, route, blobs="true")
+    commit = str(data.get("sha"))
+    if not COMMIT.fullmatch(commit):
+        raise CheckpointError(
+            f"{repository}@{revision}: {hub.endpoint} answered without a commit sha ({commit!r}), so it is not a model "
+            "hub: check HF_ENDPOINT",
+            "download_failed",
+        )
+    card = data.get("cardData") or {}
+    parents = card.get("base_model") or []
+    parents = [parents] if isinstance(parents, str) else parents
+    return Listing(
+        commit,
+        tuple(_remote_file(sibling) for sibling in data.get("siblings") or []),
+        str(parents[0]) if len(parents) == 1 else "",
+        bool(data.get("gated")),
+    )
+
+
+def references(hub: Hub, repository: str) -> dict[str, str]:
+    """Branches and tags of a repository: name -> commit sha, in one request. Raises as ``listing``."""
+    data = _get(hub, repository, "", "/refs")
+    return {ref["name"]: ref["targetCommit"] for kind in ("tags", "branches") for ref in data.get(kind) or []}
+
+
+def check_access(hub: Hub, repository: str) -> None:
+    """Ask whether the token may download from a gated repository. Raises CheckpointError ``gated`` when it may not."""
+    _get(hub, repository, "", "/auth-check")
+
+
+def download(hub: Hub, repository: str, commit: str, path: str, folder: Path) -> None:
+    """Download one file of a commit to ``folder / path``: two requests, no progress bar.
+
+    huggingface_hub resumes a body that ends early and waits out 429 by itself; a reset connection, a 5xx on the body
+    and a short file are tried again here, from the start of the file.
+
+    Raises
+    ------
+    CheckpointError
+        ``download_failed`` after the attempts; ``gated``, ``repository_not_found`` or ``revision_not_found`` at once.
+    OSError
+        The disk is full (see ``is_disk_full``).
+    """
+    for pause in (*PAUSES_SECONDS, None):
+        try:
+            hf_hub_download(
+                repository,
+                path,
+                revision=commit,
+                local_dir=folder,
+                endpoint=hub.endpoint,
+                token=hub.token or False,
+                tqdm_class=silent_tqdm,
+            )
+            return
+        except NETWORK_ERRORS as error:
+            if is_disk_full(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+            if pause is None or not _is_transient(error):
+                raise _failure(hub, repository, commit, error, path) from error
+            log.warning("%s of %s@%s: %s; trying again in %g s", path, repository, commit[:8], error, pause)
+            time.sleep(pause)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, says that the disk or the quota is full."""
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(one):  # hf_xet gives the words without the number
+            return True
+    return False
+
+
+def _get(hub: Hub, repository: str, revision: str, route: str, **parameters: str) -> dict[str, Any]:
+    try:
+        validate_repo_id(repository)
+        response = _request(hub, f"{hub.endpoint}/api/models/{repository}{route}", parameters)
+        hf_raise_for_status(response)
+        data = response.json() if response.content else {}
+        return data if isinstance(data, dict) else {}
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{repository!r} is neither the name of a repository on the hub nor a folder on this machine ({error}): "
+            "give organisation/name, or a path that starts with / or ./",
+            "repository_not_found",
+        ) from error
+    except (*NETWORK_ERRORS, ValueError) as error:  # ValueError: the body is not JSON
+        raise _failure(hub, repository, revision, error) from error
+
+
+def _request(hub: Hub, url: str, parameters: dict[str, str]) -> Any:
+    headers = build_hf_headers(token=hub.token or False)
+    closed = 0
+    while True:
+        try:
+            # http_backoff: five more attempts at 408, 429, 5xx and network errors, as Retry-After or RateLimit says
+            return http_backoff("GET", url, params=parameters, headers=headers, timeout=TIMEOUT_SECONDS)
+        except RuntimeError:  # 1 in 20 times, with 8 threads and a hub that refuses
+            closed += 1
+            if closed == 10:
+                raise
+
+
+def _remote_file(sibling: dict[str, Any]) -> RemoteFile:
+    large = sibling.get("lfs") or {}
+    # the blob id of a large file is that of its pointer, not of its content
+    return RemoteFile(
+        sibling["rfilename"],
+        int(large.get("size") or sibling.get("size") or 0),
+        large.get("sha256"),
+        None if large else sibling.get("blobId"),
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    responses = (getattr(one, "response", None) for one in _chain(error))
+    return next((response.status_code for response in responses if response is not None), None)
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, LocalEntryNotFoundError):  # huggingface_hub has tried six times already, over 23 s
+        return False
+    status = _status(error)
+    return status is None or status in TRANSIENT_STATUS
+
+
+def _failure(hub: Hub, repository: str, revision: str, error: BaseException, path: str = "") -> CheckpointError:
+    asked = f"{repository}@{revision}" if revision else repository
+    asked = f"{path} of {asked}" if path else asked
+    token = "the token given" if hub.token else "no token"
+    status = _status(error)
+    reason: Reason = "download_failed"
+    if isinstance(error, GatedRepoError):
+        reason = "gated"
+        found = f"is gated at {hub.endpoint} and {token} does not open it"
+        cure = "accept its terms on its page there, and set HF_TOKEN to a token of that account"
+    elif isinstance(error, RevisionNotFoundError):
+        reason = "revision_not_found"
+        found = f"has no such revision at {hub.endpoint}, though the repository exists"
+        cure = "choose one of its branches, tags or commits"
+    elif isinstance(error, RepositoryNotFoundError):
+        reason = "repository_not_found"
+        found = f"was not found at {hub.endpoint} with {token}"
+        cure = "check the spelling; if it is private, set HF_TOKEN to a token that may read it"
+    elif status in (401, 403):
+        reason = "gated"
+        found = f"was refused by {hub.endpoint} with {token} (HTTP {status})"
+        cure = "set HF_TOKEN to a valid token"
+    else:
+        cause = list(_chain(error))[-1]
+        words = " ".join(str(cause).split())[:300]
+        found = f"could not be fetched from {hub.endpoint} after all attempts ({type(cause).__name__}: {words})"
+        cure = "check the network and HF_ENDPOINT, then run again"
+    return CheckpointError(f"{asked} {found}: {cure}", reason)

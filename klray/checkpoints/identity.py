@@ -1,0 +1,105 @@
+"""What a checkpoint is: a repository at one commit, the files to load and the facts about it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from klray.errors import Reason
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+
+# A step is the number after the word "step" or "checkpoint", where the word starts the name or follows - or _, and the
+# number ends the name or is followed by -, _ or a dot: step1000, step1000-tokens4B, global_step1000,
+# stage1-step1000-tokens3B, step-1000, checkpoint-1000. "step10k" has no step: its number is not a count of steps.
+STEP = re.compile(r"(?:^|[-_])(?:step|checkpoint)[-_]?(\d+)(?=$|[-_.])")
+
+
+def step_of(revision: str) -> int | None:
+    """Training step named by a revision, or None.
+
+    >>> step_of("stage1-step1000-tokens3B"), step_of("global_step64"), step_of("main")
+    (1000, 64, None)
+    """
+    found = STEP.search(revision)
+    return int(found.group(1)) if found else None
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a repository at a commit, as the hub announces it.
+
+    ``sha256`` is known for large files (LFS), ``git_sha1`` (the blob id) for the others.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str | None
+    git_sha1: str | None
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether the file holds parameters."""
+        return self.path.endswith(WEIGHT_SUFFIXES)
+
+    @property
+    def content(self) -> str:
+        """Name of the content, equal for equal bytes: ``sha256:<hex>`` or ``git-sha1:<hex>``, "" when not announced."""
+        if self.sha256:
+            return f"sha256:{self.sha256}"
+        return f"git-sha1:{self.git_sha1}" if self.git_sha1 else ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about a checkpoint besides its bytes. A run is one repository; its checkpoints have steps."""
+
+    family: str = ""
+    run: str = ""
+    step: int | None = None
+    size: str = ""
+    seed: int | None = None
+    base_model: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A repository at one commit: what has to be on disk to load it.
+
+    ``commit`` is the resolved 40-digit commit sha, never a branch name. For a local folder ``directory`` is not empty,
+    ``repository`` is the absolute path and ``commit`` the SHA-256 (64 digits) over the paths and hashes of ``files``.
+    """
+
+    repository: str
+    revision: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+    facts: Facts
+    directory: str = ""
+
+    @property
+    def label(self) -> str:
+        """``repository@revision``, for messages and plots."""
+        return f"{self.repository}@{self.revision}"
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together, in bytes."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Identity of the weights alone (64 hex): equal for two commits that hold the same weight files."""
+        weights = sorted(f"{file.path}\n{file.content}\n" for file in self.files if file.is_weight)
+        return hashlib.sha256("".join(weights).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A checkpoint that was asked for and cannot be scored, with the reason and what to do about it."""
+
+    repository: str
+    revision: str
+    reason: Reason
+    message: str

@@ -1,0 +1,226 @@
+"""Which checkpoints to score: repositories and revision patterns, resolved once to commits and file lists."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from klray.checkpoints.files import loadable_files
+from klray.checkpoints.folder import LOCAL_REVISION, folder_revisions, local_folder, read_folder
+from klray.checkpoints.hub import COMMIT, Hub, Listing, check_access, listing, references
+from klray.checkpoints.identity import Checkpoint, Facts, Unavailable, step_of
+from klray.errors import CheckpointError, KlrayError, Reason
+
+REQUESTS_AT_ONCE = 8
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RepositorySpec:
+    """A repository of the hub, or a local folder, and which of its revisions.
+
+    ``revisions`` is a branch, a tag, a commit sha, a pattern such as ``step*`` or ``step[0-9]*000`` (shell rules,
+    matched against branches and tags; for a folder against its subfolders), or a list of these.
+    ``size``, ``seed`` and ``base_model`` are facts to record; without a ``base_model`` the hub's is taken, if it names
+    one parent only.
+    """
+
+    repository: str
+    revisions: str | Sequence[str] = "main"
+    size: str = ""
+    seed: int | None = None
+    base_model: str = ""
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """``revisions`` as a tuple."""
+        return (self.revisions,) if isinstance(self.revisions, str) else tuple(self.revisions)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Repositories of one family.
+
+    Of the revisions of a repository that name a step, every ``stride``-th in the order of steps is kept, and the last
+    one always. ``limit`` keeps the first so many checkpoints of the whole selection.
+    """
+
+    family: str
+    repositories: tuple[RepositorySpec, ...]
+    stride: int = 1
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or (self.limit is not None and self.limit < 1):
+            raise KlrayError(
+                f"stride={self.stride} and limit={self.limit} were asked for, and both must be 1 or more: leave "
+                "limit out to take everything"
+            )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    spec: RepositorySpec
+    repository: str
+    revision: str
+    commit: str = ""  # "" for a folder, whose commit is the hash of its content
+    base_model: str = ""
+    known: Listing | None = None
+    directory: Path | None = None
+
+
+_Expansion = list[_Wanted | Unavailable]
+
+
+def resolve(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unavailable]]:
+    """Resolve a selection to checkpoints, in the order of repositories and steps, and to what is not available and why.
+
+    Two revisions of a repository with the same commit are one checkpoint, named by the revision that has a step.
+    Nothing is downloaded; a repository costs one request when only ``main`` is asked for, else two and one for each
+    further commit, 8 at a time. Content of local folders is hashed.
+    """
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        expansions = list(pool.map(partial(_expand, hub, selection.stride), selection.repositories))
+        found = [item for expansion in expansions for item in expansion]
+        unavailable = [item for item in found if isinstance(item, Unavailable)]
+        wanted = _distinct(
+            (item for item in found if isinstance(item, _Wanted)),
+            lambda item: (item.repository, item.commit or item.directory),
+            lambda item: step_of(item.revision),
+        )[: selection.limit]
+        completed = list(pool.map(partial(_complete, hub, selection.family), wanted))
+    unavailable += [item for item in completed if isinstance(item, Unavailable)]
+    checkpoints = _distinct(
+        (item for item in completed if isinstance(item, Checkpoint)),
+        lambda item: (item.repository, item.commit),
+        lambda item: item.facts.step,
+    )
+    return checkpoints, unavailable
+
+
+def _distinct(items: Iterable[T], key: Callable[[T], Hashable], step: Callable[[T], int | None]) -> list[T]:
+    """Keep one item of each key, at the place of the one kept: the first with a step, or else the first."""
+    kept: dict[Hashable, T] = {}
+    for item in items:
+        earlier = kept.get(key(item))
+        if earlier is None or (step(earlier) is None and step(item) is not None):
+            kept.pop(key(item), None)
+            kept[key(item)] = item
+    return list(kept.values())
+
+
+def _expand(hub: Hub, stride: int, spec: RepositorySpec) -> _Expansion:
+    try:
+        folder = local_folder(spec.repository)
+        found = _expand_folder(folder, spec) if folder else _expand_repository(hub, spec)
+    except CheckpointError as error:
+        return [Unavailable(spec.repository, ", ".join(spec.patterns), error.reason, error.message)]
+    wanted = [item for item in found if isinstance(item, _Wanted)]
+    stepped = sorted({step for item in wanted if (step := step_of(item.revision)) is not None})
+    kept = {None, *stepped[::stride], *stepped[-1:]}
+    wanted = [item for item in wanted if step_of(item.revision) in kept]
+    wanted.sort(key=lambda item: _by_step(item.revision))
+    return [*wanted, *(item for item in found if isinstance(item, Unavailable))]
+
+
+def _by_step(revision: str) -> tuple[bool, int]:
+    step = step_of(revision)
+    return step is None, step or 0
+
+
+def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
+    if not folder.is_dir():
+        raise CheckpointError(f"folder {folder} does not exist: check the path", "repository_not_found")
+    models = folder_revisions(folder)
+    patterns = [LOCAL_REVISION if pattern == "main" else pattern for pattern in spec.patterns]
+    names, unmatched = _match(patterns, list(models))
+    return [
+        *(_Wanted(spec, str(folder), name, base_model=spec.base_model, directory=models[name]) for name in names),
+        *(_no_match(str(folder), name, list(models), "models (folders with a config.json)") for name in unmatched),
+    ]
+
+
+def _expand_repository(hub: Hub, spec: RepositorySpec) -> _Expansion:
+    main = listing(hub, spec.repository)
+    if main.gated:
+        check_access(hub, spec.repository)
+    base_model = spec.base_model or main.base_model
+    want = partial(_Wanted, spec, spec.repository, base_model=base_model)
+    if spec.patterns == ("main",):
+        return [want("main", main.commit, known=main)]
+    commits = references(hub, spec.repository)
+    names, unmatched = _match(spec.patterns, list(commits))
+    commits |= {name: name for name in unmatched if COMMIT.fullmatch(name)}
+    found: _Expansion = []
+    for name in [*names, *unmatched]:
+        if name in commits:
+            found.append(want(name, commits[name], known=main if commits[name] == main.commit else None))
+        elif known := None if _is_glob(name) else _unlisted(hub, spec.repository, name):
+            found.append(want(name, known.commit, known=known))
+        else:
+            found.append(_no_match(spec.repository, name, list(commits), "branches and tags"))
+    return found
+
+
+def _unlisted(hub: Hub, repository: str, revision: str) -> Listing | None:
+    """Look up a revision that is neither branch nor tag, such as ``refs/pr/1``."""
+    try:
+        return listing(hub, repository, revision)
+    except CheckpointError as error:
+        if error.reason == "revision_not_found":
+            return None
+        raise
+
+
+def _is_glob(name: str) -> bool:
+    return any(character in name for character in "*?[")
+
+
+def _match(patterns: Sequence[str], names: list[str]) -> tuple[list[str], list[str]]:
+    """(names that are asked for, patterns that match none)."""
+    matched: dict[str, None] = {}
+    unmatched = []
+    for pattern in patterns:
+        hits = [name for name in names if name == pattern or (_is_glob(pattern) and fnmatchcase(name, pattern))]
+        matched |= dict.fromkeys(hits)
+        if not hits:
+            unmatched.append(pattern)
+    return list(matched), unmatched
+
+
+def _no_match(repository: str, pattern: str, names: list[str], kind: str) -> Unavailable:
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or sorted(names, key=_by_step)[:3]
+    such = f", such as {', '.join(near)}" if near else ""
+    return Unavailable(
+        repository,
+        pattern,
+        "revision_not_found",
+        f"revisions={pattern!r} matches none of the {len(names)} {kind} of {repository}{such}: choose a name or a "
+        "pattern that does",
+    )
+
+
+def _complete(hub: Hub, family: str, wanted: _Wanted) -> Checkpoint | Unavailable:
+    spec, label = wanted.spec, f"{wanted.repository}@{wanted.revision}"
+    facts = Facts(family, wanted.repository, step_of(wanted.revision), spec.size, spec.seed, wanted.base_model)
+    try:
+        if wanted.directory is not None:
+            commit, files = read_folder(wanted.directory)
+            return Checkpoint(wanted.repository, wanted.revision, commit, files, facts, str(wanted.directory))
+        known = wanted.known or listing(hub, wanted.repository, wanted.commit)
+        return Checkpoint(wanted.repository, wanted.revision, known.commit, loadable_files(known.files, label), facts)
+    except CheckpointError as error:
+        return _unavailable(wanted, error.reason, error.message)
+    except OSError as error:
+        return _unavailable(wanted, "load_failed", f"{label} cannot be read ({error}): check the folder's permissions")
+
+
+def _unavailable(wanted: _Wanted, reason: Reason, message: str) -> Unavailable:
+    return Unavailable(wanted.repository, wanted.revision, reason, message)

@@ -1,0 +1,126 @@
+"""The command line: ``klray VERB key=value ...``, the same as ``python -m jobs.VERB key=value ...``."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import logging
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import conf
+import jobs
+from klray.config import Config, register
+from klray.errors import KlrayError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def verb(config_name: str = "config") -> Callable[[Callable[[Config], int]], Callable[[], None]]:
+    """Make a job of a function that takes the config and returns the exit code."""
+
+    def wrap(function: Callable[[Config], int]) -> Callable[[], None]:
+        def entry() -> None:
+            sys.exit(_run(function, config_name))
+
+        entry.__doc__ = function.__doc__
+        return entry
+
+    return wrap
+
+
+def _run(function: Callable[[Config], int], config_name: str) -> int:
+    code = 0
+
+    def task(config: DictConfig) -> None:
+        nonlocal code
+        values = OmegaConf.to_object(config)
+        assert isinstance(values, Config)
+        code = max(code, function(values))
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is all that a user sees
+    _log_to_stderr()
+    register()
+    folder = str(Path(str(conf.__file__)).parent)
+    try:
+        hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(task)()
+    except KlrayError as error:
+        return _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return _fail(_explain(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was committed is safe, the same command goes on from there", INTERRUPTED)
+    return code
+
+
+def _log_to_stderr() -> None:
+    log = logging.getLogger("klray")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def _fail(message: str, code: int = 1) -> int:
+    sys.stdout.flush()
+    print(f"klray: error: {message}", file=sys.stderr)
+    return code
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's finding in one sentence, with the nearest keys that exist."""
+    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    text = re.sub(r"; To append to your config use.*|; full_key:.*|; object_type=.*", "", text)
+    asked = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
+    if asked is None:
+        return text
+    known = _keys(OmegaConf.structured(Config))
+    near = difflib.get_close_matches(asked.group(1), known, n=3, cutoff=0.6)
+    near = near or [key for key in known if key.rsplit(".", 1)[-1] == asked.group(1).rsplit(".", 1)[-1]]
+    hint = f"did you mean {' or '.join(near)}?" if near else "klray VERB --cfg job prints every key"
+    return f"unknown config key {asked.group(1)}: {hint}"
+
+
+def _keys(config: DictConfig, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name in config:
+        value = config._get_node(str(name))
+        nested = isinstance(value, DictConfig) and bool(value)
+        keys += _keys(value, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]  # type: ignore[arg-type]
+    return keys
+
+
+def main() -> None:
+    """Entry point of the ``klray`` command."""
+    verbs = sorted(module.name for module in pkgutil.iter_modules(jobs.__path__))
+    asked = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if asked in ("-h", "--help", "help"):
+        print(_usage(verbs))
+        return
+    if asked not in verbs:
+        near = difflib.get_close_matches(asked, verbs, n=1)
+        hint = f"did you mean {near[0]}?" if near else "klray --help lists the verbs"
+        sys.exit(_fail(f"there is no verb {asked}: {hint}", 2))
+    sys.argv = [f"klray {asked}", *sys.argv[2:]]
+    importlib.import_module(f"jobs.{asked}").main()
+
+
+def _usage(verbs: list[str]) -> str:
+    lines = ["klray VERB key=value ...   (--cfg job prints the configuration, --help the groups)", ""]
+    for name in verbs:
+        source = (Path(next(iter(jobs.__path__))) / f"{name}.py").read_text()
+        summary = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+        lines.append(f"  {name:<10}{summary}")
+    return "\n".join(lines)

@@ -1,0 +1,130 @@
+"""Where work runs: the Ray cluster of a sweep, and the Dask scheduler of an analysis."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import dask
+import ray
+
+from klray.errors import KlrayError
+
+
+@dataclasses.dataclass(frozen=True)
+class RaySettings:
+    """Cluster and shape of the scoring actors."""
+
+    address: str | None = None  # None: a cluster of this machine, for the length of the run; "auto" or host:port
+    workers: int | None = None  # None: one a GPU, or as many as the CPUs carry
+    gpus_per_worker: float | None = None  # None: one where the cluster has GPUs, else none
+    cpus_per_worker: int = 1
+    max_attempts: int = 2  # of one checkpoint, when the process that scores it dies
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the cluster can carry: number of actors, and what each is pinned to."""
+
+    workers: int
+    gpus_per_worker: float
+    cpus_per_worker: int
+
+    @property
+    def device(self) -> str:
+        """Torch device of each actor; Ray shows an actor only the GPUs that it is pinned to."""
+        return "cuda" if self.gpus_per_worker > 0 else "cpu"
+
+
+@contextlib.contextmanager
+def connected(settings: RaySettings) -> Iterator[Shape]:
+    """Start or join a Ray cluster; yields how many actors of which shape it carries.
+
+    Raises
+    ------
+    KlrayError
+        No cluster answers at the address, or it cannot carry a single actor of the shape asked for.
+    """
+    own = not ray.is_initialized()
+    if own:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        local: dict[str, Any] = {} if settings.address else {"include_dashboard": False}
+        if not settings.address and settings.workers:
+            local["num_cpus"] = max(settings.workers * settings.cpus_per_worker, os.cpu_count() or 1)
+        try:
+            ray.init(address=settings.address, logging_level=logging.ERROR, log_to_driver=False, **local)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise KlrayError(
+                f"ray.address={settings.address}: no Ray cluster could be joined ({error}); start one with "
+                "'ray start --head', or leave ray.address unset to use this machine"
+            ) from error
+    try:
+        yield _shape(settings, ray.cluster_resources())
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _shape(settings: RaySettings, resources: dict[str, float]) -> Shape:
+    gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
+    per_worker = settings.gpus_per_worker
+    if per_worker is None:
+        per_worker = 1.0 if gpus else 0.0
+    room = int(cpus // settings.cpus_per_worker)
+    if per_worker:
+        room = min(room, int(gpus / per_worker))
+    if room < 1:
+        raise KlrayError(
+            f"one scoring actor needs {settings.cpus_per_worker} CPUs and {per_worker:g} GPUs, the Ray cluster has "
+            f"{cpus:g} CPUs and {gpus:g} GPUs; lower ray.cpus_per_worker or ray.gpus_per_worker, or join a larger cluster"
+        )
+    if settings.workers is not None and settings.workers > room:
+        raise KlrayError(
+            f"ray.workers={settings.workers}: the Ray cluster carries {room} actors of {settings.cpus_per_worker} CPUs "
+            f"and {per_worker:g} GPUs; lower ray.workers or leave it unset"
+        )
+    return Shape(settings.workers or room, per_worker, settings.cpus_per_worker)
+
+
+@contextlib.contextmanager
+def dask_scheduler(scheduler: str, address: str | None = None, threads: int | None = None) -> Iterator[None]:
+    """Run Dask on ``threads`` (default), a ``distributed`` cluster (by address, or of this machine), or on ``ray``.
+
+    Raises
+    ------
+    KlrayError
+        An unknown scheduler, or Dask on Ray does not work with the versions that are installed.
+    """
+    if scheduler == "threads":
+        with dask.config.set(scheduler="threads", num_workers=threads or os.cpu_count() or 1):
+            yield
+    elif scheduler == "distributed":
+        distributed = importlib.import_module("distributed")  # takes a second to import, and only this branch needs it
+        options = {} if address else {"processes": False, "dashboard_address": None, "n_workers": 1}
+        with distributed.Client(address, **options):
+            yield
+    elif scheduler == "ray":
+        on_ray = importlib.import_module("ray.util.dask")
+        with connected(RaySettings(address=address)), dask.config.set(scheduler=on_ray.ray_dask_get):
+            try:
+                works = int(dask.delayed(sum)([1, 2]).compute()) == 3
+            except (TypeError, AttributeError, ValueError, KeyError, ImportError) as error:
+                raise _dask_on_ray(str(error)) from error
+            if not works:
+                raise _dask_on_ray("a sum came out wrong")
+            yield
+    else:
+        raise KlrayError(f"dask.scheduler={scheduler}: choose threads, distributed or ray")
+
+
+def _dask_on_ray(found: str) -> KlrayError:
+    return KlrayError(
+        f"dask.scheduler=ray: Dask {dask.__version__} does not run on Ray {ray.__version__} ({found}); "
+        "set dask.scheduler=threads or distributed"
+    )

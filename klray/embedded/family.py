@@ -1,0 +1,225 @@
+"""The embedded family on disk: trained when missing, kept between runs, laid out as a hub's repositories.
+
+``<cache>/<fingerprint of the recipe>/`` holds ``hub/<organization>/<name>/<revision>/``, the files of each checkpoint
+as on the hub. A run is complete when its ``complete.json`` is there; an interrupted run is trained again from its
+first step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import filelock
+
+from klray.embedded.recipe import DEFAULT, Recipe, Run
+from klray.errors import KlrayError
+from klray.progress import Progress
+
+logger = logging.getLogger("klray")
+
+_COMPLETE = "complete.json"
+
+
+def family_root(recipe: Recipe = DEFAULT, cache_root: Path | None = None) -> Path:
+    """Folder of the family's repositories, there or not: ``<root>/<organization>/<name>/<revision>/<files>``.
+
+    Parameters
+    ----------
+    cache_root
+        Where families are kept; None takes ``$XDG_CACHE_HOME/klray/embedded``, or ``~/.cache/klray/embedded``.
+    """
+    return _family_folder(recipe, cache_root) / "hub"
+
+
+def is_complete(recipe: Recipe = DEFAULT, cache_root: Path | None = None) -> bool:
+    """Whether every run of the family has been trained to its end."""
+    return not _missing(recipe, family_root(recipe, cache_root))
+
+
+def train_family(
+    recipe: Recipe = DEFAULT,
+    cache_root: Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Train the runs that are missing, and return :func:`family_root`.
+
+    Runs are trained by processes of one thread each. Of several processes that ask for one family at the same time,
+    one trains it and the others wait.
+
+    Parameters
+    ----------
+    recipe, cache_root
+        As for :func:`family_root`.
+    workers
+        Runs trained at the same time; None takes the number of processors that this process may use.
+    progress
+        Show steps, losses and remaining time: a bar on a terminal, log lines elsewhere.
+
+    Raises
+    ------
+    KlrayError
+        A training process failed (with its last words), or this Python has no documents to train on.
+    """
+    if workers is not None and workers < 1:
+        raise KlrayError(f"workers={workers}: training needs at least one; set workers to 1 or more, or leave it out")
+    folder = _family_folder(recipe, cache_root)
+    root = folder / "hub"
+    if not _missing(recipe, root):
+        return root
+    root.mkdir(parents=True, exist_ok=True)
+    with _only_process(folder / "lock"):
+        runs = _missing(recipe, root)
+        if runs:
+            _train(recipe, runs, folder, min(workers or _processors(), len(runs)), progress)
+    return root
+
+
+def _family_folder(recipe: Recipe, cache_root: Path | None) -> Path:
+    if cache_root is None:
+        cache_root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klray" / "embedded"
+    return cache_root.absolute() / recipe.fingerprint()
+
+
+def _missing(recipe: Recipe, root: Path) -> list[Run]:
+    return [run for run in recipe.runs if not (root / run.repository / _COMPLETE).exists()]
+
+
+@contextlib.contextmanager
+def _only_process(path: Path) -> Iterator[None]:
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        logger.info("embedded family: another process is training it, waiting for %s", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(recipe: Recipe, runs: Sequence[Run], folder: Path, workers: int, progress: bool) -> None:
+    start = time.monotonic()
+    logger.info(
+        "embedded family: training %d of %d runs of %d steps, %d at a time, into %s",
+        len(runs), len(recipe.runs), recipe.steps, workers, folder,
+    )  # fmt: skip
+    recipe.write(folder)
+    jobs = _Jobs()
+    if not (folder / "texts").exists():
+        jobs.run("klray.embedded.tokenizer", str(folder))
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(Progress(recipe.steps * len(runs), "train", "step")) if progress else None
+        losses = _Losses(bar)
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        stack.callback(jobs.stop)  # before the pool waits for its threads
+        futures = [
+            pool.submit(jobs.run, "klray.embedded.training", str(folder), run.repository, take=losses.follow(run))
+            for run in runs
+        ]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    logger.info("embedded family: trained in %.0f s", time.monotonic() - start)
+
+
+class _Losses:
+    """The progress of all runs in one line: the steps done by any of them, and each one's latest loss."""
+
+    def __init__(self, bar: Progress | None):
+        self._bar = bar
+        self._lock = threading.Lock()
+        self._latest: dict[str, str] = {}
+
+    def follow(self, run: Run) -> Callable[[str], None]:
+        """A function that takes the lines of the run's process."""
+        name = f"{run.size.name}-seed{run.seed}"
+        before = 0
+
+        def take(line: str) -> None:
+            nonlocal before
+            said = json.loads(line)
+            with self._lock:
+                self._latest[name] = f"{name} {said['loss']:.2f}"
+                if self._bar is not None:
+                    self._bar.advance(said["step"] - before, "loss " + ", ".join(self._latest.values()))
+                before = said["step"]
+
+        return take
+
+
+class _Jobs:
+    """Python modules run as processes, several at a time.
+
+    Not multiprocessing: its processes run the user's script again, which then has to be written for that.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: list[subprocess.Popen[str]] = []
+        self._stopped = False
+
+    def run(self, module: str, *arguments: str, take: Callable[[str], None] = logger.debug) -> None:
+        """Run ``module`` to its end, handing the lines of its standard output to ``take``."""
+        with tempfile.TemporaryFile("w+") as complaints:
+            with self._lock:
+                if self._stopped:
+                    return
+                process = subprocess.Popen(
+                    # -P: a file in the working directory must not stand in for a module
+                    [sys.executable, "-P", "-m", module, *arguments],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, text=True, env=_environment(),
+                )  # fmt: skip
+                self._processes.append(process)
+            with process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    take(line)
+            if process.returncode and not self._stopped:
+                complaints.seek(0)
+                raise KlrayError(
+                    f"training the embedded family failed: {module} {' '.join(arguments)} ended with status "
+                    f"{process.returncode}: {complaints.read()[-2000:].strip() or 'it said nothing'}\n"
+                    "Complete runs are kept: start again to train the others."
+                )
+
+    def stop(self) -> None:
+        """End the processes that still run, and start no more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._processes:
+                process.terminate()
+
+
+def _environment() -> dict[str, str]:
+    """One thread, no GPU, no network; and this very klray, installed or not."""
+    here = str(Path(__file__).resolve().parents[2])
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")])),
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,132 @@
+"""Training one model of the embedded family, on one thread: the same recipe and seed give the same weights, byte for byte.
+
+``python -m klray.embedded.training FOLDER REPOSITORY`` reads ``FOLDER/recipe.json`` and ``FOLDER/texts``, trains one
+run into ``FOLDER/hub/REPOSITORY``, and writes a JSON line with ``step`` and ``loss`` to standard output now and then.
+
+Shape suffixes: B = blocks of a batch, T = tokens of a block, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from klray.embedded.recipe import CONTEXT_TOKENS, Recipe, Run, Size
+from klray.embedded.tokenizer import END_OF_TEXT_ID
+
+_REPORT_EVERY = 5  # steps
+
+
+def make_model(size: Size, vocabulary: int) -> GPTNeoXForCausalLM:
+    """A GPT-NeoX model in float32 whose weights come from torch's global generator."""
+    config = GPTNeoXConfig(
+        vocab_size=vocabulary,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=4 * size.hidden,
+        max_position_embeddings=CONTEXT_TOKENS,
+        # GPT-NeoX's small_init: sqrt(2 / 5h). The configuration's 0.02 is for widths of thousands.
+        initializer_range=math.sqrt(2 / (5 * size.hidden)),
+        bos_token_id=END_OF_TEXT_ID,
+        eos_token_id=END_OF_TEXT_ID,
+    )
+    return GPTNeoXForCausalLM(config)
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Learning rate of the update that leads to ``step`` (1 to ``recipe.steps``): linear warm-up, then a cosine."""
+    if step <= recipe.warmup_steps:
+        return recipe.learning_rate * step / recipe.warmup_steps
+    way = (step - recipe.warmup_steps) / (recipe.steps - recipe.warmup_steps)
+    floor = recipe.final_learning_rate_share
+    return recipe.learning_rate * (floor + (1 - floor) * (1 + math.cos(math.pi * way)) / 2)
+
+
+def draw_blocks(
+    streams: Sequence[np.ndarray], blocks: int, block_tokens: int, generator: np.random.Generator
+) -> torch.Tensor:
+    """int64 (B, T + 1): windows at random places, equally many from each token stream; the last token is only a target."""
+    windows = [
+        stream[start : start + block_tokens + 1]
+        for stream in streams
+        for start in generator.integers(0, len(stream) - block_tokens, size=blocks // len(streams))
+    ]
+    return torch.from_numpy(np.stack(windows).astype(np.int64))
+
+
+def train(
+    recipe: Recipe,
+    run: Run,
+    streams: Sequence[np.ndarray],
+    save: Callable[[GPTNeoXForCausalLM, int], None],
+    report: Callable[[int, float], None],
+) -> None:
+    """Train one run; ``save(model, step)`` at the saved steps, ``report(step, loss)`` after each update, in nats per token.
+
+    The seed decides the initial weights and the order of the data. Torch must be on one thread: sums over several
+    threads depend on how the work was split.
+    """
+    torch.manual_seed(run.seed)
+    generator = np.random.default_rng(run.seed)
+    model = make_model(run.size, recipe.vocabulary)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    saved_steps = frozenset(recipe.saved_steps)
+    save(model, 0)
+    for step in range(1, recipe.steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, recipe)
+        tokens_BT = draw_blocks(streams, recipe.batch_blocks, recipe.block_tokens, generator)
+        logits_BTV = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
+        loss = cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        report(step, loss.item())
+        if step in saved_steps:
+            save(model, step)
+
+
+def write_run(recipe: Recipe, run: Run, texts: Path, repository: Path) -> None:
+    """Train into the folder ``repository``: a folder per saved step, renamed to its name when whole; ``complete.json`` last."""
+    streams = [np.load(path, mmap_mode="r") for path in sorted(texts.glob("*.npy"))]
+    if repository.exists():
+        shutil.rmtree(repository)
+    repository.mkdir(parents=True)
+    (repository / "repo.json").write_text("{}")
+    losses = []
+
+    def save(model: GPTNeoXForCausalLM, step: int) -> None:
+        unfinished = repository / f".step{step}"
+        shutil.copytree(texts / "tokenizer", unfinished)
+        model.save_pretrained(unfinished)
+        unfinished.rename(repository / f"step{step}")
+
+    def report(step: int, loss: float) -> None:
+        losses.append(loss)
+        if step % _REPORT_EVERY == 0 or step == recipe.steps:
+            print(json.dumps({"step": step, "loss": loss}), flush=True)
+
+    train(recipe, run, streams, save, report)
+    unfinished = repository / ".complete.json"
+    unfinished.write_text(json.dumps({"losses_nats_per_token": losses, "cpu_seconds": time.process_time()}))
+    unfinished.rename(repository / "complete.json")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    family, name = Path(sys.argv[1]), sys.argv[2]
+    the_recipe = Recipe.read(family)
+    (the_run,) = (run for run in the_recipe.runs if run.repository == name)
+    write_run(the_recipe, the_run, family / "texts", family / "hub" / name)

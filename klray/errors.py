@@ -1,0 +1,41 @@
+"""Errors that a user can act on: each message says what was asked, what was found and what to do."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Reason = Literal[
+    "repository_not_found",  # missing, private, or a wrong name
+    "gated",  # exists, but its terms must be accepted or a token given
+    "revision_not_found",
+    "no_safe_weights",  # nothing but formats that could run code when loaded
+    "checksum_mismatch",  # bytes on disk are not the bytes that the hub announced
+    "download_failed",  # network, after the retries
+    "disk_full",
+    "load_failed",  # unknown architecture, broken config or broken weights
+    "text_too_long",  # a text has more tokens than the model's context
+    "non_finite",  # a log-likelihood came out as NaN or infinity
+    "out_of_memory",
+    "worker_died",  # the process that scored it was killed or crashed
+    "unexpected",  # anything else: the message has the type of the error
+]
+
+
+class KlrayError(ValueError):
+    """Base of every error that klray raises for its users."""
+
+
+class CheckpointError(KlrayError):
+    """One checkpoint cannot be scored. A sweep records it with its reason and goes on."""
+
+    def __init__(self, message: str, reason: Reason):
+        super().__init__(message, reason)  # both in args, so that it survives pickling between processes
+        self.message = message
+        self.reason: Reason = reason
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class StoreError(KlrayError):
+    """The store cannot do what was asked: another text set, a newer schema, damaged or missing objects."""

@@ -1,0 +1,304 @@
+"""Models and tokenizers from a checkpoint's folder: the only door to transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers.utils import logging as transformers_logging
+
+from klray.errors import CheckpointError, KlrayError, Reason
+from klray.likelihood import context_length
+
+logger = logging.getLogger("klray")
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+
+_WEIGHT_FILES = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+# What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "*.tiktoken",
+)
+# Parts of a config.json that change nothing in the model that is built.
+_CONFIG_NOTES = ("_name_or_path", "transformers_version")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """All of a checkpoint but its numbers: where two are equal, one's numbers can take the place of the other's."""
+
+    config: str
+    dtype: str
+    device: str
+    tensors: tuple[tuple[str, tuple[int, ...], str], ...]  # name, shape, dtype
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model from a checkpoint, in eval mode, and the facts about it.
+
+    Parameters
+    ----------
+    model
+        The transformers model. It owns its memory: the checkpoint's files may go.
+    architecture
+        Its class, such as GPTNeoXForCausalLM.
+    parameters
+        Number of parameters; tied ones count once.
+    context
+        Most tokens that it reads at once; None for no limit.
+    """
+
+    model: Any
+    architecture: str
+    parameters: int
+    context: int | None
+    _layout: _Layout
+    _slots: dict[str, torch.Tensor] | None  # where each stored tensor went; None if not all of them can be told
+
+
+def load(
+    directory: str | Path, dtype: Dtype = "float32", device: str | torch.device = "cpu", *, reuse: Loaded | None = None
+) -> Loaded:
+    """Load a causal language model from a checkpoint's folder, in eval mode, never running code that it brings.
+
+    Parameters
+    ----------
+    directory
+        Folder with config.json and model.safetensors or pytorch_model.bin, whole or in shards.
+    dtype
+        Of the parameters in memory; "auto" for the checkpoint's own.
+    device
+        Where the model goes.
+    reuse
+        What an earlier call returned, to be given up: if the two checkpoints differ in numbers alone, those of its
+        model are overwritten in place (addresses stay) and it is returned; if not, its memory is freed before the new
+        model is built. Either way the result is the same, bit for bit.
+
+    Raises
+    ------
+    CheckpointError
+        With reason load_failed (unknown architecture, broken config or weights, weights missing: a parameter that the
+        checkpoint does not hold would be random), no_safe_weights, or out_of_memory.
+    """
+    if dtype not in get_args(Dtype):
+        raise KlrayError(f"dtype is {dtype!r}: it must be one of {', '.join(get_args(Dtype))}")
+    folder = Path(directory)
+    with _quiet(), _explained(folder):
+        files = _weight_files(folder)
+        stored = _read(files)
+        config = {key: value for key, value in _config_json(folder).items() if key not in _CONFIG_NOTES}
+        layout = _Layout(
+            config=json.dumps(config, sort_keys=True),
+            dtype=dtype,
+            device=str(device),
+            tensors=tuple((name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in sorted(stored.items())),
+        )
+        if reuse is not None:
+            if reuse._layout == layout and reuse._slots is not None:
+                with torch.no_grad():
+                    for name, slot in reuse._slots.items():
+                        slot.copy_(stored[name])
+                return reuse
+            reuse.model.to("meta")
+            reuse._slots = None
+        model = _build(folder, dtype, device, safetensors=files[0].suffix == ".safetensors")
+        return Loaded(
+            model=model,
+            architecture=type(model).__name__,
+            parameters=model.num_parameters(),
+            context=context_length(model),
+            _layout=layout,
+            _slots=_find_slots(model, stored),
+        )
+
+
+def load_tokenizer(directory: str | Path) -> Any:
+    """The tokenizer in a checkpoint's folder, never running code that it brings; CheckpointError (load_failed)."""
+    folder = Path(directory)
+    with _quiet(), _explained(folder, "tokenizer"):
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def tokenizer_fingerprint(directory: str | Path) -> str:
+    """SHA-256 (64 hex digits) over the files of a checkpoint's folder that define its tokenizer.
+
+    Equal fingerprints give equal tokens, so that texts are encoded once for all checkpoints that share one. It covers
+    names and bytes of the tokenizer's files and, as that can choose the class, ``model_type`` of config.json.
+    Raises CheckpointError (load_failed) if there are none.
+    """
+    folder = Path(directory)
+    with _explained(folder, "tokenizer"):
+        files = sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()})
+        if not files:
+            raise CheckpointError(
+                f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)}; add the tokenizer's files",
+                "load_failed",
+            )
+        digest = hashlib.sha256(json.dumps(_config_json(folder).get("model_type")).encode())
+        for file in files:
+            digest.update(json.dumps([file.name, hashlib.sha256(file.read_bytes()).hexdigest()]).encode())
+        return digest.hexdigest()
+
+
+def _build(folder: Path, dtype: str, device: str | torch.device, safetensors: bool) -> Any:
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    # A config.json may name an attention kernel to be fetched from the hub: only the built-in ones are used.
+    config._attn_implementation = None
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=safetensors,
+        weights_only=True,
+        output_loading_info=True,
+    )
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    missing = sorted(parameters & set(info["missing_keys"]))
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of the weights of {type(model).__name__}: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}; they would be random: use a complete checkpoint of a causal model",
+            "load_failed",
+        )
+    if info["unexpected_keys"]:
+        logger.info("%s: %d tensors are not part of the model", folder, len(info["unexpected_keys"]))
+    model = model.to(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.untyped_storage().filename is not None:  # mapped from a file that may be evicted or written again
+            tensor.data = tensor.data.clone()
+    return model.eval()
+
+
+def _find_slots(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """Where transformers put each stored tensor, told from the values; None unless the whole model is accounted for.
+
+    A tensor of the same name in the model is the slot; a renamed one (``embed_out.weight`` of GPT-NeoX is
+    ``lm_head.weight`` in memory) is found by its values. Converted ones (fused, split, transposed) are not found, and
+    neither are two stored tensors that went to one place: whether those stay tied depends on the numbers.
+    """
+    state = model.state_dict()
+
+    def holds(slot: torch.Tensor, name: str) -> bool:
+        return slot.shape == stored[name].shape and torch.equal(slot, stored[name].to(slot.device, slot.dtype))
+
+    slots = {name: state[name] for name in stored if name in state}
+    filled = {slot.data_ptr() for slot in slots.values()}
+    if len(filled) < len(slots) or not all(holds(slot, name) for name, slot in slots.items()):
+        return None
+    empty = {slot.data_ptr(): slot for slot in state.values() if slot.data_ptr() not in filled}
+    for name in stored.keys() - slots.keys():
+        found = [address for address, slot in empty.items() if holds(slot, name)]
+        if len(found) > 1:
+            return None
+        if found:
+            slots[name] = empty.pop(found[0])
+    return None if empty else slots
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds an adapter (adapter_config.json): merge it into its base model and save the whole model",
+            "load_failed",
+        )
+    for whole, index in _WEIGHT_FILES:
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            shards = json.loads((folder / index).read_text("utf-8"))["weight_map"].values()
+            return [folder / shard for shard in sorted(set(shards))]
+    found = sorted(file.name for file in folder.glob("*") if file.is_file())
+    raise CheckpointError(
+        f"{folder} has no weights that can be read without running code: neither {_WEIGHT_FILES[0][0]} nor "
+        f"{_WEIGHT_FILES[1][0]}, only {', '.join(found) or 'nothing'}; convert its weights to safetensors",
+        "no_safe_weights",
+    )
+
+
+def _read(files: list[Path]) -> dict[str, torch.Tensor]:
+    """Stored tensors by name, mapped from the files: read when used."""
+    stored: dict[str, torch.Tensor] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            stored |= load_file(file)
+        else:
+            stored |= torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    return stored
+
+
+def _config_json(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+
+@contextmanager
+def _explained(folder: Path, what: str = "model") -> Iterator[None]:
+    """Turn whatever transformers raises into a CheckpointError that names the folder and its architecture."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{folder} has weights that hold more than tensors, and reading them could run code: refused; "
+            f"convert them to safetensors where you trust them ({_first_line(error)})",
+            "no_safe_weights",
+        ) from error
+    except Exception as error:
+        memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        reason: Reason = "out_of_memory" if memory else "load_failed"
+        raise CheckpointError(
+            f"{folder}: its {what} ({_architecture(folder)}) cannot be loaded: {type(error).__name__}: "
+            f"{_first_line(error)}; check that its files are complete and that transformers {transformers.__version__} "
+            "knows its architecture without remote code",
+            reason,
+        ) from error
+
+
+def _architecture(folder: Path) -> str:
+    try:
+        config = _config_json(folder)
+        return str((config.get("architectures") or [config.get("model_type", "no config.json")])[0])
+    except (ValueError, AttributeError):
+        return "config.json cannot be read"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:300]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Errors only and no progress bars from transformers inside; as they were after."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if bars:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

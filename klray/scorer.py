@@ -1,0 +1,186 @@
+"""Scorer: one checkpoint in, one committed column out. The same object in a Ray actor, on a laptop or in a test."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+import os
+import platform
+import time
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from klray import likelihood, models, tokens
+from klray.checkpoints import Cache, Checkpoint, Hub
+from klray.errors import CheckpointError, StoreError
+from klray.store import Column, Identity, Store
+from klray.texts import TextSet
+
+log = logging.getLogger("klray")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringSettings:
+    """How checkpoints are scored; ``dtype`` and ``quantization`` are part of a column's identity."""
+
+    dtype: str = "float32"
+    quantization: str = "none"
+    device: str = "cpu"
+    threads: int = 1  # CPU threads of one worker: fixed, because they decide the last bits
+    tokens_per_batch: int | None = None  # None: what suits the device
+    cache_dir: str = ""
+    cache_bytes: int = 20 * 2**30  # of one worker
+
+    def identity(self, checkpoint: Checkpoint, text_set: str) -> Identity:
+        """Identity of the column that these settings give for ``checkpoint``."""
+        return Identity(
+            repository=checkpoint.repository,
+            commit=checkpoint.commit,
+            text_set=text_set,
+            dtype=self.dtype,
+            quantization=self.quantization,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one checkpoint: a column (this worker's, or another's that stood first)."""
+
+    key: str
+    first: bool  # False: another job had committed the same column meanwhile
+    seconds: float
+    tokens: int
+
+
+class Scorer:
+    """Scores checkpoints one after another, fetching the next while the present one is scored.
+
+    Parameters
+    ----------
+    hub : where checkpoints come from, with its token
+    store_url, storage_options : where columns go
+    text_set : the texts, the same as the store's
+    settings : how to score
+
+    Raises
+    ------
+    StoreError
+        The store cannot be opened, or is for other texts.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        store_url: str,
+        storage_options: Mapping[str, Any],
+        text_set: TextSet,
+        settings: ScoringSettings,
+    ):
+        torch.set_num_threads(settings.threads)
+        self.hub = hub
+        self.store = Store.open(store_url, storage_options)
+        self.text_set = text_set
+        self.settings = settings
+        self.cache = Cache(Path(settings.cache_dir), settings.cache_bytes)
+        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        self._ahead: tuple[Checkpoint, Future[Path]] | None = None
+        self._tokens: dict[str, tokens.Tokens] = {}
+        self._model: models.Loaded | None = None
+
+    def score(self, checkpoint: Checkpoint, upcoming: Checkpoint | None = None) -> Outcome:
+        """Score ``checkpoint`` and commit its column; meanwhile fetch ``upcoming``.
+
+        Raises
+        ------
+        CheckpointError
+            This checkpoint cannot be scored; the scorer can go on with others.
+        StoreError
+            The store refused the column; no other column can be written either.
+        """
+        start = time.monotonic()
+        timings: dict[str, float] = {}
+        directory = self._fetch(checkpoint)
+        timings["fetch_seconds"] = time.monotonic() - start
+        if upcoming is not None:
+            self._ahead = upcoming, self._fetcher.submit(self.cache.fetch, self.hub, upcoming)
+        try:
+            column = self._column(checkpoint, directory, timings)
+        except CheckpointError as error:  # where this worker keeps its files says nothing to whoever reads the record
+            raise CheckpointError(error.message.replace(str(directory), checkpoint.label), error.reason) from error
+        finally:
+            self.cache.evict(checkpoint)
+        attempt = uuid.uuid4().hex
+        try:
+            commit = self.store.write_column(column, attempt)
+            first = self.store.commit(commit)
+        except OSError as error:
+            raise _store_refused(self.store.url, error) from error
+        return Outcome(column.identity.key, first, time.monotonic() - start, int(column.n_tokens.sum()))
+
+    def _fetch(self, checkpoint: Checkpoint) -> Path:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            fetched, future = ahead
+            if fetched == checkpoint:
+                return future.result()
+            if not future.cancel() and future.exception() is None:  # another worker took what was fetched ahead
+                self.cache.evict(fetched)
+        return self.cache.fetch(self.hub, checkpoint)
+
+    def _column(self, checkpoint: Checkpoint, directory: Path, timings: dict[str, float]) -> Column:
+        start = time.monotonic()
+        settings = self.settings
+        self._model = models.load(directory, dtype=settings.dtype, device=settings.device, reuse=self._model)
+        encoded = self._encode(directory)
+        timings["load_seconds"] = time.monotonic() - start
+        start = time.monotonic()
+        scores = likelihood.score(self._model.model, encoded, tokens_per_batch=settings.tokens_per_batch)
+        timings["score_seconds"] = time.monotonic() - start
+        facts = {
+            **dataclasses.asdict(checkpoint.facts),
+            "revision": checkpoint.revision,
+            "architecture": self._model.architecture,
+            "parameters": self._model.parameters,
+            "bytes": checkpoint.bytes,
+            "device": settings.device,
+            "head": scores.head,
+            "tokens_per_batch": scores.tokens_per_batch,
+            "threads": settings.threads,
+        }
+        return Column(
+            identity=settings.identity(checkpoint, self.text_set.fingerprint),
+            log_likelihood=scores.values[None, :],
+            layers=(-1,),
+            n_tokens=scores.n_tokens,
+            facts=facts,
+            versions=versions(),
+            timings=timings,
+        )
+
+    def _encode(self, directory: Path) -> tokens.Tokens:
+        """The texts under the checkpoint's tokenizer, tokenised once per tokenizer."""
+        fingerprint = models.tokenizer_fingerprint(directory)
+        if fingerprint not in self._tokens:
+            self._tokens = {fingerprint: tokens.encode(models.load_tokenizer(directory), self.text_set.texts)}
+        return self._tokens[fingerprint]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers, for a commit."""
+    found = {name: version(name) for name in ("klray", "torch", "transformers", "tokenizers", "numpy")}
+    return {**found, "python": platform.python_version(), "machine": platform.machine(), "cpus": str(os.cpu_count())}
+
+
+def _store_refused(url: str, error: OSError) -> StoreError:
+    reason = "it is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+    return StoreError(
+        f"store {url} cannot be written: {reason}; columns committed so far are safe: "
+        "make room or mend the store, and run the same command again to score what is missing"
+    )

@@ -1,0 +1,54 @@
+"""Failures: why a checkpoint has no column. Records are only ever added; a commit outdates them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+
+from klray.errors import Reason
+from klray.store import layout
+from klray.store.columns import committed_keys
+from klray.store.identity import Identity
+from klray.store.objects import Objects
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """One failed attempt at one checkpoint."""
+
+    key: str
+    repository: str
+    revision: str
+    reason: Reason
+    message: str
+    attempt: str
+    created: str  # ISO 8601, UTC
+
+
+def record_failure(
+    objects: Objects, identity: Identity, revision: str, reason: Reason, message: str, attempt: str
+) -> Failure:
+    """Write why the checkpoint of ``identity`` could not be scored this time."""
+    created = datetime.now(UTC).isoformat(timespec="microseconds")
+    failure = Failure(identity.key, identity.repository, revision, reason, message, attempt, created)
+    body = json.dumps(dataclasses.asdict(failure), sort_keys=True, indent=1).encode()
+    objects.put(layout.failure_path(failure.key, attempt), body)
+    return failure
+
+
+def standing_failures(objects: Objects) -> list[Failure]:
+    """The latest failure of every checkpoint that has no commit, by repository and revision.
+
+    A later record, or a commit, of the same key outdates an earlier one.
+    """
+    committed = committed_keys(objects)
+    names = [name for name in objects.names(layout.FAILURES) if name.split("-")[0] not in committed]
+    latest: dict[str, Failure] = {}
+    for body in objects.get_many([f"{layout.FAILURES}/{name}" for name in names]):
+        if body is None:
+            continue
+        failure = Failure(**json.loads(body))
+        if failure.key not in latest or latest[failure.key].created < failure.created:
+            latest[failure.key] = failure
+    return sorted(latest.values(), key=lambda failure: (failure.repository, failure.revision))

@@ -1,0 +1,147 @@
+"""Named objects on a folder or on S3: the few operations that the store's protocol rests on.
+
+``create`` is the one that matters: it makes an object only if none has that name, whole or not at all, whoever else tries
+at the same moment. Everything that becomes visible in a store becomes visible through one ``create``.
+"""
+
+from __future__ import annotations
+
+import abc
+import errno
+import importlib
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import zarr.abc.store
+import zarr.storage
+
+from klray.errors import StoreError
+
+
+class Objects(abc.ABC):
+    """Objects below one URL; keys are relative, with ``/`` between their parts."""
+
+    url: str
+
+    @abc.abstractmethod
+    def create(self, key: str, body: bytes) -> bool:
+        """Make the object if none has this key; True if this call made it. Bodies carry an attempt id, so are unique."""
+
+    @abc.abstractmethod
+    def put(self, key: str, body: bytes) -> None:
+        """Write the object, replacing what was there, whole or not at all."""
+
+    @abc.abstractmethod
+    def get(self, key: str) -> bytes | None:
+        """The object's bytes, or None when there is none."""
+
+    @abc.abstractmethod
+    def get_many(self, keys: list[str]) -> list[bytes | None]:
+        """``get`` of several keys, several at a time."""
+
+    @abc.abstractmethod
+    def names(self, prefix: str) -> list[str]:
+        """Sorted names of the objects and folders directly below ``prefix``."""
+
+    @abc.abstractmethod
+    def delete_tree(self, prefix: str) -> None:
+        """Remove every object below ``prefix``; nothing happens when there is none."""
+
+    @abc.abstractmethod
+    def zarr(self, prefix: str, *, read_only: bool = False) -> zarr.abc.store.Store:
+        """The Zarr store below ``prefix``."""
+
+
+class FolderObjects(Objects):
+    """Objects in a local folder; ``create`` is an atomic hard link."""
+
+    def __init__(self, root: Path):
+        self.root = root.expanduser().resolve()
+        self.url = str(self.root)
+
+    def create(self, key: str, body: bytes) -> bool:
+        path = self.root / key
+        temporary = self._write_beside(path, body)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise StoreError(
+                    f"store {self.url}: this file system has no hard links ({error.strerror}), so that two jobs could "
+                    "overwrite each other; put the store on a local disk or on S3"
+                ) from error
+            raise
+        finally:
+            temporary.unlink()
+        return True
+
+    def put(self, key: str, body: bytes) -> None:
+        path = self.root / key
+        self._write_beside(path, body).replace(path)
+
+    def _write_beside(self, path: Path, body: bytes) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def get(self, key: str) -> bytes | None:
+        try:
+            return (self.root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def get_many(self, keys: list[str]) -> list[bytes | None]:
+        return [self.get(key) for key in keys]
+
+    def names(self, prefix: str) -> list[str]:
+        folder = self.root / prefix
+        if not folder.is_dir():
+            return []
+        return sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(".tmp"))
+
+    def delete_tree(self, prefix: str) -> None:
+        path = self.root / prefix
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def zarr(self, prefix: str, *, read_only: bool = False) -> zarr.abc.store.Store:
+        return zarr.storage.LocalStore(self.root / prefix, read_only=read_only)
+
+
+def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> Objects:
+    """The objects below ``url``: a path or ``file://`` for a folder, ``s3://bucket/prefix`` for S3 through s3fs.
+
+    Raises
+    ------
+    StoreError
+        The URL has another scheme, or s3fs is not installed.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return FolderObjects(Path(url))
+    if scheme == "file":
+        return FolderObjects(Path(rest))
+    if scheme != "s3":
+        raise StoreError(f"store.url={url}: klray opens folders and s3:// stores, not {scheme}://")
+    try:
+        module = importlib.import_module("klray.store.s3")  # s3fs is an extra
+    except ModuleNotFoundError as error:
+        raise StoreError(f"store.url={url} needs s3fs, which is not installed; pip install 'klray[s3]'") from error
+    objects: Objects = module.S3Objects(url, dict(storage_options or {}))
+    return objects

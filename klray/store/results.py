@@ -1,0 +1,51 @@
+"""Results: what analyses of a snapshot wrote, as Zarr that plain xarray opens."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import xarray as xr
+
+from klray.errors import StoreError
+from klray.store import layout
+from klray.store.datasets import open_dataset_below, write_dataset
+from klray.store.objects import Objects
+
+
+def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset) -> str:
+    """Write an analysis chunk by chunk, each Dask block straight to its place; returns its path in the store.
+
+    A marker beside the folder is written last, so that a result that was cut short is never read.
+    """
+    if not layout.is_name(name):
+        raise StoreError(f"analysis.name={name!r}: use letters, digits, dots, dashes and underscores only")
+    path = layout.result_path(snapshot, name)
+    objects.delete_tree(f"{path}.json")
+    objects.delete_tree(path)
+    write_dataset(objects, path, result)
+    objects.put(f"{path}.json", json.dumps({"created": datetime.now(UTC).isoformat(timespec="seconds")}).encode())
+    return path
+
+
+def result_names(objects: Objects, snapshot: str) -> list[str]:
+    """Names of the finished analyses of a snapshot."""
+    names = objects.names(f"{layout.RESULTS}/{snapshot}")
+    return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+
+
+def open_result(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
+    """A finished analysis, Dask-backed.
+
+    Raises
+    ------
+    StoreError
+        There is none of this name for this snapshot.
+    """
+    path = layout.result_path(snapshot, name)
+    if objects.get(f"{path}.json") is None:
+        raise StoreError(
+            f"analysis.name={name}: snapshot {snapshot} of store {objects.url} has no such result "
+            f"({', '.join(result_names(objects, snapshot)) or 'none'} there); run: klray analyze store.url={objects.url}"
+        )
+    return open_dataset_below(objects, path)

@@ -1,0 +1,248 @@
+"""Store: one text set and everything ever scored on it, below one URL."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from klray.errors import Reason, StoreError
+from klray.store import columns, failures, layout, results, snapshots
+from klray.store.columns import Column, Commit
+from klray.store.failures import Failure
+from klray.store.identity import Identity
+from klray.store.objects import Objects, open_objects
+from klray.store.snapshots import Manifest, TextFacts
+from klray.texts import TextSet
+
+
+class Store:
+    """A store that is open. Every writer and reader in every process opens its own; nothing is kept in memory."""
+
+    def __init__(self, objects: Objects, texts: TextFacts):
+        self.objects = objects
+        self.texts = texts
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+        return self.objects.url
+
+    @classmethod
+    def create(cls, url: str, text_set: TextSet, storage_options: Mapping[str, Any] | None = None) -> Store:
+        """Create the store for ``text_set``, or open the one that is there if it is for the same texts.
+
+        Raises
+        ------
+        StoreError
+            The store there is for another text set or of a newer schema, or the place is taken by something else.
+        """
+        objects = open_objects(url, storage_options)
+        facts = TextFacts(text_set.name, text_set.fingerprint, text_set.n_bytes.astype(np.int32), text_set.domains)
+        attributes = {
+            "klray_schema": layout.SCHEMA_VERSION,
+            "text_set": facts.fingerprint,
+            "text_set_name": facts.name,
+            "n_texts": len(facts.text_bytes),
+            "created_by": uuid.uuid4().hex,
+        }
+        body = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
+        objects.create(layout.ROOT, body)  # the claim: the first creator's text set is the store's
+        _check_text_set(objects.url, _read_root(objects), text_set)
+        if objects.get(f"{layout.TEXTS}/zarr.json") is None:
+            _write_texts(objects, facts)
+        return cls.open(url, storage_options)
+
+    @classmethod
+    def find(cls, url: str, text_set: TextSet, storage_options: Mapping[str, Any] | None = None) -> Store | None:
+        """The store for ``text_set`` if there is one; creates nothing.
+
+        Raises
+        ------
+        StoreError
+            The store there is for another text set or of a newer schema.
+        """
+        objects = open_objects(url, storage_options)
+        if objects.get(layout.ROOT) is None:
+            return None
+        _check_text_set(objects.url, _read_root(objects), text_set)
+        return cls.open(url, storage_options)
+
+    @classmethod
+    def open(cls, url: str, storage_options: Mapping[str, Any] | None = None) -> Store:
+        """Open a store that exists.
+
+        Raises
+        ------
+        StoreError
+            There is none, it is of a newer schema, or its text set was never written whole.
+        """
+        objects = open_objects(url, storage_options)
+        root = _read_root(objects)
+        if objects.get(f"{layout.TEXTS}/zarr.json") is None:
+            raise StoreError(f"store {objects.url}: its creation was cut short; run klray score on it once more")
+        group = zarr.open_group(objects.zarr(layout.TEXTS, read_only=True), mode="r", zarr_format=3)
+        facts = TextFacts(
+            name=root["text_set_name"],
+            fingerprint=root["text_set"],
+            text_bytes=np.asarray(group["text_bytes"][:], dtype=np.int32),
+            domains=tuple(str(domain) for domain in group["domain"][:]),
+        )
+        return cls(objects, facts)
+
+    # columns
+
+    def committed_keys(self) -> set[str]:
+        """Keys of all committed columns."""
+        return columns.committed_keys(self.objects)
+
+    def commits(self, keys: list[str] | None = None) -> list[Commit]:
+        """Commits of ``keys``, or all of them, sorted by key."""
+        return columns.read_commits(self.objects, sorted(self.committed_keys()) if keys is None else keys)
+
+    def write_column(self, column: Column, attempt: str) -> Commit:
+        """Write a column where nobody sees it yet.
+
+        Raises
+        ------
+        StoreError
+            The column has another number of texts, or another text set, than the store.
+        """
+        n_texts = column.log_likelihood.shape[1]
+        if n_texts != len(self.texts.text_bytes) or column.identity.text_set != self.texts.fingerprint:
+            raise StoreError(
+                f"column {column.identity.repository}@{column.facts.get('revision', '')} has {n_texts:,} texts "
+                f"(text set {column.identity.text_set[:8]}...), the store has {len(self.texts.text_bytes):,} "
+                f"(text set {self.texts.fingerprint[:8]}...): it was scored with another text set; set texts= as the "
+                "store has it"
+            )
+        return columns.write_column(self.objects, column, attempt)
+
+    def commit(self, commit: Commit) -> bool:
+        """Make a written column visible; False if another attempt had committed the same column before."""
+        return columns.commit_column(self.objects, commit)
+
+    def read_column(self, commit: Commit) -> np.ndarray:
+        """Log-likelihoods (layer, text) float32 of a committed column, in nats, checked against its SHA-256."""
+        return columns.read_column(self.objects, commit)
+
+    # failures
+
+    def record_failure(self, identity: Identity, revision: str, reason: Reason, message: str, attempt: str) -> Failure:
+        """Write why a checkpoint has no column."""
+        return failures.record_failure(self.objects, identity, revision, reason, message, attempt)
+
+    def failures(self) -> list[Failure]:
+        """The latest failure of every checkpoint that is still without a column."""
+        return failures.standing_failures(self.objects)
+
+    # snapshots
+
+    def publish(self) -> tuple[Manifest, bool]:
+        """Gather all committed columns into a snapshot; (manifest, whether it is new)."""
+        return snapshots.publish(self.objects, self.texts)
+
+    def snapshot_ids(self) -> list[str]:
+        """Ids of the snapshots, oldest first."""
+        return snapshots.snapshot_ids(self.objects)
+
+    def manifest(self, snapshot: str = "latest") -> Manifest:
+        """What a snapshot holds."""
+        return snapshots.read_manifest(self.objects, snapshot)
+
+    def dataset(self, snapshot: str = "latest") -> xr.Dataset:
+        """A snapshot as a Dask-backed Dataset, dims (model, text)."""
+        return snapshots.open_snapshot(self.objects, snapshot)
+
+    # results
+
+    def write_result(self, snapshot: str, name: str, result: xr.Dataset) -> str:
+        """Write an analysis of a snapshot; returns its path in the store."""
+        return results.write_result(self.objects, snapshot, name, result)
+
+    def result_names(self, snapshot: str) -> list[str]:
+        """Names of the finished analyses of a snapshot."""
+        return results.result_names(self.objects, snapshot)
+
+    def result(self, snapshot: str, name: str) -> xr.Dataset:
+        """A finished analysis of a snapshot, Dask-backed."""
+        return results.open_result(self.objects, snapshot, name)
+
+
+def open_dataset(
+    url: str, snapshot: str = "latest", storage_options: Mapping[str, Any] | None = None
+) -> xr.Dataset:
+    """Open a published snapshot of a store for reading, without loading it.
+
+    Parameters
+    ----------
+    url : path of a folder, or s3://bucket/prefix
+    snapshot : a snapshot's id, or ``latest``
+    storage_options : options for s3fs, such as ``{"anon": True, "endpoint_url": ...}``
+
+    Returns
+    -------
+    Dataset with ``log_likelihood`` (model, text) in nats, and coordinates with every fact about models and texts.
+
+    Raises
+    ------
+    StoreError
+        No store is there, it is of a newer schema, or it has no such snapshot.
+    """
+    objects = open_objects(url, storage_options)
+    _read_root(objects)
+    return snapshots.open_snapshot(objects, snapshot)
+
+
+def _read_root(objects: Objects) -> dict[str, Any]:
+    body = objects.get(layout.ROOT)
+    if body is None:
+        raise StoreError(f"store.url={objects.url}: there is no klray store; klray score creates one")
+    attributes: dict[str, Any] = json.loads(body).get("attributes", {})
+    schema = attributes.get("klray_schema")
+    if schema is None:
+        raise StoreError(
+            f"store.url={objects.url}: the Zarr group there was not made by klray; set store.url= to a new place"
+        )
+    if schema > layout.SCHEMA_VERSION:
+        raise StoreError(
+            f"store {objects.url} has schema {schema}, this klray reads up to schema {layout.SCHEMA_VERSION}; "
+            "upgrade klray to open it"
+        )
+    return attributes
+
+
+def _check_text_set(url: str, root: Mapping[str, Any], given: TextSet) -> None:
+    if root["text_set"] != given.fingerprint:
+        raise StoreError(
+            f"store {url} holds {root['n_texts']:,} texts (text set {root['text_set_name']}, {root['text_set'][:8]}...), "
+            f"but {len(given):,} texts were given (text set {given.name}, {given.fingerprint[:8]}...); columns of "
+            "different text sets cannot be compared: set texts= as it was, or store.url= to a new place"
+        )
+
+
+def _write_texts(objects: Objects, facts: TextFacts) -> None:
+    """Two creators of one store write the same bytes here: the root has settled which text set it is."""
+    store = objects.zarr(layout.TEXTS)
+    for name, values in (("text_bytes", facts.text_bytes), ("domain", np.array(facts.domains, dtype=object))):
+        dims, dtype, unit, meaning = layout.ARRAYS[name]
+        array = zarr.open_array(  # "a" creates or opens: another creator's chunk is replaced whole, never removed
+            store,
+            path=name,
+            mode="a",
+            shape=values.shape,
+            chunks=values.shape,
+            dtype=dtype,
+            dimension_names=dims,
+            attributes={"units": unit, "long_name": meaning},
+            zarr_format=3,
+        )
+        array[:] = values
+    attributes = {"text_set": facts.fingerprint, "text_set_name": facts.name}
+    body = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}).encode()
+    objects.put(f"{layout.TEXTS}/zarr.json", body)

@@ -1,0 +1,154 @@
+"""Text sets from files: a JSON-lines file as corpora are published, or a folder of documents."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from klray.errors import KlrayError
+from klray.texts.textset import TextSet, chunk, draw
+
+logger = logging.getLogger("klray")
+
+DEFAULT_DOMAIN = "text"
+# The Pile's chunks as published for arXiv 2502.16173, the Pile itself, and a plain name.
+DOMAIN_FIELDS = ("pile_set_name", "meta.pile_set_name", "domain")
+
+
+def from_jsonl(
+    path: str | Path,
+    n: int | None = None,
+    seed: int = 0,
+    domain: str | None = None,
+    *,
+    text_field: str = "text",
+    domain_field: str | None = None,
+    chunked: bool = True,
+) -> TextSet:
+    """Read a UTF-8 file with one JSON object per line; blank lines are skipped.
+
+    Parameters
+    ----------
+    path
+        The file.
+    n, seed, domain
+        Draw n texts with this seed, from one domain or (None) from all; the texts keep the order of the file.
+    text_field
+        The field that holds the text; dots reach into nested objects.
+    domain_field
+        The field that holds the domain. None takes the first of ``pile_set_name``, ``meta.pile_set_name`` and
+        ``domain`` that a line has, else "text".
+    chunked
+        True: each line is a text, kept as it is. False: each line is a document, to be cut by
+        :func:`klray.texts.chunk`.
+
+    Raises
+    ------
+    KlrayError
+        No such file; a line that is not a JSON object, or lacks a field, or whose text is empty or not Unicode (with
+        the line number); no texts, an unknown domain, or n larger than the number of texts.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise KlrayError(f"no file {path}: give the path of a JSON-lines file")
+    documents = _read_lines(path, text_field, domain_field)
+    pieces = ((piece, label) for text, label in documents for piece in ([text] if chunked else chunk(text)))
+    return draw(path.name, pieces, n=n, seed=seed, domain=domain)
+
+
+def from_folder(
+    path: str | Path,
+    pattern: str = "**/*.txt",
+    n: int | None = None,
+    seed: int = 0,
+    domain: str | None = None,
+) -> TextSet:
+    """Read a folder in which each matching file is a document, in the order of the files' names.
+
+    A document's domain is the first folder below ``path``, or "text" for a file that lies in ``path`` itself. Files
+    that are not UTF-8 are left out and named in a warning.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    pattern
+        Glob pattern below it.
+    n, seed, domain
+        Draw n texts with this seed, from one domain or (None) from all.
+
+    Raises
+    ------
+    KlrayError
+        No such folder, no file that matches, no texts, an unknown domain, or n larger than the number of texts.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise KlrayError(f"no folder {root}: give the path of a folder with text files")
+    names = sorted(file.relative_to(root).as_posix() for file in root.glob(pattern) if file.is_file())
+    if not names:
+        raise KlrayError(f"no file in {root} matches '{pattern}': set pattern, for example '**/*.md'")
+    pieces = []
+    not_utf8 = []
+    for name in names:
+        try:
+            document = (root / name).read_bytes().decode()
+        except UnicodeDecodeError:
+            not_utf8.append(name)
+            continue
+        first, slash, _ = name.partition("/")
+        pieces.extend((piece, first if slash else DEFAULT_DOMAIN) for piece in chunk(document))
+    if not_utf8:
+        logger.warning("%s: left out %d files that are not UTF-8: %s", root, len(not_utf8), ", ".join(not_utf8[:10]))
+    return draw(root.name, pieces, n=n, seed=seed, domain=domain)
+
+
+def _read_lines(path: Path, text_field: str, domain_field: str | None) -> Iterator[tuple[str, str]]:
+    """(text, domain) of each line of a JSON-lines file."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number:,}"
+            try:
+                record = json.loads(line.decode())
+            except ValueError as error:
+                raise KlrayError(f"{where} is not JSON ({error}): every line must be one UTF-8 JSON object") from error
+            if not isinstance(record, dict):
+                raise KlrayError(f"{where} holds a {type(record).__name__}: every line must be one JSON object")
+            text = _field(record, text_field)
+            if text is None:
+                raise KlrayError(f"{where} has no field '{text_field}', it has: {_names(record)}; set text_field")
+            if not isinstance(text, str) or not text or not _is_unicode(text):
+                raise KlrayError(f"{where}: field '{text_field}' must be a non-empty Unicode string, found {text!r:.80}")
+            yield text, _domain(record, domain_field, where)
+
+
+def _domain(record: dict[str, Any], domain_field: str | None, where: str) -> str:
+    if domain_field is None:
+        labels = (_field(record, field) for field in DOMAIN_FIELDS)
+        return next((str(label) for label in labels if label is not None), DEFAULT_DOMAIN)
+    label = _field(record, domain_field)
+    if label is None:
+        raise KlrayError(f"{where} has no field '{domain_field}', it has: {_names(record)}; set domain_field")
+    return str(label)
+
+
+def _field(record: dict[str, Any], dotted: str) -> Any:
+    """The value of a field, or of one in nested objects (``meta.pile_set_name``); None when it is not there."""
+    value: Any = record
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _names(record: dict[str, Any]) -> str:
+    return ", ".join(sorted(record)) or "no fields"
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON can escape half of a surrogate pair, which has no UTF-8 form and so no number of bytes.
+    return not any("\ud800" <= character <= "\udfff" for character in text)

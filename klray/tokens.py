@@ -1,0 +1,146 @@
+"""Texts as token ids under one tokenizer, and the plan by which a model reads them in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from klray.errors import CheckpointError, KlrayError
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The token ids of N texts, end to end.
+
+    Parameters
+    ----------
+    ids
+        (total,) int32 token ids of all texts, in the order of the texts.
+    offsets
+        (N + 1,) int64: text n is ``ids[offsets[n]:offsets[n + 1]]``.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, text: int) -> np.ndarray:
+        """Token ids of one text, (its tokens,) int32."""
+        if not -len(self) <= text < len(self):
+            raise IndexError(f"text {text} of {len(self)}")
+        text %= len(self)
+        return self.ids[self.offsets[text] : self.offsets[text + 1]]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64 tokens of each text."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def counted(self) -> np.ndarray:
+        """(N,) int64 tokens that have a prediction: all but the first of each text."""
+        return np.maximum(self.lengths - 1, 0)
+
+    def check_context(self, context: int | None) -> None:
+        """Raise CheckpointError (text_too_long) if a text has more tokens than ``context``; None is no limit."""
+        if context is None or not len(self) or self.lengths.max() <= context:
+            return
+        too_long = np.flatnonzero(self.lengths > context)
+        first = int(too_long[0])
+        raise CheckpointError(
+            f"text {first} has {self.lengths[first]:,} tokens and the model's context holds {context:,}; "
+            f"{len(too_long):,} of {len(self):,} texts are too long and klray never truncates: leave this model out, "
+            "or make the text set from shorter chunks (another text set, to be scored with every model)",
+            "text_too_long",
+        )
+
+    def check_vocabulary(self, size: int | None) -> None:
+        """Raise CheckpointError (load_failed) if a token id is not below ``size``, the model's vocabulary.
+
+        On a GPU such an id would not raise but end the process.
+        """
+        if size is None or not len(self.ids) or self.ids.max() < size:
+            return
+        position = int(np.argmax(self.ids >= size))
+        text = int(np.searchsorted(self.offsets, position, side="right")) - 1
+        raise CheckpointError(
+            f"text {text} has token id {self.ids[position]:,} and the model's vocabulary has {size:,} entries: "
+            "tokenizer and model do not belong together; take both from the same checkpoint",
+            "load_failed",
+        )
+
+
+def encode(tokenizer: Callable[..., Any], texts: Sequence[str]) -> Tokens:
+    """Token ids of ``texts`` by the tokenizer's defaults: its own special tokens, no truncation, no padding.
+
+    ``tokenizer`` is called as those of transformers are: ``tokenizer([str, ...])["input_ids"]`` are lists of ids.
+    All texts go through one batch call; the text with the most bytes is encoded a second time alone, and a
+    KlrayError is raised if the two disagree (a tokenizer that pads or cuts in batches).
+    """
+    if isinstance(texts, str):
+        raise KlrayError("texts is one str: pass a list of texts, [text] for a single one")
+    texts = list(texts)
+    if not texts:
+        return Tokens(ids=np.zeros(0, np.int32), offsets=np.zeros(1, np.int64))
+    # These are the defaults, said aloud: files may ask for truncation or padding. verbose warns of a model_max_length
+    # that is often wrong; score() checks the context of the model itself.
+    defaults = {"truncation": False, "padding": False, "verbose": False}
+    encoded = tokenizer(texts, **defaults)["input_ids"]
+    longest = max(range(len(texts)), key=lambda n: len(texts[n].encode()))
+    alone = list(tokenizer(texts[longest], **defaults)["input_ids"])
+    if alone != list(encoded[longest]):
+        raise KlrayError(
+            f"{type(tokenizer).__name__} gives text {longest} {len(alone):,} tokens when called with it alone and "
+            f"{len(encoded[longest]):,} (or others) in a batch: switch off its padding and truncation"
+        )
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
+    return Tokens(ids=np.concatenate([np.asarray(ids, np.int32) for ids in encoded]), offsets=offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchPlan:
+    """Which texts go through a model together: a function of token counts and budget alone.
+
+    Each batch holds texts of about equal length as rows, every row as long as the longest. Padding comes after a
+    row's own tokens, where a causal model cannot see it: no mask is needed, attention never crosses texts, and every
+    causal architecture (recurrent ones too) can follow the plan.
+
+    Parameters
+    ----------
+    tokens_per_batch
+        Budget: rows x longest row of a batch, in tokens. A text longer than that is a batch of its own.
+    batches
+        Index arrays (rows,) int64 of the texts in each batch, longest text first, so that a budget too large for the
+        memory shows itself at once. Texts of fewer than two tokens have nothing to predict and are in no batch.
+    padding_share
+        Share of computed positions that are padding, 0 to 1.
+    """
+
+    tokens_per_batch: int
+    batches: tuple[np.ndarray, ...]
+    padding_share: float
+
+
+def plan(lengths: np.ndarray, tokens_per_batch: int) -> BatchPlan:
+    """Plan batches for texts of ``lengths`` (N,) tokens; equal arguments give equal plans."""
+    if tokens_per_batch < 1:
+        raise KlrayError(f"tokens_per_batch is {tokens_per_batch}: it must be at least 1")
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] >= 2]
+    batches, start, positions = [], 0, 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        batch = order[start : start + max(1, tokens_per_batch // longest)]
+        batches.append(batch)
+        start += len(batch)
+        positions += len(batch) * longest
+    padding_share = 1.0 - lengths[order].sum() / positions if positions else 0.0
+    return BatchPlan(tokens_per_batch=tokens_per_batch, batches=tuple(batches), padding_share=float(padding_share))

@@ -1,0 +1,297 @@
+"""The analysis "trajectory": from a snapshot to KL, consecutive steps, diffusion exponents and maps, in one Dataset.
+
+Shapes: K = models, N = texts kept, T = saved checkpoints of one run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import dask
+import numpy as np
+import xarray as xr
+from dask.system import CPU_COUNT
+
+from klray import embedding
+from klray.centering import double_center
+from klray.diffusion import diffusion_exponent
+from klray.divergence import TILE, kl_divergence, kl_standard_error, paired_standard_error, projected_memory_bytes
+from klray.errors import KlrayError
+from klray.preprocess import KNOWN_ANOMALIES, Anomaly, Exclusion, Recipe, Run, find_anomalies, runs
+
+logger = logging.getLogger("klray")
+
+_KL_PAPER = "arXiv:2505.15353"
+_MAP_PAPERS = "arXiv:2505.15353, arXiv:2502.16173"
+_TSNE_COMPONENTS = 50  # of a map of more models than an exact decomposition takes
+
+
+class RunAnalysis(NamedTuple):
+    """What one run's (T, N) values give, each (T,) in the order of its steps; KL in bits/byte."""
+
+    consecutive_kl: np.ndarray
+    consecutive_kl_standard_error: np.ndarray
+    exponent: np.ndarray
+    r_squared: np.ndarray
+    anomalies: list[Anomaly]
+
+
+def analyze(
+    dataset: xr.Dataset,
+    *,
+    recipe: Recipe | None = None,
+    previous: xr.Dataset | None = None,
+    clip_quantile: float = 0.02,
+    outlier_fraction: float = 0.03,
+    outlier_min_step: int = 2000,
+    exclude: Iterable[Exclusion | str] = KNOWN_ANOMALIES,
+    window: int = 10,
+    min_step: int = 1000,
+    tile: int = TILE,
+    perplexity: float = 30.0,
+    tsne: bool = True,
+    memory_limit_bytes: int | None = None,
+    threads: int | None = None,
+) -> xr.Dataset:
+    """Analyse a snapshot. The all-pairs matrices come back as Dask, to be written tile by tile; the rest is in memory.
+
+    Parameters
+    ----------
+    dataset : snapshot, as ``klray.open_dataset`` gives it
+    recipe : Recipe, optional
+        Frozen preprocessing. None: that of ``previous``, or a new one by ``Recipe.fit`` with ``clip_quantile``,
+        ``outlier_fraction``, ``outlier_min_step`` (its min_step) and ``exclude``.
+    previous : result of this analysis on an earlier snapshot, optional
+        Same text set, same recipe, and its models are the first ones of ``dataset``: their pairs keep their values to
+        the bit, and only pairs with a newer model are computed.
+    window, min_step : of ``diffusion_exponent``
+    tile : int
+        Models on each side of a tile; chunks of the matrices.
+    perplexity, tsne : of the t-SNE map; without it ``map_tsne`` is left out
+    memory_limit_bytes : int, optional
+        Refuse to start when more could be needed. None: no limit.
+    threads : int, optional
+        Tiles computed at the same time, for that projection; None: Dask's setting or one for each CPU.
+
+    Returns
+    -------
+    xarray.Dataset
+        kl and kl_standard_error (model, other) bits/byte; consecutive_kl and consecutive_kl_standard_error (model)
+        bits/byte, NaN for the first checkpoint of a run and beside excluded ones; previous_step (model), -1 when there
+        is none; exponent_kl and exponent_kl_r_squared (model), NaN where no window starts; map_pca (model, component)
+        in sqrt(bits/byte) and map_tsne (model, component), NaN for excluded models; text_kept (text); excluded (model);
+        the coordinates of the snapshot.
+
+    Raises
+    ------
+    KlrayError
+        More memory than the limit, a recipe or previous result that does not fit the snapshot, values that are not
+        finite.
+    """
+    if recipe is None and previous is not None:
+        recipe = Recipe.from_json(previous.attrs["recipe"])
+    if recipe is None:
+        recipe = Recipe.fit(dataset, clip_quantile, outlier_fraction, outlier_min_step, exclude)
+    if previous is not None:
+        _check_previous(previous, dataset, recipe)
+    values = recipe.apply(dataset)
+    text_bytes = values["text_bytes"].values
+    reasons = recipe.reasons(dataset)
+    excluded = np.array([reason != "" for reason in reasons])
+    found = runs(dataset, excluded)
+    _check_memory(values, tile, [len(run.models) for run in found], memory_limit_bytes, threads)
+    result = xr.Dataset(
+        {
+            "kl": kl_divergence(values, text_bytes, tile=tile, previous=None if previous is None else previous["kl"]),
+            "kl_standard_error": kl_standard_error(
+                values, text_bytes, tile=tile, previous=None if previous is None else previous["kl_standard_error"]
+            ),
+        }
+    )
+    columns, anomalies = _by_run(values, text_bytes, found, excluded, window, min_step)
+    for name, (column, attributes) in columns.items():
+        result[name] = ("model", column, attributes)
+    for name, (points, attributes) in _maps(values, recipe.mean_bytes, excluded, perplexity, tsne).items():
+        result[name] = (("model", "component"), points, attributes)
+    result["text_kept"] = ("text", recipe.text_kept, {"long_name": "text kept by the recipe"})
+    result["excluded"] = ("model", excluded, {"long_name": "model left out of windows, consecutive KL and maps"})
+    result = result.assign_coords({n: c for n, c in dataset.coords.items() if set(c.dims) <= {"model", "text"}})
+    labels = result["model"].values if "model" in result.coords else np.arange(len(reasons))
+    result.attrs = {
+        name: dataset.attrs[name] for name in ("snapshot", "text_set", "text_set_name") if name in dataset.attrs
+    }
+    result.attrs |= {
+        "title": "Trajectories of language models",
+        "mean_bytes": recipe.mean_bytes,
+        "recipe": recipe.to_json(),
+        "window": window,
+        "min_step": min_step,
+        "excluded_reasons": json.dumps({str(n): why for n, why in zip(labels, reasons, strict=True) if why}),
+        "anomalies": json.dumps([asdict(anomaly) for anomaly in anomalies]),
+        "references": _MAP_PAPERS,
+    }
+    for anomaly in anomalies:
+        logger.warning("%s leaves its run's path: %s; exclude it if it is broken", anomaly.model, anomaly)
+    return result
+
+
+def projected_analysis_bytes(
+    n_models: int, n_texts: int, longest_run: int, tile: int = TILE, threads: int = 1, itemsize: int = 4
+) -> int:
+    """Bytes that ``analyze`` and the writing of its result hold at most: the largest of its three stages.
+
+    All pairs by tiles; the pairs of a run, one run in each thread; the map, which up to ``embedding.EXACT_RANK`` models
+    holds float64 copies of the values and Gram matrices.
+    """
+    pairs = projected_memory_bytes(n_models, n_texts, tile, threads, itemsize=itemsize)
+    by_run = projected_memory_bytes(n_models, n_texts, max(longest_run, 1), threads, itemsize=itemsize)
+    map_rows = min(n_models, embedding.EXACT_RANK)
+    maps = map_rows * n_texts * (itemsize + 3 * 8) + 6 * 8 * min(map_rows, n_texts) ** 2
+    return max(pairs, by_run, maps)
+
+
+def _check_memory(
+    values: xr.DataArray, tile: int, run_lengths: list[int], limit_bytes: int | None, threads: int | None
+) -> None:
+    if limit_bytes is None:
+        return
+    threads = threads or dask.config.get("num_workers", None) or CPU_COUNT
+    n_models, n_texts = values.shape
+    needed = projected_analysis_bytes(
+        n_models, n_texts, max(run_lengths, default=0), tile, threads, values.dtype.itemsize
+    )
+    if needed > limit_bytes:
+        raise KlrayError(
+            f"the analysis of {n_models:,} models and {n_texts:,} texts in tiles of {tile:,} with {threads} threads "
+            f"needs about {needed / 2**30:.2f} GiB, the budget is {limit_bytes / 2**30:.2f} GiB; set dask.memory_limit=... "
+            "or analysis.tile=... or dask.threads=..."
+        )
+
+
+def _check_previous(previous: xr.Dataset, dataset: xr.Dataset, recipe: Recipe) -> None:
+    """Refuse a previous result whose pairs are not those of the snapshot's first models."""
+    advice = "leave previous out to compute all pairs anew"
+    before, now = (str(d.attrs.get("text_set", "")) for d in (previous, dataset))
+    if before != now:
+        raise KlrayError(
+            f"the previous result belongs to text set {before[:12]}, the snapshot has {now[:12]}: {advice}"
+        )
+    if Recipe.from_json(previous.attrs["recipe"]) != recipe:
+        raise KlrayError(
+            "the previous result was made with another recipe than the one given: leave recipe out to keep that of the "
+            f"previous result, or {advice}"
+        )
+    n_known = previous.sizes["model"]
+    identity = [name for name in ("key", "layer") if name in previous.coords and name in dataset.coords] or ["model"]
+    same = n_known <= dataset.sizes["model"] and all(
+        np.array_equal(previous[name].values, dataset[name].values[:n_known]) for name in identity
+    )
+    if not same:
+        raise KlrayError(
+            f"the previous result's {n_known:,} models are not the first of the snapshot's {dataset.sizes['model']:,}: "
+            f"pass a result of an earlier snapshot of the same store, or {advice}"
+        )
+
+
+def _by_run(
+    values: xr.DataArray, text_bytes: np.ndarray, found: list[Run], excluded: np.ndarray, window: int, min_step: int
+) -> tuple[dict[str, tuple[Any, dict[str, Any]]], list[Anomaly]]:
+    """Columns (K,) with their attributes, and the anomalies, from each run's own pairs."""
+    n_models = len(excluded)
+    labels = values["model"].values if "model" in values.coords else np.arange(n_models)
+    tasks = []
+    for run in found:
+        rows = values.data[np.sort(run.models)].rechunk((-1, -1)).to_delayed()[0, 0]
+        order = np.argsort(np.argsort(run.models))
+        names = [str(label) for label in labels[run.models]]
+        tasks.append(
+            dask.delayed(_analyze_run, pure=False)(
+                rows, order, names, run.steps, excluded[run.models], text_bytes, window, min_step
+            )
+        )
+    analyses: tuple[RunAnalysis, ...] = dask.compute(*tasks)
+    columns = {name: np.full(n_models, np.nan) for name in RunAnalysis._fields[:-1]}
+    previous_step = np.full(n_models, -1, dtype=np.int64)
+    for run, analysis in zip(found, analyses, strict=True):
+        previous_step[run.models[1:]] = run.steps[:-1]
+        for name, column in columns.items():
+            column[run.models] = getattr(analysis, name)
+    kl = {"units": "bit/byte", "references": _KL_PAPER}
+    fit = {"units": "1", "references": _KL_PAPER, "window": window, "min_step": min_step}
+    described: dict[str, tuple[Any, dict[str, Any]]] = {
+        "consecutive_kl": (
+            columns["consecutive_kl"],
+            {**kl, "long_name": "KL divergence to the previous saved checkpoint of the run"},
+        ),
+        "consecutive_kl_standard_error": (
+            columns["consecutive_kl_standard_error"],
+            {**kl, "long_name": "standard error of consecutive_kl over texts"},
+        ),
+        "previous_step": (
+            previous_step,
+            {"units": "1", "long_name": "step of the previous saved checkpoint of the run, -1 when there is none"},
+        ),
+        "exponent_kl": (
+            columns["exponent"],
+            {**fit, "long_name": "diffusion exponent c_q of KL in the window that starts here"},
+        ),
+        "exponent_kl_r_squared": (columns["r_squared"], {**fit, "long_name": "R^2 of the fit of exponent_kl"}),
+    }
+    return described, [anomaly for analysis in analyses for anomaly in analysis.anomalies]
+
+
+def _analyze_run(
+    rows: np.ndarray,
+    order: np.ndarray,
+    labels: list[str],
+    steps: np.ndarray,
+    excluded: np.ndarray,
+    text_bytes: np.ndarray,
+    window: int,
+    min_step: int,
+) -> RunAnalysis:
+    """One run from its (T, N) values, the t-th checkpoint in row order[t]."""
+    rows = rows[order]
+    kl = kl_divergence(rows, text_bytes)
+    kl[excluded] = np.nan
+    kl[:, excluded] = np.nan
+    first = np.full(len(rows), np.nan)
+    consecutive, standard_error = first.copy(), first
+    consecutive[1:] = np.diagonal(kl, 1)
+    standard_error[1:] = paired_standard_error(rows[:-1], rows[1:], text_bytes)
+    standard_error[np.isnan(consecutive)] = np.nan
+    exponent, r_squared = diffusion_exponent(steps, kl, window, min_step)
+    return RunAnalysis(consecutive, standard_error, exponent, r_squared, find_anomalies(labels, steps, kl))
+
+
+def _maps(
+    values: xr.DataArray, mean_bytes: float, excluded: np.ndarray, perplexity: float, with_tsne: bool
+) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """Both maps of the included models, (K, 2) with their attributes; excluded models are NaN."""
+    included = np.flatnonzero(~excluded)
+    points = {"map_pca": np.full((len(excluded), 2), np.nan)}
+    if with_tsne:
+        points["map_tsne"] = points["map_pca"].copy()
+    explained, used = np.zeros(2), perplexity
+    if len(included):
+        exact = len(included) <= embedding.EXACT_RANK
+        rows = values.data[included]
+        coordinates = embedding.map_coordinates(double_center(rows.compute() if exact else rows), mean_bytes)
+        components = min(coordinates.shape) if exact else _TSNE_COMPONENTS
+        scores, shares = embedding.pca(coordinates, max(2, components))
+        points["map_pca"][included], explained = scores[:, :2], shares[:2]
+        if with_tsne:
+            points["map_tsne"][included], used = embedding.tsne(scores, perplexity)
+    attributes: dict[str, dict[str, Any]] = {
+        "map_pca": {
+            "units": "sqrt(bit/byte)",
+            "long_name": "principal components of the map coordinates, whose squared distance is KL",
+            "explained_variance_ratio": [float(share) for share in explained],
+        },
+        "map_tsne": {"units": "1", "long_name": "t-SNE of the map coordinates", "perplexity": float(used)},
+    }
+    return {name: (array, {**attributes[name], "references": _MAP_PAPERS}) for name, array in points.items()}

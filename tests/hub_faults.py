@@ -1,0 +1,76 @@
+"""Tiny repositories in a hub's folder, and a hub that misbehaves a given number of times."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from klray.embedded.hub import HubServer
+from klray.embedded.routes import HubHandler
+
+WEIGHT_BYTES = 300_000  # several blocks of the server
+
+
+def write_model(folder: Path, seed: int = 0, weight_bytes: int = WEIGHT_BYTES, tokenizer: str = "{}") -> Path:
+    """A model as transformers saves it: config, tokenizer, and one safetensors file of ``weight_bytes`` of noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}))
+    (folder / "tokenizer.json").write_text(tokenizer)
+    (folder / "README.md").write_text("not needed to load the model")
+    weights = np.random.default_rng(seed).integers(0, 256, weight_bytes, dtype=np.uint8)
+    save_file({"weight": weights}, folder / "model.safetensors")
+    return folder
+
+
+class FaultyHub(HubServer):
+    """A hub that misbehaves while a count in ``faults`` lasts.
+
+    busy: 429 with RateLimit headers; broken: 500; cut: closes in the middle of a weight file; reset: the same with a
+    TCP reset; corrupt: sends other bytes of a weight file than it announced. ``before_weights`` runs when a weight
+    file's body begins.
+    """
+
+    def __init__(self, root: Path, before_weights: Callable[[], None] = lambda: None, **faults: int):
+        self.faults = faults = Counter(faults)
+
+        class Handler(HubHandler):
+            def take(self, fault: str) -> bool:
+                with self.server.lock:
+                    faults[fault] -= 1
+                    return faults[fault] >= 0
+
+            def answer(self) -> None:
+                if self.take("busy"):
+                    headers = {"RateLimit": '"api";r=0;t=0', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
+                    self.send_json({"error": "slow down"}, HTTPStatus.TOO_MANY_REQUESTS, headers)
+                elif self.take("broken"):
+                    self.send_json({"error": "sorry"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+                else:
+                    super().answer()
+
+            def send_block(self, block: bytes) -> None:
+                if not self.path.endswith(".safetensors"):
+                    return super().send_block(block)
+                before_weights()
+                if self.take("corrupt"):
+                    return super().send_block(bytes(len(block)))
+                if self.take("cut"):
+                    super().send_block(block[: len(block) // 2])
+                    raise ConnectionAbortedError
+                if self.take("reset"):
+                    super().send_block(block[: len(block) // 2])
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
+                    raise ConnectionResetError
+                return super().send_block(block)
+
+        self.handler = Handler
+        super().__init__(root)

@@ -1,0 +1,307 @@
+"""The report: complete in one file, true to the result, and safe whatever the names and messages contain."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+from klray import report
+from klray.report import public, write_report
+from klray.summary import run_table, with_error
+from tests.synthetic import trajectory_result
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+HOSTILE = "<img src=x onerror=alert(1)></td><script>alert(2)</script>"
+
+
+@dataclass(frozen=True)
+class Failed:
+    repository: str
+    revision: str
+    reason: str
+    message: str
+
+
+@dataclass
+class Page(HTMLParser):
+    """A parsed report: its elements, the text of each, and its tables as rows of cell texts."""
+
+    path: Path
+    elements: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    text: str = ""
+    scripts: list[str] = field(default_factory=list)
+    tables: list[list[list[str]]] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.source = self.path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
+            self.text += data
+            if "td" in self.open or "th" in self.open:
+                self.tables[-1][-1][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def _small(**changes: object) -> xr.Dataset:
+    arguments: dict[str, object] = {"sizes": ("1m",), "seeds": (0,), "steps": (0, 20, 40), "n_texts": 30}
+    return trajectory_result(**(arguments | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def result() -> xr.Dataset:
+    return trajectory_result()
+
+
+@pytest.fixture(scope="module")
+def page(result: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    failures = [
+        Failed("org/a", "step5", "download_failed", "the connection broke 5 times; run again"),
+        Failed("org/b", "main", "gated", "accept its terms on the hub, then run again"),
+    ]
+    return Page(write_report(result, tmp_path_factory.mktemp("out") / "new", title="Four runs", failures=failures))
+
+
+def test_page_needs_nothing_else(page: Page) -> None:
+    for tag, attrs in page.elements:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "video", "audio", "source", "form")
+        assert "srcset" not in attrs
+        assert not any(name.startswith("on") for name in attrs)
+        if "src" in attrs:
+            assert str(attrs["src"]).startswith("data:image/png;base64,")
+    links = [str(attrs["href"]) for attrs in page.all("a")]
+    outside = [link for link in links if not link.startswith("#")]
+    assert outside == ["https://arxiv.org/abs/2505.15353", "https://arxiv.org/abs/2502.16173"]
+    assert "url(" not in page.source and "@import" not in page.source
+    assert str(page.path.parent) not in page.source
+
+
+def test_links_inside_the_page_arrive(page: Page) -> None:
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    inside = {str(attrs["href"])[1:] for attrs in page.all("a") if str(attrs["href"]).startswith("#")}
+    assert inside == set(ids)
+    assert {str(attrs["aria-labelledby"]) for attrs in page.all("section")} == set(ids)
+
+
+def test_policy_forbids_requests_and_every_script_but_the_one_inside(page: Page) -> None:
+    (policy,) = [str(m["content"]) for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "img-src data:" in policy
+    (script,) = page.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert len(page.all("script")) == 1
+
+
+def test_pictures_are_the_files_beside_the_page_and_have_text_alternatives(page: Page) -> None:
+    images = page.all("img")
+    names = ["model_map", "consecutive_kl", "diffusion_exponents", "kl_heatmap"]
+    assert len(images) == len(names)
+    for attrs, name in zip(images, names, strict=True):
+        data = base64.b64decode(str(attrs["src"]).split(",", 1)[1], validate=True)
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.format == "PNG"
+            assert image.width >= 1400
+            assert len(image.convert("L").getcolors(1 << 16)) > 10  # not an empty canvas
+        assert data == (page.path.parent / "figures" / f"{name}.png").read_bytes()
+        assert (page.path.parent / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert len(str(attrs["alt"])) > 40
+
+
+def test_run_table_shows_the_summary(page: Page, result: xr.Dataset) -> None:
+    header, *body = page.tables[0]
+    assert header[:3] == ["Run", "Size", "Seed"]
+    rows = run_table(result)
+    assert [cells[0] for cells in body] == [row.run for row in rows]
+    for cells, row in zip(body, rows, strict=True):
+        assert cells[5:7] == ["20", with_error(row.early_kl, row.early_kl_standard_error)]
+        assert cells[7] == with_error(row.late_kl, row.late_kl_standard_error)
+        assert cells[8] == with_error(row.exponent, row.exponent_spread)
+        assert cells[10] == f"{2 / row.exponent:.2f}"
+    assert body[3][3] == "35and 1 excluded"
+
+
+def test_provenance_lets_a_reader_find_the_data(page: Page, result: xr.Dataset) -> None:
+    for fact in (
+        result.attrs["snapshot"],
+        result.attrs["text_set"],
+        "python_stdlib",
+        "291 of 300",
+        f"{result.attrs['mean_bytes']:.2f}",
+        "2 of 147",
+        "bits/byte",
+        "klray 0.",
+        "clip_quantile",
+        "arXiv 2505.15353",
+        "arXiv 2502.16173",
+    ):
+        assert fact in page.text
+    kept = result.text_kept.values
+    prose = int((result.domain.values[kept] == "prose").sum())
+    assert f"code {kept.sum() - prose}, prose {prose}" in page.text
+
+
+def test_model_table_lists_all_models_with_keys_that_sort(page: Page, result: xr.Dataset) -> None:
+    header, *body = page.tables[-1]
+    assert len(body) == 147
+    assert [cells[0] for cells in body] == result.repository.values.tolist()
+    excluded = [cells[header.index("Excluded")] == "yes" for cells in body]
+    assert excluded == result.excluded.values.tolist()
+    keys = [attrs["data-key"] for attrs in page.all("td") if "data-key" in attrs]
+    by_column = {name: keys[i::5] for i, name in enumerate(("step", "seed", "parameters", "kl", "exponent"))}
+    steps = [float(key) if key else -1.0 for key in by_column["step"]]
+    assert steps == result.step.values.tolist()
+    kl = [float(key) if key else math.nan for key in by_column["kl"]]
+    np.testing.assert_array_equal(kl, result.consecutive_kl.values)
+    assert len([button for button in page.all("button") if button.get("type") == "button"]) == len(header)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PLATES", ())  # a second each, for tests that read tables only
+
+
+def test_failures_have_their_own_table(page: Page, tmp_path: Path, no_figures: None) -> None:
+    table = page.tables[1]
+    assert table[0] == ["Repository", "Revision", "Reason", "Message"]
+    assert table[1] == ["org/a", "step5", "download_failed", "the connection broke 5 times; run again"]
+    assert "2 checkpoints were asked for" in page.text
+    without = Page(write_report(_small(), tmp_path, title="No failures"))
+    assert "Failures" not in without.text
+    assert len(without.tables) == 2
+
+
+def test_hostile_names_and_messages_are_text(tmp_path: Path) -> None:
+    result = _small()
+    names = [f"{HOSTILE}{index}" for index in range(result.sizes["model"])]
+    hostile = result.assign_coords(
+        {name: ("model", names) for name in ("repository", "revision")}
+        | {name: ("model", np.repeat(HOSTILE, len(names))) for name in ("family", "size", "dtype", "quantization")}
+        | {"run": ("model", [HOSTILE if run else "" for run in result.run.values])}
+        | {"domain": ("text", np.repeat(HOSTILE, 30))}
+    )
+    hostile.attrs |= {
+        "snapshot": HOSTILE,
+        "text_set_name": HOSTILE,
+        "recipe": json.dumps({HOSTILE: "</pre>" + HOSTILE}),
+    }
+    failure = Failed(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    page = Page(write_report(hostile, tmp_path, title=HOSTILE, failures=[failure]))
+    assert len(page.all("script")) == 1
+    assert all(str(attrs["src"]).startswith("data:") for attrs in page.all("img"))
+    assert page.tables[1][1] == [HOSTILE] * 4
+    assert page.tables[0][1][0] == HOSTILE
+    assert [cells[0] for cells in page.tables[-1][1:]] == names
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("see https://arxiv.org/abs/2505.15353 and org/model", "see https://arxiv.org/abs/2505.15353 and org/model"),
+        ("no space in /home/ann/.cache/klray/x.bin", "no space in …/x.bin"),
+        ("'/mnt/a b/c' and file:///srv/models/m", "'…/a b/c' and …/m"),
+        ("~/models/mine", "…/mine"),
+        ("GET https://h/x?X-Amz-Signature=abc&y=1 gave 403", "GET https://h/x?… gave 403"),
+        ("https://user:secret@h/x", "https://h/x"),
+        ("hf_abcdefghijklmnop was refused", "hf_… was refused"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer …"),
+        ("token=abc, password: xyz", "token=… password: …"),
+        ("two\nlines\x1b[2J", "two\ufffdlines\ufffd[2J"),
+        ("1/2 and a/b/c", "1/2 and a/b/c"),
+    ],
+)
+def test_public_text_has_no_secret_and_no_folder(text: str, shown: str) -> None:
+    assert public(text) == shown
+
+
+def test_no_local_path_and_no_token_reaches_the_page(tmp_path: Path) -> None:
+    result = _small()
+    folder = "/home/ann/secret-project/model"
+    local = result.assign_coords(
+        repository=("model", np.repeat(folder, 6)), run=("model", [folder if run else "" for run in result.run.values])
+    )
+    local.attrs |= {"text_set_name": f"{folder}/texts.jsonl", "recipe": json.dumps({"path": f"{folder}/recipe.json"})}
+    failure = Failed(folder, "main", "load_failed", f"{folder}/config.json is broken; token=hf_0123456789abcdef")
+    path = write_report(local, tmp_path, title=f"Runs of {folder}", failures=[failure])
+    source = path.read_text(encoding="utf-8")
+    for private in ("secret-project", "ann", "hf_0123456789abcdef"):
+        assert not [part for part in source.split() if private in part and "base64" not in part]
+
+
+def test_without_exponents_the_report_says_why(tmp_path: Path) -> None:
+    page = Page(write_report(_small(), tmp_path, title="Short"))
+    assert "Not drawn: diffusion exponents were asked for" in page.text
+    assert len(page.all("img")) == 3
+    assert not (tmp_path / "figures" / "diffusion_exponents.png").exists()
+    assert "fractal dimension 2/" not in page.text.split("Runs")[0]
+
+
+@pytest.mark.parametrize("changes", [{"sizes": (), "singles": 3}, {"steps": (0, 20), "singles": 0, "excluded": False}])
+def test_small_results_have_a_report_too(changes: dict[str, object], tmp_path: Path) -> None:
+    result = _small(**changes)
+    page = Page(write_report(result, tmp_path, title="Small"))
+    assert len(page.tables[-1]) == 1 + result.sizes["model"]
+    assert ("No run in this result" in page.text) == ("sizes" in changes)
+
+
+def test_long_model_table_and_long_recipe_are_cut_and_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_figures: None
+) -> None:
+    monkeypatch.setattr(report, "MAX_MODEL_ROWS", 4)
+    result = _small()
+    result.attrs["recipe"] = json.dumps({"texts": {"removed": list(range(1000, 1300))}})
+    page = Page(write_report(result, tmp_path, title="Long"))
+    assert len(page.tables[-1]) == 1 + 4
+    assert "The first 4 of 6 models" in page.text
+    assert "1002" in page.text and "1003" not in page.text and "300 values in all" in page.text
+
+
+def test_a_result_that_was_stored_gives_the_same_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = _small()
+    text = {name: (v.dims, v.values.astype(object)) for name, v in result.variables.items() if v.dtype.kind == "U"}
+    result.assign_coords(text).to_zarr(tmp_path / "result", zarr_format=3, consolidated=False)
+    stored = xr.open_zarr(tmp_path / "result", zarr_format=3, consolidated=False)
+    again = Page(write_report(stored, tmp_path / "b", title="Stored"))
+    assert len(again.all("img")) == 3
+    monkeypatch.setattr(report, "PLATES", ())
+    direct = Page(write_report(result, tmp_path / "a", title="Stored"))
+    assert again.tables == direct.tables
+    assert again.text.endswith(direct.text[direct.text.index("Each model is represented") :])
+
+
+def test_symbols_are_set_in_escaped_text() -> None:
+    assert report._symbols("<b> 2/c_q") == "&lt;b&gt; 2/<i>c<sub>q</sub></i>"

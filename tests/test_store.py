@@ -1,0 +1,251 @@
+"""The store on a folder: the protocol's promises, one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import klray
+from klray.errors import StoreError
+from klray.store import Column, Identity, Store, unresolved
+from klray.store.columns import values_sha256
+from klray.store.objects import FolderObjects, open_objects
+from klray.texts import TextSet
+
+N_TEXTS = 12
+TEXTS = TextSet("test", tuple(f"text {i} " * 40 for i in range(N_TEXTS)), tuple("ab"[i % 2] for i in range(N_TEXTS)))
+
+
+def column(name: str, step: int | None = None, text_set: TextSet = TEXTS, **facts: object) -> Column:
+    identity = Identity(f"org/{name}", f"{step if step is not None else 0:040x}", text_set.fingerprint)
+    values = np.random.default_rng([len(name), step or 0]).normal(-500, 100, (1, len(text_set)))
+    n_tokens = np.full(len(text_set), 7)
+    revision = "main" if step is None else f"step{step}"
+    return Column(
+        identity,
+        values,
+        (-1,),
+        n_tokens,
+        {"revision": revision, "step": step, "family": "fam", "run": f"org/{name}", "parameters": 10, **facts},
+        {"klray": "test"},
+        {"score_seconds": 1.0},
+    )
+
+
+def add(store: Store, *columns: Column) -> None:
+    for number, each in enumerate(columns):
+        assert store.commit(store.write_column(each, attempt=f"{number:032x}"))
+
+
+@pytest.fixture
+def store(place: str) -> Store:
+    return Store.create(place, TEXTS)
+
+
+@pytest.fixture
+def folder_store(tmp_path: Path) -> Store:
+    return Store.create(str(tmp_path / "store"), TEXTS)
+
+
+def test_column_is_visible_only_after_its_commit_and_keeps_its_bits(store: Store) -> None:
+    written = column("a", 1)
+    commit = store.write_column(written, attempt="0" * 32)
+    assert store.committed_keys() == set()
+    assert store.commit(commit)
+    assert store.committed_keys() == {written.identity.key}
+    (found,) = Store.open(store.url).commits()
+    assert found == commit
+    np.testing.assert_array_equal(store.read_column(found), written.log_likelihood.astype(np.float32))
+
+
+def test_first_commit_stands_and_the_second_attempt_is_an_orphan(store: Store) -> None:
+    first, second = column("a", 1), column("a", 1)
+    late = store.write_column(second, attempt="f" * 32)
+    assert store.commit(store.write_column(first, attempt="0" * 32))
+    assert not store.commit(late)
+    (found,) = store.commits()
+    assert found.attempt == "0" * 32
+    assert late.path != found.path
+
+
+def _create(arguments: tuple[str, int]) -> bool:
+    root, number = arguments
+    return FolderObjects(Path(root)).create("commits/one.json", f"attempt {number}".encode() * 1000)
+
+
+def test_sixteen_processes_create_one_object_and_one_wins(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        won = pool.map(_create, [(str(tmp_path), number) for number in range(16)], chunksize=1)
+    assert sum(won) == 1
+    body = FolderObjects(tmp_path).get("commits/one.json")
+    assert body == f"attempt {won.index(True)}".encode() * 1000
+    assert [path.name for path in (tmp_path / "commits").iterdir()] == ["one.json"]
+
+
+def test_identity_key_is_the_sha256_of_canonical_json_and_any_part_changes_it() -> None:
+    identity = Identity("org/a", "c" * 40, "t" * 64)
+    canonical = (
+        '{"commit":"%s","dtype":"float32","lens":"none","numerics":1,"quantization":"none","repository":"org/a",'
+        '"text_set":"%s","tokenization":"tokenizer-defaults/first-token-uncounted/no-truncation"}'
+    ) % ("c" * 40, "t" * 64)
+    assert identity.key == hashlib.sha256(canonical.encode()).hexdigest()
+    variants = {
+        identity.key,
+        Identity("org/b", "c" * 40, "t" * 64).key,
+        Identity("org/a", "d" * 40, "t" * 64).key,
+        Identity("org/a", "c" * 40, "u" * 64).key,
+        Identity("org/a", "c" * 40, "t" * 64, dtype="bfloat16").key,
+        Identity("org/a", "c" * 40, "t" * 64, quantization="int8").key,
+        Identity("org/a", "c" * 40, "t" * 64, lens="logit").key,
+    }
+    assert len(variants) == 7
+
+
+def test_another_text_set_is_refused_with_both_sets_named(store: Store) -> None:
+    fewer = TextSet("fewer", TEXTS.texts[:9], TEXTS.domains[:9])
+    with pytest.raises(StoreError, match=r"holds 12 texts \(text set test.*but 9 texts were given \(text set fewer.*set texts="):
+        Store.create(store.url, fewer)
+    with pytest.raises(StoreError, match=r"column org/a@step1 has 9 texts .*the store has 12 .*set texts="):
+        store.write_column(column("a", 1, text_set=fewer), attempt="0" * 32)
+
+
+def test_newer_schema_is_refused_with_both_versions(folder_store: Store) -> None:
+    root = Path(folder_store.url) / "zarr.json"
+    body = json.loads(root.read_text())
+    body["attributes"]["klray_schema"] = 2
+    root.write_text(json.dumps(body))
+    with pytest.raises(StoreError, match="has schema 2, this klray reads up to schema 1; upgrade klray"):
+        Store.open(folder_store.url)
+    with pytest.raises(StoreError, match="upgrade klray"):
+        klray.open_dataset(folder_store.url)
+
+
+def test_places_that_are_no_store_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no klray store; klray score creates one"):
+        Store.open(str(tmp_path / "nothing"))
+    with pytest.raises(StoreError, match="klray opens folders and s3:// stores, not gs://"):
+        open_objects("gs://bucket/prefix")
+    (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    with pytest.raises(StoreError, match="was not made by klray"):
+        Store.open(str(tmp_path))
+
+
+def test_store_whose_creation_was_cut_short_is_completed(tmp_path: Path) -> None:
+    store = Store.create(str(tmp_path), TEXTS)
+    (tmp_path / "texts" / "zarr.json").unlink()
+    with pytest.raises(StoreError, match="its creation was cut short"):
+        Store.open(store.url)
+    again = Store.create(store.url, TEXTS)
+    assert again.texts.domains == TEXTS.domains
+    np.testing.assert_array_equal(again.texts.text_bytes, TEXTS.n_bytes)
+
+
+def test_failure_stands_until_the_checkpoint_is_committed(store: Store) -> None:
+    each = column("a", 1)
+    store.record_failure(each.identity, "step1", "download_failed", "first", attempt="1" * 32)
+    store.record_failure(each.identity, "step1", "disk_full", "second", attempt="2" * 32)
+    gone = Identity("org/gone", unresolved("main"), TEXTS.fingerprint)
+    store.record_failure(gone, "main", "repository_not_found", "no such", attempt="3" * 32)
+    assert [(f.repository, f.reason, f.message) for f in store.failures()] == [
+        ("org/a", "disk_full", "second"),
+        ("org/gone", "repository_not_found", "no such"),
+    ]
+    add(store, each)
+    assert [f.repository for f in store.failures()] == ["org/gone"]
+
+
+def test_snapshot_opens_in_plain_xarray_without_a_warning(folder_store: Store) -> None:
+    add(folder_store, column("a", 20), column("a", 3), column("b"))
+    manifest, new = folder_store.publish()
+    assert new and manifest.n_models == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = xr.open_zarr(f"{folder_store.url}/snapshots/{manifest.id}")
+        values = plain["log_likelihood"].load()
+    assert values.dims == ("model", "text") and values.dtype == np.float32 and values.attrs["units"] == "nats"
+    assert plain["model"].values.tolist() == ["org/a@step3", "org/a@step20", "org/b@main"]
+    assert plain["step"].values.tolist() == [3, 20, -1]
+    assert plain["seed"].values.tolist() == [-1, -1, -1]
+    assert plain["domain"].values.tolist() == list(TEXTS.domains)
+    assert plain["text_bytes"].values.tolist() == TEXTS.n_bytes.tolist()
+    for row, each in enumerate([column("a", 3), column("a", 20), column("b")]):
+        np.testing.assert_array_equal(values[row], each.log_likelihood[0].astype(np.float32))
+    xr.testing.assert_identical(klray.open_dataset(folder_store.url).load(), plain.load())
+
+
+def test_later_snapshot_starts_with_the_models_of_the_earlier(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("klray.store.snapshots.CHUNK_BYTES", 4 * N_TEXTS * 2)  # two models a chunk
+    add(store, column("z", 1), column("z", 2), column("z", 3))
+    first, _ = store.publish()
+    assert store.publish() == (first, False)
+    add(store, column("a", 1), column("zz", 2))
+    second, new = store.publish()
+    assert new and second.keys[:3] == first.keys and second.n_models == 5
+    old, data = store.dataset(first.id).load(), store.dataset().load()
+    assert data.attrs["snapshot"] == second.id
+    np.testing.assert_array_equal(data["log_likelihood"][:3], old["log_likelihood"])
+    assert data["repository"].values.tolist() == ["org/z"] * 3 + ["org/a", "org/zz"]
+    assert store.snapshot_ids() == sorted([first.id, second.id])
+
+
+def test_damaged_column_is_never_published(folder_store: Store) -> None:
+    add(folder_store, column("a", 1))
+    (commit,) = folder_store.commits()
+    chunk = next((Path(folder_store.url) / commit.path / "log_likelihood" / "c").rglob("0"))
+    while chunk.is_dir():
+        chunk = next(chunk.iterdir())
+    body = bytearray(chunk.read_bytes())
+    body[-5] ^= 1
+    chunk.write_bytes(body)
+    with pytest.raises(StoreError, match="does not hold what was committed.*score the checkpoint again"):
+        folder_store.publish()
+    assert folder_store.snapshot_ids() == []
+
+
+def test_missing_snapshots_are_named_with_what_there_is(store: Store) -> None:
+    with pytest.raises(StoreError, match="no committed column to publish"):
+        store.publish()
+    add(store, column("a", 1))
+    with pytest.raises(StoreError, match=r"no snapshot yet \(1 columns are committed\); run: klray publish"):
+        store.dataset()
+    manifest, _ = store.publish()
+    with pytest.raises(StoreError, match=f"no such snapshot; it has {manifest.id}"):
+        store.dataset("20200101T000000Z-00000000")
+
+
+def test_all_zero_column_is_written_not_assumed(folder_store: Store) -> None:
+    zero = column("zero", 1)
+    add(folder_store, Column(zero.identity, np.zeros((1, N_TEXTS)), (-1,), np.zeros(N_TEXTS, int), zero.facts, {}, {}))
+    (commit,) = folder_store.commits()
+    assert commit.sha256 == values_sha256(np.zeros((1, N_TEXTS), np.float32))
+    assert folder_store.read_column(commit).tolist() == [[0.0] * N_TEXTS]
+    assert list((Path(folder_store.url) / commit.path / "status" / "c").iterdir())
+
+
+def test_odd_revisions_have_a_safe_path(folder_store: Store) -> None:
+    odd = column("a", 1)
+    add(folder_store, Column(odd.identity, odd.log_likelihood, (-1,), odd.n_tokens, {"revision": "../refs/pr/1 é"}, {}, {}))
+    (commit,) = folder_store.commits()
+    path = (Path(folder_store.url) / commit.path).resolve()
+    assert path.is_relative_to(Path(folder_store.url) / "columns" / "org--a")
+    assert len(path.relative_to(folder_store.url).parts) == 4
+
+
+def test_result_is_there_once_whole(store: Store) -> None:
+    add(store, column("a", 1))
+    manifest, _ = store.publish()
+    with pytest.raises(StoreError, match=r"no such result \(none there\); run: klray analyze"):
+        store.result(manifest.id, "trajectory")
+    result = xr.Dataset({"kl": (("model", "other"), np.eye(2))})
+    store.write_result(manifest.id, "trajectory", result.chunk(model=1))
+    store.write_result(manifest.id, "trajectory", result.chunk(model=1))
+    xr.testing.assert_equal(store.result(manifest.id, "trajectory").load(), result)
+    with pytest.raises(StoreError, match="use letters, digits"):
+        store.write_result(manifest.id, "../escape", result)
