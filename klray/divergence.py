@@ -32,7 +32,7 @@ class Quantity(NamedTuple):
     tile: Callable[..., np.ndarray]  # (I, N), (J, N) or None -> (I, J) nats^2, to be scaled by 1 / (2 B-bar ln 2)
 
 
-def _standard_error_tile(rows: np.ndarray, others: np.ndarray | None) -> np.ndarray:
+def _standard_error_tile(rows: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
     moments = tiles.square_variance(rows, others)
     moments /= rows.shape[1]
     return np.sqrt(moments, out=moments)
@@ -85,7 +85,7 @@ def kl_standard_error(log_likelihood: Values, text_bytes: Any, *, tile: int = TI
 
 
 def paired_standard_error(rows: np.ndarray, others: np.ndarray, text_bytes: Any) -> np.ndarray:
-    """Standard error of the KL of rows[p] and others[p], both (P, N) nats -> (P,) bits per byte, from the differences."""
+    """Standard error of the KL of rows[p] and others[p], (P, N) nats each -> (P,) bits per byte, by differences."""
     scale = kl_per_variance(mean_text_bytes(text_bytes, rows.shape[1]))
     pairs = np.arange(len(rows))
     moments = tiles.paired(tiles.square_variance_of, rows, others, pairs, pairs)
@@ -101,10 +101,14 @@ def mean_text_bytes(text_bytes: Any, n_texts: int) -> float:
             f"text_bytes needs the shape ({n_texts},), one number per text of log_likelihood, it has {sizes.shape}: "
             "pass the bytes of the same texts in the same order"
         )
-    if sizes.dtype.kind not in "fiu" or not np.all(np.isfinite(sizes)) or not np.all(sizes > 0):
+    advice = "leave empty texts out and count the UTF-8 bytes of the others"
+    if sizes.dtype.kind not in "fiu":
+        raise KlrayError(f"text_bytes needs positive numbers of UTF-8 bytes, it has dtype {sizes.dtype}: {advice}")
+    usable = np.isfinite(sizes) & (sizes > 0)
+    if not usable.all():
+        text = int(np.argmin(usable))
         raise KlrayError(
-            "text_bytes needs positive numbers of UTF-8 bytes, it has "
-            f"{sizes[~(sizes > 0)][:1] if sizes.dtype.kind in 'fiu' else sizes.dtype}: leave empty texts out"
+            f"text_bytes needs positive numbers of UTF-8 bytes, it has {sizes[text]} at text {text}: {advice}"
         )
     return float(sizes.mean(dtype=np.float64))
 

@@ -16,6 +16,7 @@ from klray.units import kl_per_variance
 
 try:
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
 except ImportError:  # the extra klray[viz]
     TSNE = None
 
@@ -62,7 +63,7 @@ def pca(coordinates: Any, n: int = 2) -> PrincipalComponents:
     """First ``n`` principal components of (K, N) coordinates, NumPy or Dask; the largest score of each is positive.
 
     Exact, by the Gram matrix of the smaller side, up to 4,096 models or texts; beyond, orthogonal iteration from a
-    fixed start until the singular values settle to 1e-9, one pass over the rows each. Beyond the rank, components are 0.
+    fixed start until the singular values settle to 1e-9, one pass over the rows each. Components beyond the rank are 0.
     """
     centered = coordinates - coordinates.mean(axis=0)
     k, n_texts = centered.shape
@@ -87,7 +88,8 @@ def pca(coordinates: Any, n: int = 2) -> PrincipalComponents:
 def tsne(coordinates: np.ndarray, perplexity: float = 30.0, seed: int = 0) -> TsneMap:
     """t-SNE of (K, d) coordinates into the plane: init = pca, learning rate auto, as in arXiv:2505.15353.
 
-    Perplexity is lowered to (K - 1) / 3 where it is larger. The same input and seed give the same map on one machine.
+    Perplexity is lowered to (K - 1) / 3 where it is larger. Up to 4,096 models the same input and seed give the same
+    map: one thread sums in one order, and as many models take it seconds.
 
     Raises
     ------
@@ -103,7 +105,9 @@ def tsne(coordinates: np.ndarray, perplexity: float = 30.0, seed: int = 0) -> Ts
     if n_models < _MIN_TSNE_MODELS:
         return TsneMap(np.full((n_models, 2), np.nan), used)
     model = TSNE(perplexity=used, init="pca", learning_rate="auto", random_state=seed)
-    return TsneMap(np.asarray(model.fit_transform(coordinates), dtype=np.float64), used)
+    with threadpool_limits(1 if n_models <= EXACT_RANK else None):
+        points = model.fit_transform(coordinates)
+    return TsneMap(np.asarray(points, dtype=np.float64), used)
 
 
 def _largest(gram: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -97,6 +97,10 @@ class OutputHead:
         return target_logit_N - normaliser_N
 
 
+class _Unfit(Exception):
+    """Why klray's head may not stand for a model's own logits."""
+
+
 def compute_dtype(values: torch.Tensor) -> torch.dtype:
     """Where log-probabilities are computed: fp32, float64 for float64."""
     return torch.float64 if values.dtype == torch.float64 else torch.float32
@@ -110,16 +114,15 @@ def text_config(model: Any) -> Any:
 
 def hidden_states(model: Any, ids_NT: torch.Tensor) -> torch.Tensor:
     """What the output head reads for rows of token ids (N, T): the base model's last hidden states, (N, T, D)."""
-    return model.base_model(input_ids=ids_NT, use_cache=False).last_hidden_state
+    states = getattr(model.base_model(input_ids=ids_NT, use_cache=False), "last_hidden_state", None)
+    if states is None:
+        raise _Unfit("its base model gives no hidden states")
+    return states
 
 
 def own_logits(model: Any, ids_NT: torch.Tensor) -> torch.Tensor:
     """The model's own logits, (N, T, V), in the dtype that it gives them."""
     return model(input_ids=ids_NT, use_cache=False).logits
-
-
-class _Unfit(Exception):
-    """Why klray's head may not stand for a model's own logits."""
 
 
 def find_head(model: Any, probe_T: torch.Tensor, longest: int) -> OutputHead | None:

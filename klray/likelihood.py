@@ -97,6 +97,11 @@ def context_length(model: Any) -> int | None:
     return next((int(getattr(config, name)) for name in names if getattr(config, name, None)), None)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; a CPU's allocator raises a plain RuntimeError, known by its words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def score(model: Any, tokens: Tokens, *, tokens_per_batch: int | None = None) -> LogLikelihoods:
     """Log-likelihoods of ``tokens`` under ``model``; parameters and errors are those of :func:`log_likelihood`.
 
@@ -113,7 +118,7 @@ def score(model: Any, tokens: Tokens, *, tokens_per_batch: int | None = None) ->
         with _undisturbed(model, device):
             scored = _score(model, tokens, budget, device)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise CheckpointError(
             f"{type(model).__name__} ran out of memory on {device} with the smallest batch, one text: use a device "
@@ -180,7 +185,7 @@ def _try_batch(
     try:
         return _log_probabilities(model, head, ids, tokens, batch)
     except (RuntimeError, MemoryError) as error:
-        if len(batch) == 1 or not _is_out_of_memory(error):
+        if len(batch) == 1 or not is_out_of_memory(error):
             raise
     return None
 
@@ -219,11 +224,6 @@ def _undisturbed(model: Any, device: torch.device) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # A CPU's allocator raises a plain RuntimeError, known only by its words.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
 from klray.errors import CheckpointError, KlrayError, Reason
-from klray.likelihood import context_length
+from klray.likelihood import context_length, is_out_of_memory
 
 logger = logging.getLogger("klray")
 
@@ -29,15 +29,7 @@ _WEIGHT_FILES = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 # What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.model",
-    "*.tiktoken",
-)
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model", "*.tiktoken")
 # Parts of a config.json that change nothing in the model that is built.
 _CONFIG_NOTES = ("_name_or_path", "transformers_version")
 
@@ -185,8 +177,9 @@ def _build(folder: Path, dtype: str, device: str | torch.device, safetensors: bo
     if info["unexpected_keys"]:
         logger.info("%s: %d tensors are not part of the model", folder, len(info["unexpected_keys"]))
     model = model.to(device)
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.untyped_storage().filename is not None:  # mapped from a file that may be evicted or written again
+    if torch.device(device).type == "cpu":
+        for tensor in (*model.parameters(), *model.buffers()):
+            # What needed no conversion is mapped from the file, which may be evicted or written over, at odd addresses.
             tensor.data = tensor.data.clone()
     return model.eval()
 
@@ -267,8 +260,7 @@ def _explained(folder: Path, what: str = "model") -> Iterator[None]:
             "no_safe_weights",
         ) from error
     except Exception as error:
-        memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        reason: Reason = "out_of_memory" if memory else "load_failed"
+        reason: Reason = "out_of_memory" if is_out_of_memory(error) else "load_failed"
         raise CheckpointError(
             f"{folder}: its {what} ({_architecture(folder)}) cannot be loaded: {type(error).__name__}: "
             f"{_first_line(error)}; check that its files are complete and that transformers {transformers.__version__} "

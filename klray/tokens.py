@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -36,6 +36,9 @@ class Tokens:
             raise IndexError(f"text {text} of {len(self)}")
         text %= len(self)
         return self.ids[self.offsets[text] : self.offsets[text + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[text] for text in range(len(self)))
 
     @cached_property
     def lengths(self) -> np.ndarray:

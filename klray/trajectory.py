@@ -167,8 +167,8 @@ def _check_memory(
     if needed > limit_bytes:
         raise KlrayError(
             f"the analysis of {n_models:,} models and {n_texts:,} texts in tiles of {tile:,} with {threads} threads "
-            f"needs about {needed / 2**30:.2f} GiB, the budget is {limit_bytes / 2**30:.2f} GiB; set dask.memory_limit=... "
-            "or analysis.tile=... or dask.threads=..."
+            f"needs about {needed / 2**30:.2f} GiB, the budget is {limit_bytes / 2**30:.2f} GiB; "
+            "set dask.memory_limit=... or analysis.tile=... or dask.threads=..."
         )
 
 

@@ -166,6 +166,19 @@ def only_logits() -> Any:
     return Uniform()
 
 
+def wrapped() -> Any:
+    """As adapters wrap a model: the base model is a whole causal model itself."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_model = tiny_models.tiny_model("llama")
+            self.config, self.forward = self.base_model.config, self.base_model.forward
+            self.get_output_embeddings = self.base_model.get_output_embeddings
+
+    return Wrapper()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -173,6 +186,7 @@ def only_logits() -> Any:
         (bidirectional, r"LlamaForCausalLM: its hidden states change by \d.* with what follows them"),
         (transformed, r"BertLMHeadModel: its logits are .* off"),
         (length_dependent, r"Phi3ForCausalLM: texts over 64 tokens change its rotary embedding"),
+        (wrapped, r"Wrapper: its base model gives no hidden states"),
         (only_logits, r"Uniform: it has no plain linear head"),
     ],
 )

@@ -126,6 +126,6 @@ def tiny_model(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.f
 
 def save_checkpoint(directory: Path, architecture: str = "gpt_neox", *, seed: int = 0, **sizes: int) -> Path:
     """Save a tiny model and its tokenizer as a checkpoint's folder, and return it."""
-    tiny_model(architecture, seed=seed, **sizes).save_pretrained(directory)
+    tiny_model(architecture, seed=seed, dtype=torch.float32, **sizes).save_pretrained(directory)
     tokenizer_for(architecture).save_pretrained(directory)
     return directory

@@ -179,15 +179,14 @@ class _Jobs:
             with self._lock:
                 if self._stopped:
                     return
-                process = subprocess.Popen(
-                    # -P: a file in the working directory must not stand in for a module
+                process = subprocess.Popen(  # noqa: S603 (the modules are klray's own)
+                    # -P: a file in the working directory must not stand in for a module.
                     [sys.executable, "-P", "-m", module, *arguments],
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, text=True, env=_environment(),
                 )  # fmt: skip
                 self._processes.append(process)
             with process:
-                assert process.stdout is not None
-                for line in process.stdout:
+                for line in process.stdout or ():
                     take(line)
             if process.returncode and not self._stopped:
                 complaints.seek(0)

@@ -1,4 +1,4 @@
-"""What the embedded family is: small GPT-NeoX models, their sizes, seeds and training, as one value that can be hashed."""
+"""What the embedded family is: sizes, seeds and training of small GPT-NeoX models, as one value that can be hashed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Recipe:
             (len(set(self.seeds)) < len(self.seeds), f"gives a seed twice: {self.seeds}"),
             (any(size.hidden % size.heads for size in self.sizes), "has a size whose heads do not divide its width"),
             (min(self.steps, self.save_every) < 1, "has steps or save_every below 1"),
-            (self.batch_blocks < 2 or self.batch_blocks % 2 > 0, "has no even number of batch_blocks, half of which are prose"),
+            (self.batch_blocks < 2 or self.batch_blocks % 2 > 0, "has an odd number of batch_blocks, or none"),
             (not 1 <= self.block_tokens <= CONTEXT_TOKENS, f"has block_tokens outside 1 to {CONTEXT_TOKENS:,}"),
             # The 256 bytes and <|endoftext|>; tokens are kept as 16-bit integers.
             (not 257 <= self.vocabulary <= 2**16, "has a vocabulary outside 257 to 65,536"),

@@ -1,4 +1,4 @@
-"""Training one model of the embedded family, on one thread: the same recipe and seed give the same weights, byte for byte.
+"""Training one model of the embedded family, on one thread: equal recipe and seed give equal weights, byte for byte.
 
 ``python -m klray.embedded.training FOLDER REPOSITORY`` reads ``FOLDER/recipe.json`` and ``FOLDER/texts``, trains one
 run into ``FOLDER/hub/REPOSITORY``, and writes a JSON line with ``step`` and ``loss`` to standard output now and then.
@@ -56,7 +56,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 def draw_blocks(
     streams: Sequence[np.ndarray], blocks: int, block_tokens: int, generator: np.random.Generator
 ) -> torch.Tensor:
-    """int64 (B, T + 1): windows at random places, equally many from each token stream; the last token is only a target."""
+    """int64 (B, T + 1): windows at random places, equally many of each stream; the last token is only a target."""
     windows = [
         stream[start : start + block_tokens + 1]
         for stream in streams
@@ -72,7 +72,7 @@ def train(
     save: Callable[[GPTNeoXForCausalLM, int], None],
     report: Callable[[int, float], None],
 ) -> None:
-    """Train one run; ``save(model, step)`` at the saved steps, ``report(step, loss)`` after each update, in nats per token.
+    """Train one run; ``save(model, step)`` at the saved steps, ``report(step, nats per token)`` after each update.
 
     The seed decides the initial weights and the order of the data. Torch must be on one thread: sums over several
     threads depend on how the work was split.
@@ -99,7 +99,7 @@ def train(
 
 
 def write_run(recipe: Recipe, run: Run, texts: Path, repository: Path) -> None:
-    """Train into the folder ``repository``: a folder per saved step, renamed to its name when whole; ``complete.json`` last."""
+    """Train into the folder ``repository``: saved steps get their names when whole, ``complete.json`` comes last."""
     streams = [np.load(path, mmap_mode="r") for path in sorted(texts.glob("*.npy"))]
     if repository.exists():
         shutil.rmtree(repository)

@@ -192,8 +192,8 @@ class Recipe:
         except (ValueError, KeyError, TypeError) as error:
             names = ", ".join(field.name for field in fields(cls))
             raise KlrayError(
-                f"a recipe needs JSON with {names}; what was given cannot be read ({error!r}): pass what Recipe.to_json "
-                "gave"
+                f"a recipe needs JSON with {names}; what was given cannot be read ({error!r}): "
+                "pass what Recipe.to_json gave"
             ) from error
 
 

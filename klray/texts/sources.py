@@ -91,7 +91,7 @@ def from_folder(
     names = sorted(file.relative_to(root).as_posix() for file in root.glob(pattern) if file.is_file())
     if not names:
         raise KlrayError(f"no file in {root} matches '{pattern}': set pattern, for example '**/*.md'")
-    pieces = []
+    pieces: list[tuple[str, str]] = []
     not_utf8 = []
     for name in names:
         try:
@@ -123,7 +123,7 @@ def _read_lines(path: Path, text_field: str, domain_field: str | None) -> Iterat
             if text is None:
                 raise KlrayError(f"{where} has no field '{text_field}', it has: {_names(record)}; set text_field")
             if not isinstance(text, str) or not text or not _is_unicode(text):
-                raise KlrayError(f"{where}: field '{text_field}' must be a non-empty Unicode string, found {text!r:.80}")
+                raise KlrayError(f"{where}: '{text_field}' must be a non-empty Unicode string, found {text!r:.80}")
             yield text, _domain(record, domain_field, where)
 
 

@@ -36,8 +36,7 @@ class Document(NamedTuple):
     text: str
 
 
-def python_stdlib(split: Split = "heldout", n: int | None = None, seed: int = 0, domain: str | None = None) ->
-TextSet:
+def python_stdlib(split: Split = "heldout", n: int | None = None, seed: int = 0, domain: str | None = None) -> TextSet:
     """Chunks of the running Python's own documents: domains "code" and "prose".
 
     The texts depend on Python's version, down to its patch level, and on nothing else about the machine unless its
@@ -92,8 +91,8 @@ def _prose() -> Iterator[Document]:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError as error:
         raise KlrayError(
-            f"the prose texts are Python's own help topics, and {sys.executable} has no module pydoc_data: install the complete "
-            "standard library, use another Python, or take the texts from a file or a folder"
+            f"the prose texts are Python's own help topics, and {sys.executable} has no module pydoc_data: install the "
+            "complete standard library, use another Python, or take the texts from a file or a folder"
         ) from error
     for name, text in topics.items():
         yield Document(name, PROSE, text)
@@ -115,8 +114,8 @@ def _code() -> Iterator[Document]:
             yield Document(name.as_posix(), CODE, text)
     if not found:
         raise KlrayError(
-            f"the code texts are the source of Python's standard library, and {library} has no .py files (zipped, or compiled only): "
-            "use another Python, or take the texts from a file or a folder"
+            f"the code texts are the source of Python's standard library, and {library} has no .py files (zipped, or "
+            "compiled only): use another Python, or take the texts from a file or a folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""TextSet: texts, byte lengths, domain labels and a fingerprint; how documents become texts and how n of them are drawn."""
+"""TextSet: texts, byte lengths, domains and a fingerprint; how documents become texts, and n of them are drawn."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def draw(
         if n < 1:
             raise KlrayError(f"n={n}: a text set needs at least one text; set n to 1 or more, or leave it out for all")
         if n > len(pairs):
-            raise KlrayError(f"n={n:,} texts were asked for, {name} has {len(pairs):,}; set n to at most {len(pairs):,}")
+            raise KlrayError(f"n={n:,} texts were asked for, {name} has {len(pairs):,}: set n to that or less")
         priority = np.random.default_rng(seed).random(len(pairs))
         groups = sorted({label for _, label in pairs}) if evenly else [None]
         members = [[i for i, pair in enumerate(pairs) if group in (None, pair[1])] for group in groups]

@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from klray import models
+from klray.errors import CheckpointError, KlrayError
+from klray.likelihood import log_likelihood
+from tests import tiny_models
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def save(directory: Path, architecture: str = "gpt_neox", **options: Any) -> Path:
+    return tiny_models.save_checkpoint(directory, architecture, **options)
+
+
+def as_pickle(folder: Path) -> Path:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def with_both_tied_weights(folder: Path) -> Path:
+    stored = load_file(folder / "model.safetensors")
+    save_file({**stored, "lm_head.weight": stored["transformer.wte.weight"].clone()}, folder / "model.safetensors")
+    return folder
+
+
+def with_other_config(folder: Path, **entries: Any) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **entries}))
+    return folder
+
+
+def parameters(model: Any) -> dict[str, bytes]:
+    return {name: tensor.float().numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "llama"])
+def test_load_gives_the_model_that_was_saved(tmp_path: Path, architecture: str) -> None:
+    loaded = models.load(save(tmp_path, architecture))
+    original = tiny_models.tiny_model(architecture)
+    assert parameters(loaded.model) == parameters(original)
+    assert not loaded.model.training
+    assert loaded.architecture == type(original).__name__
+    assert loaded.parameters == sum(parameter.numel() for parameter in original.parameters())
+    assert loaded.context == tiny_models.CONTEXT
+    texts = tiny_models.texts()
+    tokenizer = models.load_tokenizer(tmp_path)
+    expected = log_likelihood(original, tiny_models.tokenizer_for(architecture), texts)
+    assert log_likelihood(loaded.model, tokenizer, texts).tobytes() == expected.tobytes()
+
+
+def test_files_on_the_hub_keep_names_that_the_model_no_longer_has(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    assert "embed_out.weight" in load_file(folder / "model.safetensors")
+    assert "lm_head.weight" in models.load(folder).model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "found"), [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("auto", torch.float32)]
+)
+def test_dtype(tmp_path: Path, dtype: models.Dtype, found: torch.dtype) -> None:
+    model = models.load(save(tmp_path), dtype).model
+    assert {parameter.dtype for parameter in model.parameters()} == {found}
+    with pytest.raises(KlrayError, match="dtype is 'int8': it must be one of float32"):
+        models.load(tmp_path, "int8")  # type: ignore[arg-type]
+
+
+def test_shards_and_pickles_give_the_same_weights(tmp_path: Path) -> None:
+    whole, shards = save(tmp_path / "whole"), save(tmp_path / "shards")
+    expected = parameters(models.load(whole).model)
+    (shards / "model.safetensors").unlink()
+    tiny_models.tiny_model("gpt_neox").save_pretrained(shards, max_shard_size="50KB")
+    assert len(list(shards.glob("model-*.safetensors"))) > 1
+    assert parameters(models.load(shards).model) == expected
+    assert parameters(models.load(as_pickle(whole)).model) == expected
+
+
+def test_safetensors_are_read_where_there_are_both(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    (folder / "pytorch_model.bin").write_bytes(b"not read")
+    models.load(folder)
+
+
+class Payload:
+    """Creates a file when unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    folder, mark = as_pickle(save(tmp_path / "model")), tmp_path / "ran"
+    torch.save({"weight": Payload(mark)}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="hold more than tensors, and reading them could run code") as caught:
+        models.load(folder)
+    assert caught.value.reason == "no_safe_weights"
+    assert not mark.exists()
+    with (folder / "pytorch_model.bin").open("wb") as file:  # the format of torch before 1.6
+        pickle.dump(Payload(mark), file)
+    with pytest.raises(CheckpointError):
+        models.load(folder)
+    assert not mark.exists()
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    folder, mark = save(tmp_path / "model"), tmp_path / "ran"
+    (folder / "modeling_new.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    with_other_config(folder, model_type="new", auto_map={
+        "AutoConfig": "modeling_new.NewConfig", "AutoModelForCausalLM": "modeling_new.NewModel"
+    })  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"its model \(GPTNeoXForCausalLM\) cannot be loaded") as caught:
+        models.load(folder)
+    assert caught.value.reason == "load_failed"
+    assert not mark.exists()
+
+
+def test_an_attention_kernel_named_in_a_config_is_not_fetched(tmp_path: Path) -> None:
+    folder = with_other_config(save(tmp_path), attn_implementation="someone/kernel")
+    assert models.load(folder).model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("lost", ["gpt_neox.layers.1.mlp.dense_4h_to_h.weight", "embed_out.weight"])
+def test_missing_weights_are_refused_by_name(tmp_path: Path, lost: str) -> None:
+    folder = save(tmp_path)
+    stored = load_file(folder / "model.safetensors")
+    del stored[lost]
+    save_file(stored, folder / "model.safetensors")
+    name = lost.replace("embed_out", "lm_head")
+    with pytest.raises(
+        CheckpointError, match=f"lacks 1 of the weights of GPTNeoXForCausalLM: {name}; .* random"
+    ) as caught:
+        models.load(folder)
+    assert caught.value.reason == "load_failed"
+
+
+def test_tensors_that_are_not_part_of_the_model_are_ignored(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    stored = load_file(folder / "model.safetensors")
+    save_file({**stored, "gpt_neox.layers.0.attention.bias": torch.ones(3)}, folder / "model.safetensors")
+    assert parameters(models.load(folder).model) == parameters(tiny_models.tiny_model("gpt_neox"))
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def break_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def change_width(folder: Path) -> None:
+    with_other_config(folder, hidden_size=64)
+
+
+def change_type(folder: Path) -> None:
+    with_other_config(folder, model_type="vit", architectures=["ViTForImageClassification"])
+
+
+def leave_only_tensorflow(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "tf_model.h5")
+
+
+def add_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "reason"),
+    [
+        (truncate, r"\(GPTNeoXForCausalLM\) cannot be loaded: SafetensorError", "load_failed"),
+        (break_config, r"\(config.json cannot be read\) cannot be loaded", "load_failed"),
+        (change_width, r"\(GPTNeoXForCausalLM\) cannot be loaded: .*files are complete", "load_failed"),
+        (change_type, r"\(ViTForImageClassification\) cannot be loaded: .*", "load_failed"),
+        (
+            leave_only_tensorflow,
+            r"neither model.safetensors nor pytorch_model.bin, .*tf_model.h5",
+            "no_safe_weights",
+        ),
+        (add_adapter, r"holds an adapter .* merge it into its base model", "load_failed"),
+        (shutil.rmtree, r"only nothing; convert", "no_safe_weights"),
+    ],
+)
+def test_damaged_checkpoints_are_told_apart(tmp_path: Path, damage: Any, words: str, reason: str) -> None:
+    folder = save(tmp_path / "model")
+    damage(folder)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        models.load(folder)
+    assert caught.value.reason == reason
+
+
+def test_the_model_owns_its_memory(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    model = models.load(folder).model
+    before = parameters(model)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.write(bytes((folder / "model.safetensors").stat().st_size))
+    assert parameters(model) == before
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_put_into_a_model_in_memory_equal_a_fresh_load(
+    tmp_path: Path, architecture: str, dtype: models.Dtype
+) -> None:
+    one, two = (save(tmp_path / str(seed), architecture, seed=seed) for seed in (1, 2))
+    first = models.load(one, dtype)
+    texts, tokenizer = tiny_models.texts(), tiny_models.tokenizer_for(architecture)
+    log_likelihood(first.model, tokenizer, texts)
+    addresses = [parameter.data_ptr() for parameter in first.model.parameters()]
+    second = models.load(two, dtype, reuse=first)
+    assert second.model is first.model
+    assert [parameter.data_ptr() for parameter in second.model.parameters()] == addresses
+    fresh = models.load(two, dtype)
+    assert parameters(second.model) == parameters(fresh.model) != parameters(models.load(one, dtype).model)
+    scored, expected = (log_likelihood(model.model, tokenizer, texts) for model in (second, fresh))
+    assert scored.tobytes() == expected.tobytes()
+
+
+def test_a_pickle_follows_a_pickle(tmp_path: Path) -> None:
+    one, two = (as_pickle(save(tmp_path / str(seed), seed=seed)) for seed in (1, 2))
+    first = models.load(one)
+    second = models.load(two, reuse=first)
+    assert second is first
+    assert parameters(second.model) == parameters(models.load(two).model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: with_other_config(folder, rotary_pct=0.5),
+        lambda folder: save(folder, layers=3),
+        lambda folder: save(folder, "llama"),
+        as_pickle,  # the same tensors, so it may be put in place
+    ],
+)
+def test_another_layout_is_loaded_afresh_and_the_old_model_freed(tmp_path: Path, change: Any) -> None:
+    first = models.load(save(tmp_path / "one", seed=1))
+    folder = change(save(tmp_path / "two", seed=2))
+    second = models.load(folder, reuse=first)
+    assert parameters(second.model) == parameters(models.load(folder).model)
+    if second is not first:
+        assert {parameter.device.type for parameter in first.model.parameters()} == {"meta"}
+        third = models.load(tmp_path / "one", reuse=first)  # given up already: no longer of use
+        assert third is not first
+        assert parameters(third.model) == parameters(tiny_models.tiny_model("gpt_neox", seed=1))
+
+
+def test_another_dtype_is_loaded_afresh(tmp_path: Path) -> None:
+    first = models.load(save(tmp_path), "float32")
+    assert models.load(tmp_path, "bfloat16", reuse=first) is not first
+
+
+def test_tied_weights_stored_twice_are_always_loaded_afresh(tmp_path: Path) -> None:
+    one, two = (with_both_tied_weights(save(tmp_path / str(seed), "gpt2", seed=seed)) for seed in (1, 2))
+    stored = load_file(two / "model.safetensors")
+    stored["lm_head.weight"] += 1  # two's are not tied
+    save_file(stored, two / "model.safetensors")
+    first = models.load(one)
+    second = models.load(two, reuse=first)
+    assert second is not first
+    assert parameters(second.model) == parameters(models.load(two).model)
+    assert not torch.equal(second.model.lm_head.weight, second.model.transformer.wte.weight)
+
+
+def test_loading_is_silent_and_leaves_transformers_settings_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = save(tmp_path)
+    capfd.readouterr()
+    logging = transformers.utils.logging
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    assert before[1]
+    models.load(folder)
+    models.load_tokenizer(folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError):
+        models.load(folder)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    state = torch.get_rng_state()
+    models.load(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_tokenizer_comes_back_whole(tmp_path: Path) -> None:
+    folder = save(tmp_path, "llama")
+    texts = tiny_models.texts()
+    expected = tiny_models.tokenizer_for("llama")(texts)["input_ids"]
+    assert models.load_tokenizer(folder)(texts)["input_ids"] == expected
+    assert expected[0][0] == tiny_models.tokenizer_for("llama").bos_token_id
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"its tokenizer \(LlamaForCausalLM\) cannot be loaded") as caught:
+        models.load_tokenizer(folder)
+    assert caught.value.reason == "load_failed"
+
+
+def test_a_tokenizer_s_fingerprint_follows_its_files_and_nothing_else(tmp_path: Path) -> None:
+    one, two, other = save(tmp_path / "1", seed=1), save(tmp_path / "2", seed=2), save(tmp_path / "3", "llama")
+    fingerprints = [models.tokenizer_fingerprint(folder) for folder in (one, two, other)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    assert len(fingerprints[0]) == 64
+    settings = json.loads((two / "tokenizer_config.json").read_text())
+    (two / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": True}))
+    assert models.tokenizer_fingerprint(two) != fingerprints[0]
+    assert models.tokenizer_fingerprint(with_other_config(one, model_type="llama")) != fingerprints[0]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(CheckpointError, match=r"has no tokenizer: none of tokenizer\*"):
+        models.tokenizer_fingerprint(empty)
+
+
+def test_log_likelihoods_of_a_loaded_checkpoint_are_finite(tmp_path: Path) -> None:
+    folder = save(tmp_path, "gpt2")
+    values = log_likelihood(models.load(folder, "bfloat16").model, models.load_tokenizer(folder), tiny_models.texts())
+    assert np.isfinite(values).all()

@@ -1,0 +1,285 @@
+"""Recipes: clipping, text outliers, exclusions, runs and anomalies, against direct evaluation of their definitions."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from klray.errors import KlrayError
+from klray.preprocess import KNOWN_ANOMALIES, Exclusion, Recipe, find_anomalies, lower_quantile, runs
+from tests.snapshot_data import TEXT_SET, labelled, rows_of, snapshot
+
+# ---- the exact quantile
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    hnp.arrays(
+        st.sampled_from([np.float32, np.float64]),
+        st.tuples(st.integers(1, 9), st.integers(1, 5)),
+        elements=st.floats(-(2.0**99), 2.0**99, width=32),
+    ),
+    st.one_of(st.sampled_from([0.0, 0.02, 0.5, 1.0]), st.floats(0, 1)),
+    st.integers(1, 9),
+)
+def test_the_quantile_is_numpys_lower_one(values: np.ndarray, quantile: float, rows: int) -> None:
+    lazy = da.from_array(values, chunks=(rows, -1))
+    assert lower_quantile(lazy, quantile) == np.quantile(values, quantile, method="lower")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_quantile_of_many_close_values(dtype: type) -> None:
+    """More values than are counted at a time, most of them equal in their first 16 bits."""
+    values = np.random.default_rng(0).normal(-900, 0.1, (40, 9000)).astype(dtype)
+    found = lower_quantile(da.from_array(values, chunks=(33, -1)), 0.02)
+    assert found == np.quantile(values, 0.02, method="lower")
+
+
+def test_the_quantile_refuses_what_is_not_finite() -> None:
+    values = np.array([[1.0, np.nan], [np.inf, 2.0]])
+    with pytest.raises(KlrayError, match="needs finite values, 2 of the included ones are not: exclude their models"):
+        lower_quantile(da.from_array(values), 0.5)
+
+
+# ---- fitting and applying a recipe
+
+
+def test_a_recipe_follows_its_definition() -> None:
+    data = snapshot(n_texts=250)
+    values = data["log_likelihood"].values
+    recipe = Recipe.fit(data, clip_quantile=0.02, outlier_fraction=0.03, min_step=2000)
+    threshold = np.quantile(values, 0.02, method="lower")
+    clipped = np.maximum(values, threshold)
+    largest = np.zeros(250)
+    for run in ("org/pythia-70m", "org/pythia-1b"):
+        late = [row for row in rows_of(data, run) if data["step"].values[row] >= 2000]
+        for earlier, later in pairwise(late):
+            largest = np.maximum(largest, np.abs(clipped[later].astype(float) - clipped[earlier].astype(float)))
+    removed = np.sort(np.argsort(-largest)[:8])  # 3 % of 250, rounded
+    assert recipe.clip_threshold == threshold
+    assert recipe.removed_texts == tuple(removed)
+    assert recipe.text_kept.sum() == 242
+    assert recipe.mean_bytes == data["text_bytes"].values[recipe.text_kept].mean()
+    assert recipe.text_set == TEXT_SET
+    assert recipe.note == ""
+    applied = recipe.apply(data)
+    assert isinstance(applied.data, da.Array)
+    assert applied.dtype == np.float32
+    np.testing.assert_array_equal(applied.values, clipped[:, recipe.text_kept])
+    np.testing.assert_array_equal(applied["text"].values, np.flatnonzero(recipe.text_kept))
+    np.testing.assert_array_equal(applied["model"].values, data["model"].values)
+
+
+@pytest.mark.parametrize("chunks", [(1, -1), (-1, 13), (200, -1), None])
+def test_chunks_do_not_change_a_recipe(chunks: Any) -> None:
+    data = snapshot()
+    other = snapshot(chunks=chunks) if chunks else data.load()
+    assert Recipe.fit(other) == Recipe.fit(data)
+    np.testing.assert_array_equal(Recipe.fit(data).apply(other).values, Recipe.fit(data).apply(data).values)
+
+
+def test_excluded_models_and_layers_do_not_count() -> None:
+    clean = snapshot(runs=("org/a", "org/b"), singles=0)
+    values = clean["log_likelihood"].values
+    facts = list(
+        zip(
+            clean["repository"].values, clean["revision"].values, clean["run"].values, clean["step"].values, strict=True
+        )
+    )
+    broken = np.full((2, values.shape[1]), -9e4, dtype=np.float32)
+    broken[:, ::3] = 0
+    data = labelled(
+        np.concatenate([values, broken]),
+        [*facts, ("org/a", "step5500", "org/a", 5500), ("org/c", "main", "", -1)],
+        0,
+        (9, -1),
+    )
+    data["layer"].values[-1] = 3
+    expected = Recipe.fit(clean, exclude=())
+    found = Recipe.fit(data, exclude=["a@step5500"])
+    assert found.clip_threshold == expected.clip_threshold
+    assert found.excluded == (Exclusion("a@step5500"),)
+    assert found.reasons(data) == [""] * len(values) + ["excluded by hand", ""]
+    assert Recipe.fit(data, exclude=()).clip_threshold < expected.clip_threshold
+
+
+def test_a_pair_beside_an_excluded_checkpoint_has_no_score() -> None:
+    data = snapshot(runs=("org/a",), singles=0)
+    jump = data["log_likelihood"].values.copy()
+    jump[data["step"].values >= 10_000, 7] += 500  # one text jumps between two checkpoints
+    data = data.assign(log_likelihood=(("model", "text"), jump))
+    assert 7 in Recipe.fit(data, 0.0).removed_texts
+    for step in (9000, 10_000):
+        assert 7 not in Recipe.fit(data, 0.0, exclude=[f"a@step{step}"]).removed_texts
+    assert 7 not in Recipe.fit(data, 0.0, min_step=10_000).removed_texts
+    assert 7 in Recipe.fit(data, 0.0, min_step=9000).removed_texts
+
+
+def test_equal_scores_remove_the_first_texts() -> None:
+    data = snapshot(n_texts=100)
+    flat = data.assign(log_likelihood=data["log_likelihood"] * 0 - 100)
+    assert Recipe.fit(flat).removed_texts == (0, 1, 2)
+
+
+def test_without_consecutive_checkpoints_all_texts_stay(caplog: pytest.LogCaptureFixture) -> None:
+    data = snapshot(steps=(0, 100, 200, 300, 400))
+    recipe = Recipe.fit(data)
+    assert recipe.text_kept.all()
+    assert recipe.note == "no run has two consecutive checkpoints at steps >= 2,000: all texts are kept"
+    assert recipe.note in caplog.text
+    assert recipe.outlier_fraction == 0.03
+    assert Recipe.fit(data, min_step=100).text_kept.sum() == 194
+
+
+def test_published_anomalies_are_excluded_unless_told_otherwise() -> None:
+    data = snapshot(runs=("EleutherAI/pythia-1b", "EleutherAI/pythia-410m-seed3"), steps=(1000, 115_000, 116_000))
+    excluded = Recipe.fit(data, min_step=100).reasons(data)
+    labels = [str(label) for label, why in zip(data["model"].values, excluded, strict=True) if why]
+    assert sorted(labels) == [
+        "EleutherAI/pythia-1b@step116000",
+        *(f"EleutherAI/pythia-410m-seed3@step{step}" for step in (1000, 115_000, 116_000)),
+    ]
+    assert not any(Recipe.fit(data, min_step=100, exclude=()).reasons(data))
+    assert all("2505.15353" in exclusion.reason for exclusion in KNOWN_ANOMALIES)
+
+
+@pytest.mark.parametrize("pattern", ["org/a@step512", "a@step512", "*@step512", "KEY"])
+def test_patterns_mean_labels_their_ends_and_keys(pattern: str) -> None:
+    data = snapshot(runs=("org/a",), singles=0)
+    place = int(np.flatnonzero(data["step"].values == 512)[0])
+    pattern = str(data["key"].values[place]) if pattern == "KEY" else pattern
+    reasons = Recipe.fit(data, exclude=[Exclusion(pattern, "why not")]).reasons(data)
+    assert [at for at, why in enumerate(reasons) if why == "why not"] == [place]
+
+
+def test_a_recipe_survives_json_to_the_bit() -> None:
+    recipe = Recipe.fit(snapshot(), clip_quantile=1 / 3, exclude=["a*", Exclusion("b", "because")])
+    again = Recipe.from_json(recipe.to_json())
+    assert again == recipe
+    assert json.loads(recipe.to_json())["clip_threshold"] == recipe.clip_threshold
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{}", '{"removed_texts": [], "excluded": []}', '{"removed_texts": 3}'])
+def test_what_is_no_recipe_is_refused(body: str) -> None:
+    with pytest.raises(
+        KlrayError, match=r"a recipe needs JSON with text_set, n_texts, .*: pass what Recipe.to_json gave"
+    ):
+        Recipe.from_json(body)
+
+
+def test_a_recipe_for_another_text_set_is_refused() -> None:
+    data = snapshot()
+    recipe = Recipe.fit(data)
+    with pytest.raises(
+        KlrayError, match="made for text set 3f3f3f3f3f3f of 200 texts, the snapshot has 777777777777 of 200"
+    ):
+        recipe.apply(data.assign_attrs(text_set="7" * 64))
+    with pytest.raises(KlrayError, match="of 200 texts, the snapshot has 3f3f3f3f3f3f of 150 texts: fit a recipe"):
+        recipe.apply(data.isel(text=slice(150)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"clip_quantile": 1.0}, "clip_quantile needs a share from 0 to below 1, it is 1.0"),
+        ({"outlier_fraction": -0.1}, "outlier_fraction needs a share from 0 to below 1, it is -0.1"),
+        ({"outlier_fraction": 0.997}, "outlier_fraction=0.997 leaves 1 of 200 texts, at least 2 are needed"),
+        ({"exclude": ["*"]}, "needs models to be fitted to, all 67 of the snapshot are excluded or layers"),
+    ],
+)
+def test_impossible_recipes_are_refused(options: dict, words: str) -> None:
+    with pytest.raises(KlrayError, match=words):
+        Recipe.fit(snapshot(), **options)
+
+
+def test_what_is_no_snapshot_is_refused() -> None:
+    with pytest.raises(KlrayError, match=r"needs a snapshot .* this lacks \['log_likelihood', 'text_bytes'\]"):
+        Recipe.fit(xr.Dataset({"a": ("model", [1.0])}))
+
+
+# ---- runs
+
+
+def test_runs_are_sorted_by_step_and_set_apart_by_variant() -> None:
+    data = snapshot(runs=("org/a", "org/b"), steps=(0, 5, 9), singles=2)
+    found = {run.name: run for run in runs(data)}
+    assert set(found) == {"org/a", "org/b"}
+    for name, run in found.items():
+        np.testing.assert_array_equal(run.steps, [0, 5, 9])
+        np.testing.assert_array_equal(run.models, rows_of(data, name))
+    data["quantization"].values[rows_of(data, "org/a")[1:]] = "int8"
+    data["layer"].values[rows_of(data, "org/b")[0]] = 4
+    assert sorted((run.name, *run.steps) for run in runs(data)) == [
+        ("org/a", 0),
+        ("org/a", 5, 9),
+        ("org/b", 0),
+        ("org/b", 5, 9),
+    ]
+
+
+def test_a_checkpoint_scored_again_replaces_the_first() -> None:
+    values = np.zeros((4, 3), dtype=np.float32)
+    facts = [("org/a", f"step{step}", "org/a", step) for step in (10, 20, 10, 30)]
+    data = labelled(values, facts, 0, (2, -1))
+    assert runs(data)[0].models.tolist() == [2, 1, 3]
+    assert runs(data, np.array([False, False, True, False]))[0].models.tolist() == [0, 1, 3]
+    assert runs(data, np.array([True, False, True, False]))[0].models.tolist() == [2, 1, 3]
+
+
+def test_a_snapshot_without_runs_has_none() -> None:
+    assert runs(snapshot(runs=())) == []
+
+
+# ---- anomalies
+
+
+def path_kl(path: np.ndarray) -> np.ndarray:
+    """(T, T) squared distances of (T, d) positions."""
+    return np.array([((path - point) ** 2).sum(axis=1) for point in path])
+
+
+def walk(n: int = 30) -> np.ndarray:
+    return np.cumsum(np.random.default_rng(4).normal(size=(n, 300)), axis=0)
+
+
+LABELS = [f"a@step{t}" for t in range(30)]
+
+
+def test_a_checkpoint_off_the_path_is_found_with_its_evidence() -> None:
+    path = walk()
+    path[12] += np.random.default_rng(0).normal(size=300) * 5
+    kl = path_kl(path)
+    (anomaly,) = find_anomalies(LABELS, np.arange(30) * 10, kl)
+    assert (anomaly.model, anomaly.step) == ("a@step12", 120)
+    assert (anomaly.kl_before, anomaly.kl_after, anomaly.kl_across) == (kl[11, 12], kl[12, 13], kl[11, 13])
+    others = [kl[t, t + 1] for t in (*range(6, 11), *range(13, 18))]
+    assert anomaly.typical == pytest.approx(np.exp(np.median(np.log(others))), rel=1e-12)
+
+
+def test_ordinary_runs_have_no_anomalies() -> None:
+    settling = np.cumsum(np.random.default_rng(4).normal(size=(30, 300)) / (1 + np.arange(30))[:, None], axis=0)
+    jump = walk()
+    jump[12:] += 10  # somewhere else from then on
+    last = walk()
+    last[-1] += 10  # nothing after it tells whether it comes back
+    fast = walk() * np.where(np.arange(30) > 12, 4, 1)[:, None]
+    for path in (walk(), settling, jump, last, fast, np.zeros((30, 3)), walk(3)):
+        assert find_anomalies(LABELS[: len(path)], np.arange(len(path)), path_kl(path)) == []
+
+
+def test_excluded_checkpoints_are_not_reported_again() -> None:
+    path = walk()
+    path[12] += 10
+    kl = path_kl(path)
+    assert len(find_anomalies(LABELS, np.arange(30), kl)) == 1
+    kl[12] = kl[:, 12] = np.nan
+    assert find_anomalies(LABELS, np.arange(30), kl) == []
