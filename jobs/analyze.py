@@ -50,7 +50,7 @@ def analyze(config: Config) -> xr.Dataset:
 
 
 def _earlier(store: Store, snapshot: str, asked: AnalysisConfig) -> xr.Dataset | None:
-    """The newest result, of this snapshot or one before it, whose recipe was made with the settings that are asked for."""
+    """The newest result, of this snapshot or one before it, with a recipe made as is asked for."""
     for identifier in reversed([each for each in store.snapshot_ids() if each <= snapshot]):
         if asked.name in store.result_names(identifier):
             result = store.result(identifier, asked.name)

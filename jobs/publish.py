@@ -12,7 +12,8 @@ def publish(config: Config) -> Manifest:
     """Publish, and say which snapshot is the newest now."""
     store = Store.open(configs.store_url(config.store), config.store.storage_options)
     manifest, new = store.publish()
-    print(f"snapshot {manifest.id}: {manifest.n_models:,} models, {manifest.n_texts:,} texts{'' if new else ' (nothing new)'}")
+    size = f"{manifest.n_models:,} models, {manifest.n_texts:,} texts"
+    print(f"snapshot {manifest.id}: {size}{'' if new else ' (nothing new)'}")
     return manifest
 
 

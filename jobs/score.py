@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from klray import config as configs
+from klray.checkpoints import resolve
 from klray.cli import verb
 from klray.config import Config
 from klray.errors import KlrayError
-from klray.checkpoints import resolve
 from klray.store import Store
 from klray.sweep import SweepReport, sweep
 

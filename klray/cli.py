@@ -46,7 +46,10 @@ def _run(function: Callable[[Config], int], config_name: str) -> int:
         nonlocal code
         values = OmegaConf.to_object(config)
         assert isinstance(values, Config)
-        code = max(code, function(values))
+        try:
+            code = max(code, function(values))
+        except KlrayError as error:  # caught here: Hydra would print the overrides first
+            code = _fail(str(error))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is all that a user sees
     _log_to_stderr()
@@ -54,8 +57,6 @@ def _run(function: Callable[[Config], int], config_name: str) -> int:
     folder = str(Path(str(conf.__file__)).parent)
     try:
         hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(task)()
-    except KlrayError as error:
-        return _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(_explain(error))
     except KeyboardInterrupt:
@@ -81,7 +82,8 @@ def _fail(message: str, code: int = 1) -> int:
 
 def _explain(error: Exception) -> str:
     """Hydra's finding in one sentence, with the nearest keys that exist."""
-    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    found = f"{error}\n{error.__cause__ or ''}"
+    text = "; ".join(line.strip() for line in found.splitlines() if line.strip())
     text = re.sub(r"; To append to your config use.*|; full_key:.*|; object_type=.*", "", text)
     asked = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
     if asked is None:
@@ -93,12 +95,12 @@ def _explain(error: Exception) -> str:
     return f"unknown config key {asked.group(1)}: {hint}"
 
 
-def _keys(config: DictConfig, prefix: str = "") -> list[str]:
+def _keys(config: DictConfig) -> list[str]:
+    """Dotted names of all values."""
     keys: list[str] = []
-    for name in config:
-        value = config._get_node(str(name))
-        nested = isinstance(value, DictConfig) and bool(value)
-        keys += _keys(value, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]  # type: ignore[arg-type]
+    for name in map(str, config):
+        value = config._get_node(name)
+        keys += [f"{name}.{key}" for key in _keys(value)] if isinstance(value, DictConfig) and value else [name]
     return keys
 
 

@@ -82,7 +82,7 @@ def _shape(settings: RaySettings, resources: dict[str, float]) -> Shape:
     if room < 1:
         raise KlrayError(
             f"one scoring actor needs {settings.cpus_per_worker} CPUs and {per_worker:g} GPUs, the Ray cluster has "
-            f"{cpus:g} CPUs and {gpus:g} GPUs; lower ray.cpus_per_worker or ray.gpus_per_worker, or join a larger cluster"
+            f"{cpus:g} CPUs and {gpus:g} GPUs; lower scoring.threads or ray.gpus_per_worker, or join a larger one"
         )
     if settings.workers is not None and settings.workers > room:
         raise KlrayError(

@@ -17,7 +17,7 @@ from typing import Any
 from dask.utils import parse_bytes
 from hydra.core.config_store import ConfigStore
 
-from klray import texts
+from klray import models, texts
 from klray.checkpoints import Hub, RepositorySpec, Selection
 from klray.cluster import RaySettings
 from klray.embedded.serving import embedded_hub
@@ -67,6 +67,13 @@ class TextSource(Enum):
     folder = "folder"
 
 
+class TextSplit(Enum):
+    """Half of the running Python's documents; the embedded family is trained on the other."""
+
+    heldout = "heldout"
+    train = "train"
+
+
 @dataclass
 class TextsConfig:
     """Which texts."""
@@ -74,7 +81,7 @@ class TextsConfig:
     source: TextSource = TextSource.python_stdlib
     path: str | None = None  # of a JSON Lines file or a folder
     pattern: str = "**/*.txt"  # files of a folder
-    split: str = "heldout"  # of python_stdlib: heldout or train
+    split: TextSplit = TextSplit.heldout  # of python_stdlib
     chunked: bool = True  # lines of a JSON Lines file are chunks already, not documents to be cut
     text_field: str = "text"
     domain_field: str | None = None
@@ -91,11 +98,19 @@ class StoreConfig:
     storage_options: dict[str, Any] = field(default_factory=dict)  # for s3fs; never credentials
 
 
+class Dtype(Enum):
+    """Of the parameters and the arithmetic."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 @dataclass
 class ScoringConfig:
     """How checkpoints are scored."""
 
-    dtype: str = "float32"  # float32, bfloat16 or float16
+    dtype: Dtype = Dtype.float32
     quantization: str = "none"
     threads: int = 1  # CPU threads of one worker
     tokens_per_batch: int | None = None  # default: 2,048 on a CPU, 16,384 on a GPU
@@ -169,9 +184,7 @@ def register() -> None:
 def text_set(config: TextsConfig) -> TextSet:
     """The text set that is asked for."""
     if config.source is TextSource.python_stdlib:
-        if config.split not in ("heldout", "train"):
-            raise KlrayError(f"texts.split={config.split}: choose heldout or train")
-        split = "heldout" if config.split == "heldout" else "train"
+        split: texts.Split = "train" if config.split is TextSplit.train else "heldout"
         return texts.python_stdlib(split, n=config.n, seed=config.seed, domain=config.domain)
     if not config.path:
         raise KlrayError(f"texts={config.source.value} needs the place of the texts: set texts.path=")
@@ -198,8 +211,8 @@ def selection(config: ModelsConfig) -> Selection:
         repositories = named or [RepositoryConfig(config.repo)]
     if not repositories:
         raise KlrayError(
-            "no models were asked for: set models=tiny (embedded, needs no network), models=pythia or another family of "
-            'conf/models/, or models.repo=ORG/NAME models.revisions="step*"'
+            "no models were asked for: set models=tiny (embedded, needs no network), models=pythia or another family "
+            'of conf/models/, or models.repo=ORG/NAME models.revisions="step*"'
         )
     specs = tuple(
         RepositorySpec(
@@ -233,8 +246,8 @@ def store_url(config: StoreConfig) -> str:
     secrets = sorted(key for key in _keys(config.storage_options) if re.search(r"secret|token|password|^key$", key))
     if secrets:
         raise KlrayError(
-            f"store.storage_options has {', '.join(secrets)}: credentials do not belong in a config, which is printed and "
-            "kept; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, in the environment of every machine"
+            f"store.storage_options has {', '.join(secrets)}: credentials do not belong in a config, which is printed "
+            "and kept; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, in the environment of every machine"
         )
     return config.url
 
@@ -246,10 +259,8 @@ def _keys(options: Mapping[str, Any]) -> list[str]:
 
 def scoring_settings(config: ScoringConfig) -> ScoringSettings:
     """How checkpoints are scored."""
-    if config.dtype not in ("float32", "bfloat16", "float16"):
-        raise KlrayError(f"scoring.dtype={config.dtype}: choose float32, bfloat16 or float16")
     if config.quantization != "none":
-        raise KlrayError(f"scoring.quantization={config.quantization}: this version scores unquantised models (none) only")
+        raise KlrayError(f"scoring.quantization={config.quantization}: this version scores models as they are (none)")
     for name, value in (
         ("threads", config.threads),
         ("tokens_per_batch", config.tokens_per_batch),
@@ -257,9 +268,14 @@ def scoring_settings(config: ScoringConfig) -> ScoringSettings:
     ):
         if value is not None and value <= 0:
             raise KlrayError(f"scoring.{name}={value}: must be above 0")
+    dtypes: dict[Dtype, models.Dtype] = {
+        Dtype.float32: "float32",
+        Dtype.bfloat16: "bfloat16",
+        Dtype.float16: "float16",
+    }
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else cache_home() / "checkpoints"
     return ScoringSettings(
-        dtype=config.dtype,
+        dtype=dtypes[config.dtype],
         quantization=config.quantization,
         threads=config.threads,
         tokens_per_batch=config.tokens_per_batch,

@@ -8,6 +8,7 @@ differences), so a matrix can be extended: ``previous`` holds what is known of t
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import dask.array as da
@@ -15,6 +16,7 @@ import numpy as np
 import xarray as xr
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
+from dask.system import CPU_COUNT
 
 from klray import tiles
 from klray.centering import Values, checked, model_by_text
@@ -44,7 +46,9 @@ KL_STANDARD_ERROR = Quantity(
 )
 
 
-def kl_divergence(log_likelihood: Values, text_bytes: Any, *, tile: int = TILE, previous: Any = None) -> Values:
+def kl_divergence(
+    log_likelihood: Values, text_bytes: Any, *, tile: int = TILE, previous: Any = None, threads: int | None = None
+) -> Values:
     """KL divergence of every pair of models: KL_ij = Var_n(l_i - l_j) / (2 B-bar ln 2), arXiv:2505.15353, section 2.
 
     Symmetric, 0 on the diagonal, never negative; within 1e-10 relative of the formula for every pair, also for nearly
@@ -55,10 +59,12 @@ def kl_divergence(log_likelihood: Values, text_bytes: Any, *, tile: int = TILE, 
     log_likelihood : (K, N) NumPy, Dask or xarray (dims model, text), nats
     text_bytes : (N,) UTF-8 bytes of each text; B-bar is their mean
     tile : int
-        Models on each side of a tile; the chunks of a Dask result.
+        Most models on each side of a tile; the chunks of a Dask result.
     previous : (P, P), optional
         The matrix of the first P <= K models, over the same texts, in bits per byte: taken as it is, to the bit. Only
         pairs with a newer model are computed.
+    threads : int, optional
+        Of a computation on NumPy; None: one for each CPU. Dask's scheduler has its own.
 
     Returns
     -------
@@ -70,10 +76,12 @@ def kl_divergence(log_likelihood: Values, text_bytes: Any, *, tile: int = TILE, 
     KlrayError
         Wrong shapes, fewer than 2 texts, bytes that are not positive, values that are not finite (Dask: when computed).
     """
-    return _all_pairs(KL, log_likelihood, text_bytes, tile, previous)
+    return _all_pairs(KL, log_likelihood, text_bytes, tile, previous, threads)
 
 
-def kl_standard_error(log_likelihood: Values, text_bytes: Any, *, tile: int = TILE, previous: Any = None) -> Values:
+def kl_standard_error(
+    log_likelihood: Values, text_bytes: Any, *, tile: int = TILE, previous: Any = None, threads: int | None = None
+) -> Values:
     """Standard error of KL_ij over texts, by the delta method: sqrt((m4 - m2^2) / N) / (2 B-bar ln 2).
 
     m2 and m4 are the second and fourth moments over texts of l_i - l_j, centred (arXiv:2505.15353 gives such errors).
@@ -81,7 +89,7 @@ def kl_standard_error(log_likelihood: Values, text_bytes: Any, *, tile: int = TI
 
     Parameters, result and errors as in ``kl_divergence``.
     """
-    return _all_pairs(KL_STANDARD_ERROR, log_likelihood, text_bytes, tile, previous)
+    return _all_pairs(KL_STANDARD_ERROR, log_likelihood, text_bytes, tile, previous, threads)
 
 
 def paired_standard_error(rows: np.ndarray, others: np.ndarray, text_bytes: Any) -> np.ndarray:
@@ -139,12 +147,14 @@ def projected_memory_bytes(
     return n_models * n_texts * itemsize + tasks + threads * (operands + direct + sums + waiting + loading)
 
 
-def _all_pairs(quantity: Quantity, log_likelihood: Any, text_bytes: Any, tile: int, previous: Any) -> Any:
+def _all_pairs(
+    quantity: Quantity, log_likelihood: Any, text_bytes: Any, tile: int, previous: Any, threads: int | None
+) -> Any:
     if tile < 1:
         raise KlrayError(f"tile needs at least 1 model, it is {tile}: choose for example tile={TILE}")
     if isinstance(log_likelihood, xr.DataArray):
         labelled = model_by_text(log_likelihood)
-        return _labelled(quantity, labelled, _all_pairs(quantity, labelled.data, text_bytes, tile, previous))
+        return _labelled(quantity, labelled, _all_pairs(quantity, labelled.data, text_bytes, tile, previous, threads))
     rows = checked(log_likelihood, rows_per_chunk=tile)
     n_models, n_texts = rows.shape
     scale = kl_per_variance(mean_text_bytes(text_bytes, n_texts))
@@ -157,23 +167,28 @@ def _all_pairs(quantity: Quantity, log_likelihood: Any, text_bytes: Any, tile: i
         )
     if isinstance(rows, da.Array):
         return _dask_pairs(quantity, rows, scale, tile, da.asarray(known))
-    return _numpy_pairs(quantity, rows, scale, tile, np.asarray(known))
+    return _numpy_pairs(quantity, rows, scale, tile, np.asarray(known), threads or CPU_COUNT)
 
 
-def _numpy_pairs(quantity: Quantity, rows: np.ndarray, scale: float, tile: int, known: np.ndarray) -> np.ndarray:
+def _numpy_pairs(
+    quantity: Quantity, rows: np.ndarray, scale: float, tile: int, known: np.ndarray, threads: int
+) -> np.ndarray:
     n_models = len(rows)
     result = np.empty((n_models, n_models))
-    for i in range(0, n_models, tile):
-        for j in range(i, n_models, tile):
-            block = _tile(
-                quantity,
-                scale,
-                rows[i : i + tile],
-                None if i == j else rows[j : j + tile],
-                known[i : i + tile, j : j + tile],
-            )
-            result[i : i + tile, j : j + tile] = block
-            result[j : j + tile, i : i + tile] = block.T
+    # smaller tiles than Dask's, so that the threads share even a thousand models: at least 8 on a side from 2,048 on
+    tile = min(tile, tiles.ROWS * max(1, n_models // (8 * tiles.ROWS)))
+
+    def fill(i: int, j: int) -> None:
+        first, second = slice(i, i + tile), slice(j, j + tile)
+        others = None if i == j else rows[second]
+        block = _tile(quantity, scale, rows[first], others, known[first, second])
+        result[first, second] = block
+        result[second, first] = block.T
+
+    with tiles.one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+        starts = range(0, n_models, tile)
+        for done in [pool.submit(fill, i, j) for i in starts for j in starts if i <= j]:
+            done.result()
     return result
 
 
@@ -202,18 +217,20 @@ def _tile(
     """(I, J) values of one tile; ``known`` (I' <= I, J' <= J), its first models, is copied and the rest computed."""
     n, m = (0, 0) if known is None else known.shape
     if known is None or n == 0 or m == 0:
-        block = quantity.tile(rows, others)
+        with tiles.one_blas_thread():
+            block = quantity.tile(rows, others)
         block *= scale
         return block
     partners = rows if others is None else others
     block = np.zeros((len(rows), len(partners)))
-    if m < len(partners):
-        block[:n, m:] = quantity.tile(rows[:n], partners[m:])
-    if n < len(rows) and others is None:
-        block[n:, :n] = block[:n, n:].T
-        block[n:, n:] = quantity.tile(rows[n:])
-    elif n < len(rows):
-        block[n:] = quantity.tile(rows[n:], others)
+    with tiles.one_blas_thread():
+        if m < len(partners):
+            block[:n, m:] = quantity.tile(rows[:n], partners[m:])
+        if n < len(rows) and others is None:
+            block[n:, :n] = block[:n, n:].T
+            block[n:, n:] = quantity.tile(rows[n:])
+        elif n < len(rows):
+            block[n:] = quantity.tile(rows[n:], others)
     block *= scale
     block[:n, :m] = known
     return block

@@ -16,7 +16,7 @@ from klray.units import kl_per_variance
 
 try:
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 except ImportError:  # the extra klray[viz]
     TSNE = None
 

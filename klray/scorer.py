@@ -30,7 +30,7 @@ log = logging.getLogger("klray")
 class ScoringSettings:
     """How checkpoints are scored; ``dtype`` and ``quantization`` are part of a column's identity."""
 
-    dtype: str = "float32"
+    dtype: models.Dtype = "float32"
     quantization: str = "none"
     device: str = "cpu"
     threads: int = 1  # CPU threads of one worker: fixed, because they decide the last bits

@@ -76,7 +76,7 @@ class ScorerActor:
             return Refusal(error.reason, error.message)
         except StoreError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever one checkpoint does, the sweep goes on and says what it was
+        except Exception as error:
             log.exception("%s@%s", checkpoint.repository, checkpoint.revision)
             return Refusal("unexpected", f"{type(error).__name__}: {error}")
 
@@ -184,7 +184,7 @@ class _Run:
             cause = getattr(error, "cause", None) or error
             raise KlrayError(
                 f"a scoring worker could not start: {str(cause).strip().splitlines()[-1]}; "
-                f"each worker opens store {self.store.url} and makes a cache in {self.settings.cache_dir or 'its folder'}"
+                f"each worker opens store {self.store.url} and a cache in {self.settings.cache_dir}"
             ) from error
 
     def _start(self, worker: _Worker, workers: list[_Worker]) -> None:

@@ -256,7 +256,7 @@ def _analyze_run(
 ) -> RunAnalysis:
     """One run from its (T, N) values, the t-th checkpoint in row order[t]."""
     rows = rows[order]
-    kl = kl_divergence(rows, text_bytes)
+    kl = kl_divergence(rows, text_bytes, threads=1)
     kl[excluded] = np.nan
     kl[:, excluded] = np.nan
     first = np.full(len(rows), np.nan)

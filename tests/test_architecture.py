@@ -110,7 +110,9 @@ def test_log_2_has_one_home() -> None:
 
 def loaded_by(statement: str) -> set[str]:
     program = f"import sys\n{statement}\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
-    return set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def test_import_klray_is_light() -> None:

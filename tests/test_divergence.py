@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from klray import divergence, tiles
 from klray.divergence import kl_divergence, kl_standard_error, paired_standard_error, projected_memory_bytes
@@ -27,12 +27,6 @@ BOTH = pytest.mark.parametrize("quantity", [kl_divergence, kl_standard_error])
 BLAS = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]  # type: ignore[call-overload, index]
 OPENBLAS = pytest.mark.skipif("openblas" not in BLAS, reason=f"equal bits are promised with OpenBLAS, this is {BLAS}")
 N = 1300  # more than one block of tiles.TEXTS, the last one cut
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_blas_thread() -> Iterator[None]:
-    with threadpool_limits(1, "blas"):
-        yield
 
 
 def text_bytes(n_texts: int = N) -> np.ndarray:
@@ -235,6 +229,20 @@ def test_tiles_on_a_distributed_cluster() -> None:
     with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None):
         found = kl_divergence(da.from_array(values, chunks=(6, -1)), text_bytes(300), tile=7).compute()
     np.testing.assert_array_equal(found, kl_divergence(values, text_bytes(300)))
+
+
+def test_products_run_in_one_thread_and_blas_gets_its_threads_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    seen: list[set[int]] = []
+    monkeypatch.setattr(tiles, "_finished", lambda *_: seen.append(threads()) or np.zeros((1, 1)))
+    with threadpool_limits(2, "blas"):
+        with tiles.one_blas_thread():  # as another tile would
+            kl_divergence(np.zeros((1, 4)), np.ones(4))
+            assert threads() == {1}
+        assert threads() == {2}
+    assert seen == [{1}]
 
 
 # ---- a pair's value depends on its two rows alone

@@ -203,10 +203,10 @@ def test_recipe_goes_through_its_file(tmp_path: Path) -> None:
 def test_fingerprint_sees_every_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[dict[str, Any]] = [
         {},
-        {"sizes": (Size("46k", hidden=32, layers=1, heads=2),)},
+        {"sizes": (dataclasses.replace(SMALLEST.sizes[0], heads=2),)},
         {"seeds": (1, 3)},
         {"steps": 44},
-        {"learning_rate": 1e-3},
+        {"sizes": (dataclasses.replace(SMALLEST.sizes[0], learning_rate=1e-3),)},
         {"vocabulary": 513},
         {"bytes_per_domain": 100_001},
     ]
@@ -226,12 +226,12 @@ def test_default_recipe() -> None:
 
 
 def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
-    rates = [learning_rate(step, DEFAULT) for step in range(1, DEFAULT.steps + 1)]
+    rates = [learning_rate(step, DEFAULT, 2e-3) for step in range(1, DEFAULT.steps + 1)]
     peak = DEFAULT.warmup_steps - 1
-    assert rates[0] == pytest.approx(DEFAULT.learning_rate / DEFAULT.warmup_steps)
-    assert rates[peak] == max(rates) == DEFAULT.learning_rate
+    assert rates[0] == pytest.approx(2e-3 / DEFAULT.warmup_steps)
+    assert rates[peak] == max(rates) == 2e-3
     assert np.all(np.diff(rates[peak:]) < 0)
-    assert rates[-1] == pytest.approx(DEFAULT.learning_rate * DEFAULT.final_learning_rate_share)
+    assert rates[-1] == pytest.approx(2e-3 * DEFAULT.final_learning_rate_share)
     middle = (DEFAULT.warmup_steps + DEFAULT.steps) // 2
     assert rates[middle - 1] == pytest.approx((rates[peak] + rates[-1]) / 2)
 
@@ -263,7 +263,7 @@ def test_training_documents_are_of_the_training_half_and_enough() -> None:
         ({"sizes": ()}, "no sizes or no seeds"),
         ({"sizes": DEFAULT.sizes[:1] * 2}, r"gives two sizes one name: \['0\.4m', '0\.4m'\]"),
         ({"seeds": (1, 1)}, "gives a seed twice"),
-        ({"sizes": (Size("x", hidden=30, layers=1),)}, "heads do not divide its width"),
+        ({"sizes": (Size("x", hidden=30, layers=1, learning_rate=1e-3),)}, "heads do not divide its width"),
         ({"steps": 0}, "steps or save_every below 1"),
         ({"batch_blocks": 3}, "odd number of batch_blocks"),
         ({"block_tokens": 1025}, "block_tokens outside 1 to 1,024"),

@@ -92,9 +92,10 @@ def test_sixteen_processes_create_one_object_and_one_wins(tmp_path: Path) -> Non
 def test_identity_key_is_the_sha256_of_canonical_json_and_any_part_changes_it() -> None:
     identity = Identity("org/a", "c" * 40, "t" * 64)
     canonical = (
-        '{"commit":"%s","dtype":"float32","lens":"none","numerics":1,"quantization":"none","repository":"org/a",'
-        '"text_set":"%s","tokenization":"tokenizer-defaults/first-token-uncounted/no-truncation"}'
-    ) % ("c" * 40, "t" * 64)
+        f'{{"commit":"{"c" * 40}","dtype":"float32","lens":"none","numerics":1,"quantization":"none",'
+        f'"repository":"org/a","text_set":"{"t" * 64}",'
+        '"tokenization":"tokenizer-defaults/first-token-uncounted/no-truncation"}'
+    )
     assert identity.key == hashlib.sha256(canonical.encode()).hexdigest()
     variants = {
         identity.key,
@@ -110,7 +111,9 @@ def test_identity_key_is_the_sha256_of_canonical_json_and_any_part_changes_it() 
 
 def test_another_text_set_is_refused_with_both_sets_named(store: Store) -> None:
     fewer = TextSet("fewer", TEXTS.texts[:9], TEXTS.domains[:9])
-    with pytest.raises(StoreError, match=r"holds 12 texts \(text set test.*but 9 texts were given \(text set fewer.*set texts="):
+    with pytest.raises(
+        StoreError, match=r"holds 12 texts \(text set test.*but 9 texts were given \(text set fewer.*set texts="
+    ):
         Store.create(store.url, fewer)
     with pytest.raises(StoreError, match=r"column org/a@step1 has 9 texts .*the store has 12 .*set texts="):
         store.write_column(column("a", 1, text_set=fewer), attempt="0" * 32)
@@ -204,7 +207,7 @@ def test_damaged_column_is_never_published(folder_store: Store) -> None:
     body = bytearray(chunk.read_bytes())
     body[-5] ^= 1
     chunk.write_bytes(body)
-    with pytest.raises(StoreError, match="does not hold what was committed.*score the checkpoint again"):
+    with pytest.raises(StoreError, match=r"does not hold what was committed.*score the checkpoint again"):
         folder_store.publish()
     assert folder_store.snapshot_ids() == []
 
@@ -231,7 +234,10 @@ def test_all_zero_column_is_written_not_assumed(folder_store: Store) -> None:
 
 def test_odd_revisions_have_a_safe_path(folder_store: Store) -> None:
     odd = column("a", 1)
-    add(folder_store, Column(odd.identity, odd.log_likelihood, (-1,), odd.n_tokens, {"revision": "../refs/pr/1 é"}, {}, {}))
+    add(
+        folder_store,
+        Column(odd.identity, odd.log_likelihood, (-1,), odd.n_tokens, {"revision": "../refs/pr/1 é"}, {}, {}),
+    )
     (commit,) = folder_store.commits()
     path = (Path(folder_store.url) / commit.path).resolve()
     assert path.is_relative_to(Path(folder_store.url) / "columns" / "org--a")

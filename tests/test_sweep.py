@@ -1,4 +1,4 @@
-"""Sweeps on real Ray actors, over the real hub client, of really trained checkpoints; processes killed in the middle."""
+"""Sweeps on real Ray actors, over the real hub client, of trained checkpoints; processes killed midway."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def test_cache_is_empty_after_a_sweep(undisturbed: Path) -> None:
     assert left == []
 
 
-def test_second_sweep_scores_nothing_and_one_more_revision_scores_one(hub: HubServer, undisturbed: Path, tmp_path: Path) -> None:
+def test_second_sweep_scores_nothing_and_one_more_revision_scores_one(
+    hub: HubServer, undisturbed: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     some = ["models.repo=klray/tiny-46k-seed1", "models.family=tiny_smallest"]
     first = run(hub, store, *some, "models.revisions=[step4,step8]")
@@ -109,7 +111,9 @@ def test_two_workers_give_the_same_bits_as_one(hub: HubServer, undisturbed: Path
     assert columns(store) == columns(undisturbed)
 
 
-def test_what_cannot_be_scored_is_recorded_with_its_reason_and_the_sweep_goes_on(hub: HubServer, tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_recorded_with_its_reason_and_the_sweep_goes_on(
+    hub: HubServer, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     names = "broken/nan,broken/unknown,broken/short,broken/none,klray/tiny-46k-seed1"
     done = run(hub, store, f"models.names=[{names}]", "ray.workers=1", code=1)
@@ -156,7 +160,9 @@ def wait_for_commits(store: Path, count: int, process: subprocess.Popen[bytes]) 
     raise AssertionError(f"no {count} commits within 200 s")
 
 
-def test_killed_actor_is_replaced_and_every_column_is_the_same(hub: HubServer, undisturbed: Path, tmp_path: Path) -> None:
+def test_killed_actor_is_replaced_and_every_column_is_the_same(
+    hub: HubServer, undisturbed: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     arguments, environment = command(hub, store, *FAMILY, "ray.workers=1")
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
@@ -176,9 +182,10 @@ def test_killed_driver_leaves_nothing_behind_but_columns_and_the_rest_follows(
     arguments, environment = command(hub, store, *FAMILY, "ray.workers=1")
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         wait_for_commits(store, 3, process)
-        children = psutil.Process(process.pid).children(recursive=True)
+        actors = actors_of(process.pid)
+        assert actors
         process.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(actors, timeout=60)
     assert alive == []
     scored = len(columns(store))
     assert 3 <= scored < N_CHECKPOINTS

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tracemalloc
 import warnings
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
-from threadpoolctl import threadpool_limits
 
 from klray.diffusion import diffusion_exponent
 from klray.errors import KlrayError
@@ -37,12 +35,6 @@ VARIABLES = {
     "text_kept",
     "excluded",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_blas_thread() -> Iterator[None]:
-    with threadpool_limits(1, "blas"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +252,7 @@ def test_what_is_no_earlier_state_is_refused(data: xr.Dataset) -> None:
 
 def test_more_than_the_budget_is_refused_with_both_numbers(data: xr.Dataset) -> None:
     words = (
-        r"analysis of 67 models and 194 texts in tiles of 20 with 3 threads needs about 0\.0\d GiB, the budget is 0\.00 "
+        r"of 67 models and 194 texts in tiles of 20 with 3 threads needs about 0\.0\d GiB, the budget is 0\.00 "
         r"GiB; set dask\.memory_limit=\.\.\. or analysis\.tile=\.\.\."
     )
     with pytest.raises(KlrayError, match=words):

@@ -22,11 +22,15 @@ CONTEXT_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of one GPT-NeoX model; ``name`` is its number of parameters in words, as in the repository's name."""
+    """Shape of one GPT-NeoX model and its highest learning rate.
+
+    ``name`` is its number of parameters in words, as in the repository's name.
+    """
 
     name: str
     hidden: int
     layers: int
+    learning_rate: float
     heads: int = 4
 
     def parameters(self, vocabulary: int) -> int:
@@ -41,7 +45,7 @@ class Recipe:
 
     A batch has ``batch_blocks`` blocks of ``block_tokens`` tokens, half of the blocks prose and half code, each
     domain from about ``bytes_per_domain`` bytes of its documents. The learning rate rises linearly over
-    ``warmup_steps`` to ``learning_rate`` and falls along a cosine to ``final_learning_rate_share`` of it at the last
+    ``warmup_steps`` to the size's highest and falls along a cosine to ``final_learning_rate_share`` of it at the last
     step. Weights are kept at ``early_steps``, every ``save_every`` steps and at the end.
 
     Raises
@@ -50,7 +54,10 @@ class Recipe:
         A recipe that cannot be trained.
     """
 
-    sizes: tuple[Size, ...] = (Size("0.4m", hidden=64, layers=2), Size("0.7m", hidden=96, layers=3))
+    sizes: tuple[Size, ...] = (
+        Size("0.4m", hidden=64, layers=2, learning_rate=2e-3),
+        Size("0.7m", hidden=96, layers=3, learning_rate=1.3e-3),
+    )
     seeds: tuple[int, ...] = (1, 2)
     steps: int = 600
     early_steps: tuple[int, ...] = (0, 1, 2, 4, 8, 16)
@@ -59,7 +66,6 @@ class Recipe:
     bytes_per_domain: int = 1_000_000
     batch_blocks: int = 8
     block_tokens: int = 128
-    learning_rate: float = 2e-3
     warmup_steps: int = 30
     final_learning_rate_share: float = 0.3
 
@@ -138,7 +144,7 @@ class Run:
 DEFAULT = Recipe()
 # Seconds for both runs, and a window of ten regular checkpoints still fits.
 SMALLEST = Recipe(
-    sizes=(Size("46k", hidden=32, layers=1),),
+    sizes=(Size("46k", hidden=32, layers=1, learning_rate=4e-3),),
     steps=40,
     early_steps=(0, 1, 2),
     save_every=4,

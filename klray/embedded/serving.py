@@ -30,7 +30,7 @@ def embedded_root(recipe: str) -> Path:
 
 @contextlib.contextmanager
 def embedded_hub(recipe: str) -> Iterator[None]:
-    """Serve the embedded family: inside, HF_ENDPOINT and HF_TOKEN lead to it, and nothing else tells it from the hub."""
+    """Serve the embedded family: inside, HF_ENDPOINT and HF_TOKEN lead to it; nothing else is different."""
     with local_hub(embedded_root(recipe)) as (endpoint, token), _environment(HF_ENDPOINT=endpoint, HF_TOKEN=token):
         yield
 

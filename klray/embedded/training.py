@@ -44,13 +44,13 @@ def make_model(size: Size, vocabulary: int) -> GPTNeoXForCausalLM:
     return GPTNeoXForCausalLM(config)
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
+def learning_rate(step: int, recipe: Recipe, highest: float) -> float:
     """Learning rate of the update that leads to ``step`` (1 to ``recipe.steps``): linear warm-up, then a cosine."""
     if step <= recipe.warmup_steps:
-        return recipe.learning_rate * step / recipe.warmup_steps
+        return highest * step / recipe.warmup_steps
     way = (step - recipe.warmup_steps) / (recipe.steps - recipe.warmup_steps)
     floor = recipe.final_learning_rate_share
-    return recipe.learning_rate * (floor + (1 - floor) * (1 + math.cos(math.pi * way)) / 2)
+    return highest * (floor + (1 - floor) * (1 + math.cos(math.pi * way)) / 2)
 
 
 def draw_blocks(
@@ -85,7 +85,7 @@ def train(
     save(model, 0)
     for step in range(1, recipe.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, recipe)
+            group["lr"] = learning_rate(step, recipe, run.size.learning_rate)
         tokens_BT = draw_blocks(streams, recipe.batch_blocks, recipe.block_tokens, generator)
         logits_BTV = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
         loss = cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())

@@ -12,7 +12,7 @@ from klray.store.objects import Objects
 def write_dataset(objects: Objects, path: str, data: xr.Dataset) -> None:
     """Write ``data`` below ``path``, which is empty; each Dask block goes straight to its place."""
     with warnings.catch_warnings():
-        # Zarr v3 has no specification of consolidated metadata yet. It is right here, because nothing changes afterwards, and
+        # Zarr v3 does not specify consolidated metadata yet. It is right here, because nothing changes afterwards, and
         # readers open the dataset with one request in place of one for each array.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         data.to_zarr(objects.zarr(path), mode="w-", zarr_format=3, consolidated=True)

@@ -14,8 +14,8 @@ TOKENIZATION = "tokenizer-defaults/first-token-uncounted/no-truncation"
 class Identity:
     """Identity of a column. Two columns with equal identities hold the same log-likelihoods, up to rounding.
 
-    ``commit`` is the resolved commit sha, for a folder the hash of its files; a checkpoint that could not be resolved has
-    ``unresolved:<revision>``, under which its failure is recorded.
+    ``commit`` is the resolved commit sha, for a folder the hash of its files; a checkpoint that could not be resolved
+    has ``unresolved:<revision>``, under which its failure is recorded.
     """
 
     repository: str

@@ -1,7 +1,7 @@
 """Named objects on a folder or on S3: the few operations that the store's protocol rests on.
 
-``create`` is the one that matters: it makes an object only if none has that name, whole or not at all, whoever else tries
-at the same moment. Everything that becomes visible in a store becomes visible through one ``create``.
+``create`` is the one that matters: it makes an object only if none has that name, whole or not at all, whoever else
+tries at the same moment. Everything that becomes visible in a store becomes visible through one ``create``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Objects(abc.ABC):
 
     @abc.abstractmethod
     def create(self, key: str, body: bytes) -> bool:
-        """Make the object if none has this key; True if this call made it. Bodies carry an attempt id, so are unique."""
+        """Make the object if none has this key; True if this call made it. No two calls have the same body."""
 
     @abc.abstractmethod
     def put(self, key: str, body: bytes) -> None:

@@ -46,6 +46,7 @@ def open_result(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
     if objects.get(f"{path}.json") is None:
         raise StoreError(
             f"analysis.name={name}: snapshot {snapshot} of store {objects.url} has no such result "
-            f"({', '.join(result_names(objects, snapshot)) or 'none'} there); run: klray analyze store.url={objects.url}"
+            f"({', '.join(result_names(objects, snapshot)) or 'none'} there); "
+            f"run: klray analyze store.url={objects.url}"
         )
     return open_dataset_below(objects, path)

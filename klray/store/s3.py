@@ -33,7 +33,7 @@ class S3Objects(Objects):
     def __init__(self, url: str, storage_options: Mapping[str, Any]):
         self.url = url.rstrip("/")
         self._root = self.url.removeprefix("s3://")
-        # A listing cache would hide chunks that others write later: Zarr would read them as fill values, without an error.
+        # A listing cache would hide chunks that others write later: Zarr would read fill values, without an error.
         self._options = {**storage_options, "use_listings_cache": False}
         self._files = s3fs.S3FileSystem(**self._options)
 
@@ -80,7 +80,9 @@ class S3Objects(Objects):
                 paths: list[str] = self._files.ls(self._path(prefix), detail=False, refresh=True)
             except FileNotFoundError:
                 return []
-            return sorted(name for path in paths if (name := path.rstrip("/").rsplit("/", 1)[-1]) and path != self._path(prefix))
+            return sorted(
+                name for path in paths if (name := path.rstrip("/").rsplit("/", 1)[-1]) and path != self._path(prefix)
+            )
 
         return self._patiently(attempt, prefix)
 
@@ -105,8 +107,8 @@ class S3Objects(Objects):
                 return attempt()
             except NoCredentialsError as error:
                 raise StoreError(
-                    f"store {self.url}: no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
-                    "AWS_PROFILE, or read anonymously with store.storage_options.anon=true"
+                    f"store {self.url}: no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+                    "or AWS_PROFILE, or read anonymously with store.storage_options.anon=true"
                 ) from error
             except OSError as error:
                 codes = _codes(error)

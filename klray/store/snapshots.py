@@ -1,7 +1,7 @@
 """Snapshots: committed columns gathered into one immutable array that plain xarray opens.
 
 A snapshot's folder is its own, its manifest is created last, and only then does LATEST point to it: a reader sees the
-old snapshot or the new one, never a part. Models keep their places: a snapshot starts with the models of the one before.
+old snapshot or the new one, never a part. Models keep their places: a snapshot starts with those of the one before.
 """
 
 from __future__ import annotations

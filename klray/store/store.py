@@ -174,9 +174,7 @@ class Store:
         return results.open_result(self.objects, snapshot, name)
 
 
-def open_dataset(
-    url: str, snapshot: str = "latest", storage_options: Mapping[str, Any] | None = None
-) -> xr.Dataset:
+def open_dataset(url: str, snapshot: str = "latest", storage_options: Mapping[str, Any] | None = None) -> xr.Dataset:
     """Open a published snapshot of a store for reading, without loading it.
 
     Parameters
@@ -220,9 +218,10 @@ def _read_root(objects: Objects) -> dict[str, Any]:
 def _check_text_set(url: str, root: Mapping[str, Any], given: TextSet) -> None:
     if root["text_set"] != given.fingerprint:
         raise StoreError(
-            f"store {url} holds {root['n_texts']:,} texts (text set {root['text_set_name']}, {root['text_set'][:8]}...), "
-            f"but {len(given):,} texts were given (text set {given.name}, {given.fingerprint[:8]}...); columns of "
-            "different text sets cannot be compared: set texts= as it was, or store.url= to a new place"
+            f"store {url} holds {root['n_texts']:,} texts (text set {root['text_set_name']}, "
+            f"{root['text_set'][:8]}...), but {len(given):,} texts were given (text set {given.name}, "
+            f"{given.fingerprint[:8]}...); columns of different text sets cannot be compared: set texts= as it was, "
+            "or store.url= to a new place"
         )
 
 

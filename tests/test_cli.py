@@ -1,0 +1,83 @@
+"""The command line: what is typed wrong is answered in one sentence that says what to type."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from klray import cli
+
+
+def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["klray", *words])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["scroe"], "there is no verb scroe: did you mean score?"),
+        (["score", "scoring.dtyp=float32"], "unknown config key scoring.dtyp: did you mean scoring.dtype?"),
+        (["score", "dtype=float32"], "unknown config key dtype: did you mean scoring.dtype?"),
+        (["score", "models=piythia"], "Available options.*pythia"),
+        (["score", "scoring.threads=many"], "many"),
+        (["score", "store.url=x"], "no models were asked for: set models=tiny"),
+        (["score", "models=tiny"], "no store was named: set store.url="),
+        (
+            ["score", "models=tiny", "store.url=x", "scoring.dtype=float8"],
+            "float8.*float32",
+        ),
+        (["score", "models=tiny", "store.url=x", "scoring.threads=0"], "scoring.threads=0: must be above 0"),
+        (["score", "models=tiny", "store.url=x", "texts=jsonl"], "needs the place of the texts: set texts.path="),
+        (
+            ["score", "models=tiny", "store.url=x", "+store.storage_options.secret=s"],
+            "credentials do not belong in a config",
+        ),
+        (["analyze", "store.url=x", "dask.memory_limit=much"], "there is no klray store"),
+        (["status", "store.url=x"], "there is no klray store; klray score creates one"),
+    ],
+)
+def test_mistakes_are_answered(
+    words: list[str], answer: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = klray(capsys, monkeypatch, *words)
+    assert code != 0
+    assert errors.startswith("klray: error: ") and "Traceback" not in errors
+    assert re.search(answer, errors), errors
+    assert list(tmp_path.iterdir()) == [], "a mistake must leave nothing behind"
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = klray(capsys, monkeypatch)
+    assert code == 0
+    for verb in ("plan", "score", "status", "publish", "analyze", "report", "demo", "train"):
+        assert f"\n  {verb}" in out
+
+
+@pytest.mark.parametrize("models", ["tiny", "pythia", "pythia_seeds", "modelmap_1018"])
+def test_families_compose(models: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, errors = klray(capsys, monkeypatch, "score", f"models={models}", "--cfg", "job")
+    assert code == 0, errors
+    config = OmegaConf.create(out)
+    count = len(config.models.repositories) + len(config.models.names)
+    assert config.models.family == models
+    assert count == {"tiny": 4, "pythia": 10, "pythia_seeds": 45, "modelmap_1018": 1018}[models]
+
+
+def test_verbs_run_as_modules() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.status", "--cfg", "job"], capture_output=True, text=True, check=True
+    )
+    assert "models:" in done.stdout
