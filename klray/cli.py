@@ -84,7 +84,7 @@ def _explain(error: Exception) -> str:
     """Hydra's finding in one sentence, with the nearest keys that exist."""
     found = f"{error}\n{error.__cause__ or ''}"
     text = "; ".join(line.strip() for line in found.splitlines() if line.strip())
-    text = re.sub(r"; To append to your config use.*|; full_key:.*|; object_type=.*", "", text)
+    text = re.sub(r"; To append to your config use.*|; full_key:.*|; object_type=.*|; Config search path.*", "", text)
     asked = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
     if asked is None:
         return text

@@ -247,7 +247,7 @@ def store_url(config: StoreConfig) -> str:
     if secrets:
         raise KlrayError(
             f"store.storage_options has {', '.join(secrets)}: credentials do not belong in a config, which is printed "
-            "and kept; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, in the environment of every machine"
+            "and kept; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, in each machine's environment"
         )
     return config.url
 
