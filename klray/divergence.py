@@ -17,6 +17,7 @@ import xarray as xr
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from klray import tiles
 from klray.centering import Values, checked, model_by_text
@@ -137,8 +138,7 @@ def projected_memory_bytes(
         Bytes per input value, 4 in a snapshot.
     """
     side = -(-min(tile, n_models) // tiles.ROWS) * tiles.ROWS
-    width = min(tiles.TEXTS, n_texts)
-    operands = 2 * 3 * side * width * 8  # x, x^2, x^3 of both sides
+    operands = 2 * 3 * side * tiles.TEXTS * 8  # x, x^2, x^3 of both sides
     direct = 3 * max(tiles.DIRECT_VALUES, n_texts) * 8
     sums = 5 * side * side * 8  # two sums of products, the tile cut out of them, blocks on their way
     waiting = 2 * side * side * 8  # finished tiles that the writer has not taken yet
@@ -175,8 +175,8 @@ def _numpy_pairs(
 ) -> np.ndarray:
     n_models = len(rows)
     result = np.empty((n_models, n_models))
-    # smaller tiles than Dask's, so that the threads share even a thousand models: at least 8 on a side from 2,048 on
-    tile = min(tile, tiles.ROWS * max(1, n_models // (8 * tiles.ROWS)))
+    # about 8 tiles on a side, so that threads can share them, of at least 256: smaller ones are centred too often
+    tile = min(tile, max(256, n_models // (8 * tiles.ROWS) * tiles.ROWS))
 
     def fill(i: int, j: int) -> None:
         first, second = slice(i, i + tile), slice(j, j + tile)
@@ -185,7 +185,7 @@ def _numpy_pairs(
         result[first, second] = block
         result[second, first] = block.T
 
-    with tiles.one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         starts = range(0, n_models, tile)
         for done in [pool.submit(fill, i, j) for i in starts for j in starts if i <= j]:
             done.result()
@@ -215,15 +215,16 @@ def _tile(
     quantity: Quantity, scale: float, rows: np.ndarray, others: np.ndarray | None, known: np.ndarray | None
 ) -> np.ndarray:
     """(I, J) values of one tile; ``known`` (I' <= I, J' <= J), its first models, is copied and the rest computed."""
-    n, m = (0, 0) if known is None else known.shape
-    if known is None or n == 0 or m == 0:
-        with tiles.one_blas_thread():
+    # tiles have threads already; those of BLAS beside them wait for each other in every product, which made all pairs
+    # of 3,000 models three to six times slower on two busy cores
+    with threadpool_limits(1, user_api="blas"):
+        if known is None or known.size == 0:
             block = quantity.tile(rows, others)
-        block *= scale
-        return block
-    partners = rows if others is None else others
-    block = np.zeros((len(rows), len(partners)))
-    with tiles.one_blas_thread():
+            block *= scale
+            return block
+        n, m = known.shape
+        partners = rows if others is None else others
+        block = np.zeros((len(rows), len(partners)))
         if m < len(partners):
             block[:n, m:] = quantity.tile(rows[:n], partners[m:])
         if n < len(rows) and others is None:
@@ -231,9 +232,9 @@ def _tile(
             block[n:, n:] = quantity.tile(rows[n:])
         elif n < len(rows):
             block[n:] = quantity.tile(rows[n:], others)
-    block *= scale
-    block[:n, :m] = known
-    return block
+        block *= scale
+        block[:n, :m] = known
+        return block
 
 
 def _labelled(quantity: Quantity, labelled: xr.DataArray, values: Any) -> xr.DataArray:

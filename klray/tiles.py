@@ -3,25 +3,22 @@
 Shapes: I, J = models on the two sides of a tile, N = texts, P = pairs. Rows are log-likelihoods in nats, float32 or
 float64, C-contiguous and finite. Everything is summed in float64.
 
-The variance of a pair depends on its two rows alone, to the bit. Every matrix product has one shape, (ROWS, texts) by
-(texts, ROWS), filled up with zero rows; its operands lie in different memory (NumPy has another routine for x @ x.T);
-nothing that depends on other models enters. OpenBLAS then sums each element in the same order wherever it stands.
-With a library that does not, the variance of a pair still keeps to KL_CANCELLATION's bound, but not to the bit.
-The fourth moments subtract the tile's mean row, which cancels in differences, and keep to SE_CANCELLATION's bound.
+The variance of a pair depends on its two rows alone, to the bit. Every matrix product has one shape, (ROWS, TEXTS) by
+(TEXTS, ROWS), filled up with zeros; its operands lie in different memory (NumPy has another routine for x @ x.T);
+nothing that depends on other models enters. OpenBLAS then sums each element in the same order wherever it stands, in
+any number of threads. With a library that does not, the variance of a pair still keeps to KL_CANCELLATION's bound, but
+not to the bit. The fourth moments subtract the tile's mean row, which cancels in differences, and keep to
+SE_CANCELLATION's bound.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
-ROWS = 256  # models on each side of one matrix product
+ROWS = 128  # models on each side of one matrix product: larger ones waste more on the diagonal
 TEXTS = 1024  # texts in one product: the float64 copies of a tile stay small, and short sums round less
 DIRECT_VALUES = 2**16  # differences evaluated together: 512 kB stay in a core's cache
 
@@ -32,27 +29,6 @@ KL_CANCELLATION = 5e-5
 SE_CANCELLATION = 1e-6
 
 Moment = Callable[[np.ndarray], np.ndarray]  # (P, N) differences -> (P,)
-
-_blas_lock = threading.Lock()
-_blas_limit: list[Any] = []  # one entry for each tile that is being computed, the first holds the limit
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Matrix products run in the calling thread until the last of those who asked for it is done.
-
-    Tiles are computed by several threads already. Threads of BLAS beside them wait for each other in every product,
-    which made all pairs of 3,000 models three to six times slower on two busy cores.
-    """
-    with _blas_lock:
-        _blas_limit.append(None if _blas_limit else ThreadpoolController().limit(limits=1, user_api="blas"))
-    try:
-        yield
-    finally:
-        with _blas_lock:
-            if len(_blas_limit) == 1:
-                _blas_limit[0].restore_original_limits()
-            _blas_limit.pop()
 
 
 def variance(rows: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
@@ -69,9 +45,9 @@ def variance(rows: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
     """
     left, right = _Side(rows, powers=1), _Side(rows if others is None else others, powers=1)
     among = others is None
+    x, y = left.operand, right.operand
     products = np.zeros((left.padded, right.padded))
-    for start, width in _text_blocks(rows.shape[1]):
-        x, y = left.operand(width), right.operand(width)
+    for start in range(0, rows.shape[1], TEXTS):
         left.center_into(x, start)
         right.center_into(y, start)
         left.squares += np.einsum("ij,ij->i", x, x)
@@ -109,10 +85,10 @@ def square_variance(rows: np.ndarray, others: np.ndarray | None = None) -> np.nd
     left, right = _Side(rows, powers=3), _Side(rows if others is None else others, powers=3)
     among = others is None
     cross2, cross4 = np.zeros((left.padded, right.padded)), np.zeros((left.padded, right.padded))
-    for start, width in _text_blocks(n_texts):
-        x, y = left.operand(3 * width), right.operand(3 * width)
-        x3, x1, x2 = x[:, :width], x[:, width : 2 * width], x[:, 2 * width :]
-        y1, y3, y2 = y[:, :width], y[:, width : 2 * width], y[:, 2 * width :]
+    x, y = left.operand, right.operand
+    x3, x1, x2 = x[:, :TEXTS], x[:, TEXTS : 2 * TEXTS], x[:, 2 * TEXTS :]
+    y1, y3, y2 = y[:, :TEXTS], y[:, TEXTS : 2 * TEXTS], y[:, 2 * TEXTS :]
+    for start in range(0, n_texts, TEXTS):
         left.center_into(x1, start)
         right.center_into(y1, start)
         shared = (x1.sum(axis=0) + y1.sum(axis=0)) / (len(left.rows) + len(right.rows))
@@ -180,46 +156,36 @@ def paired(moment: Moment, rows: np.ndarray, others: np.ndarray, i: np.ndarray, 
 
 
 class _Side:
-    """One side of a tile: (I, N) rows, centred in float64 block by block, filled up with zeros to a multiple of ROWS.
+    """One side of a tile: (I, N) rows, centred in float64 TEXTS at a time, filled up with zeros to a multiple of ROWS.
 
-    ``powers``: how many (I, TEXTS) blocks lie side by side in its operand of the matrix products.
+    ``operand`` (padded, powers TEXTS) is its factor in the matrix products, the same memory for every block of texts.
     """
 
     def __init__(self, rows: np.ndarray, powers: int):
         self.rows = rows
         self.padded = -(-len(rows) // ROWS) * ROWS
         sums = np.zeros(len(rows))
-        for start, width in _text_blocks(rows.shape[1]):
+        for start in range(0, rows.shape[1], TEXTS):
             # the copy makes each row's sum run in the same order in every tile
-            sums += rows[:, start : start + width].astype(np.float64).sum(axis=1)
+            sums += rows[:, start : start + TEXTS].astype(np.float64).sum(axis=1)
         self.means = sums / rows.shape[1]
         self.squares = np.zeros(self.padded)  # sums over the texts so far, of the second and the fourth power
         self.fourths = np.zeros(self.padded)
-        self._memory = np.empty(self.padded * powers * min(TEXTS, rows.shape[1]))
-
-    def operand(self, width: int) -> np.ndarray:
-        """(padded, width) to be filled: the same memory each time, its last rows zero."""
-        operand = self._memory[: self.padded * width].reshape(self.padded, width)
-        operand[len(self.rows) :] = 0.0
-        return operand
+        self.operand = np.zeros((self.padded, powers * TEXTS))
 
     def center_into(self, out: np.ndarray, start: int) -> None:
-        """Write the centred texts from ``start`` on into the first rows of ``out`` (padded, width)."""
-        block = self.rows[:, start : start + out.shape[1]]
-        np.subtract(block, self.means[:, None], out=out[: len(self.rows)])
+        """Write the centred texts from ``start`` on into the first rows of ``out`` (padded, TEXTS)."""
+        block = self.rows[:, start : start + TEXTS]
+        np.subtract(block, self.means[:, None], out=out[: len(self.rows), : block.shape[1]])
+        out[: len(self.rows), block.shape[1] :] = 0.0
 
     def fill_powers(self, first: np.ndarray, second: np.ndarray, third: np.ndarray, shared: np.ndarray) -> None:
-        """Subtract ``shared`` (width,) from the first powers, fill in the second and third, and sum up."""
+        """Subtract ``shared`` (TEXTS,) from the first powers, fill in the second and third, and sum up."""
         first[: len(self.rows)] -= shared
         np.square(first, out=second)
         np.multiply(first, second, out=third)
         self.squares += np.einsum("ij,ij->i", first, first)
         self.fourths += np.einsum("ij,ij->i", second, second)
-
-
-def _text_blocks(n_texts: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, n_texts, TEXTS):
-        yield start, min(TEXTS, n_texts - start)
 
 
 def _blocks(left: _Side, right: _Side, among: bool) -> Iterator[tuple[slice, slice]]:

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints one table, with peers measured in the same run."""

@@ -1,0 +1,152 @@
+"""From committed columns to the report: publish, analyse, grow, analyse again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.analyze import analyze
+from jobs.publish import publish
+from jobs.report import report
+from klray.config import AnalysisConfig, Config, ReportConfig, StoreConfig
+from klray.errors import KlrayError
+from klray.store import Column, Identity, Store
+from klray.texts import TextSet
+
+N_TEXTS = 60
+TEXTS = TextSet("test", tuple("x" * (300 + 5 * i) for i in range(N_TEXTS)), tuple("ab"[i % 2] for i in range(N_TEXTS)))
+STEPS = range(0, 320, 20)
+
+
+def columns(run: str, steps: list[int]) -> list[Column]:
+    """Columns of a run whose coordinates take a random walk."""
+    seed = sum(map(ord, run))
+    walk = np.random.default_rng(seed).normal(0, 8, (400, N_TEXTS)).cumsum(axis=0)
+    start = np.random.default_rng(1).normal(-700, 150, N_TEXTS)
+    return [
+        Column(
+            Identity(f"org/{run}", f"{seed:08x}{step:032x}", TEXTS.fingerprint),
+            (start + walk[step])[None],
+            (-1,),
+            np.full(N_TEXTS, 50),
+            {"revision": f"step{step}", "step": step, "family": "fam", "run": f"org/{run}", "parameters": 10},
+            {},
+            {},
+        )
+        for step in steps
+    ]
+
+
+def add(store: Store, new: list[Column]) -> None:
+    for number, column in enumerate(new):
+        assert store.commit(store.write_column(column, f"{number:032x}"))
+
+
+@pytest.fixture
+def config(place: str, tmp_path: Path) -> Config:
+    add(Store.create(place, TEXTS), columns("a", list(STEPS)) + columns("b", list(STEPS)[:-1]))
+    analysis = AnalysisConfig(min_step=100, outlier_min_step=100, tile=7)
+    return Config(store=StoreConfig(url=place), analysis=analysis, report=ReportConfig(dir=str(tmp_path / "report")))
+
+
+def test_kl_in_the_store_is_the_formula_on_preprocessed_values(config: Config) -> None:
+    publish(config)
+    result = analyze(config)
+    dataset = Store.open(str(config.store.url)).dataset().load()
+    values = dataset["log_likelihood"].values.astype(np.float64)
+    threshold = np.quantile(dataset["log_likelihood"].values, 0.02, method="lower")
+    values = np.maximum(values, threshold)
+    change = np.zeros(N_TEXTS)
+    for run in ("org/a", "org/b"):
+        of_run = np.flatnonzero((dataset["run"].values == run) & (dataset["step"].values >= 100))
+        of_run = of_run[np.argsort(dataset["step"].values[of_run])]
+        change = np.maximum(change, np.abs(np.diff(values[of_run], axis=0)).max(axis=0))
+    kept = np.sort(np.argsort(-change, kind="stable")[round(0.03 * N_TEXTS) :])
+    assert np.flatnonzero(result["text_kept"].values).tolist() == kept.tolist()
+    mean_bytes = TEXTS.n_bytes[kept].mean()
+    assert result.attrs["mean_bytes"] == mean_bytes
+    differences = values[:, None, kept] - values[None, :, kept]
+    expected = differences.var(axis=2) / (2 * mean_bytes * np.log(2))
+    np.testing.assert_allclose(result["kl"].values, expected, rtol=1e-10, atol=0)
+    centred = differences - differences.mean(axis=2, keepdims=True)
+    second, fourth = (centred**2).mean(axis=2), (centred**4).mean(axis=2)
+    error = np.sqrt((fourth - second**2) / len(kept)) / (2 * mean_bytes * np.log(2))
+    np.testing.assert_allclose(result["kl_standard_error"].values, error, rtol=1e-8, atol=0)
+
+
+def test_exponents_in_the_store_are_least_squares_on_the_logarithms(config: Config) -> None:
+    publish(config)
+    result = analyze(config)
+    kl, steps, runs = result["kl"].values, result["step"].values, result["run"].values
+    checked = 0
+    for model in range(len(steps)):
+        later = np.flatnonzero((runs == runs[model]) & (steps > steps[model]))
+        later = later[np.argsort(steps[later])][:10]
+        exponent = float(result["exponent_kl"][model])
+        if steps[model] < 100 or len(later) < 10:
+            assert np.isnan(exponent)
+            continue
+        slope, _ = np.polyfit(np.log(steps[later] - steps[model]), np.log(kl[model, later]), 1)
+        assert exponent == pytest.approx(slope, abs=1e-12)
+        checked += 1
+    assert checked == 2
+
+
+def test_a_new_model_changes_no_bit_of_old_pairs(config: Config) -> None:
+    first = publish(config)
+    before = analyze(config)
+    store = Store.open(str(config.store.url))
+    add(store, columns("b", list(STEPS)[-1:]) + columns("c", [0, 20]))
+    second = publish(config)
+    assert (first.n_models, second.n_models) == (31, 34)
+    after = analyze(config)
+    assert after.attrs["recipe"] == before.attrs["recipe"]
+    for name in ("kl", "kl_standard_error"):
+        assert np.array_equal(after[name].values[:31, :31], before[name].values)
+        assert np.isfinite(after[name].values).all()
+        assert np.array_equal(after[name].values, after[name].values.T)
+    anew = analyze(dataclasses.replace(config, analysis=dataclasses.replace(config.analysis, recipe="fit")))
+    assert anew.attrs["recipe"] != before.attrs["recipe"]
+
+
+def test_analysis_that_is_there_is_not_repeated(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    publish(config)
+    first = analyze(config)
+    capsys.readouterr()
+    assert "there already" not in capsys.readouterr().out
+    assert analyze(config).identical(first)
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_distributed_scheduler_gives_the_same_result(config: Config) -> None:
+    publish(config)
+    threads = analyze(config)
+    config.dask.scheduler = "distributed"
+    config.analysis.name = "elsewhere"
+    np.testing.assert_array_equal(analyze(config)["kl"].values, threads["kl"].values)
+
+
+def test_memory_over_the_budget_is_refused_with_both_numbers(config: Config) -> None:
+    publish(config)
+    config.dask.memory_limit = "10kB"
+    with pytest.raises(KlrayError, match=r"needs.*budget is.*dask\.memory_limit"):
+        analyze(config)
+
+
+def test_recipe_from_a_file_that_is_not_there(config: Config) -> None:
+    publish(config)
+    config.analysis.recipe = "nowhere.json"
+    with pytest.raises(KlrayError, match="choose keep or fit, or name a JSON file"):
+        analyze(config)
+
+
+def test_report_is_written_from_the_store_alone(config: Config) -> None:
+    publish(config)
+    analyze(config)
+    page = report(config)
+    text = page.read_text("utf-8")
+    assert "org/a" in text and "org/b" in text
+    assert {path.name for path in (page.parent / "figures").glob("*.png")} >= {"kl_heatmap.png", "consecutive_kl.png"}
