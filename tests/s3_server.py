@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import boto3
@@ -14,6 +15,7 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "klray-test-key", "AWS_SECRET_ACCESS_KEY": "
 @contextlib.contextmanager
 def moto_server() -> Iterator[str]:
     """A moto server; yields its endpoint."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
