@@ -110,7 +110,10 @@ def dask_scheduler(scheduler: str, address: str | None = None, threads: int | No
         with distributed.Client(address, **options):
             yield
     elif scheduler == "ray":
-        on_ray = importlib.import_module("ray.util.dask")
+        try:
+            on_ray = importlib.import_module("ray.util.dask")
+        except ImportError as error:
+            raise _dask_on_ray(str(error)) from error
         with connected(RaySettings(address=address)), dask.config.set(scheduler=on_ray.ray_dask_get):
             try:
                 works = int(dask.delayed(sum)([1, 2]).compute()) == 3

@@ -126,8 +126,10 @@ def test_a_pair_beside_an_excluded_checkpoint_has_no_score() -> None:
 
 def test_equal_scores_remove_the_first_texts() -> None:
     data = snapshot(n_texts=100)
-    flat = data.assign(log_likelihood=data["log_likelihood"] * 0 - 100)
-    assert Recipe.fit(flat).removed_texts == (0, 1, 2)
+    values = np.full(data["log_likelihood"].shape, -100.0)
+    values[data["step"].values >= 10_000, 1::3] = -300
+    found = Recipe.fit(data.assign(log_likelihood=(("model", "text"), values)), 0.0, outlier_fraction=0.2)
+    assert found.removed_texts == tuple(range(1, 60, 3))
 
 
 def test_without_consecutive_checkpoints_all_texts_stay(caplog: pytest.LogCaptureFixture) -> None:
@@ -272,7 +274,10 @@ def test_ordinary_runs_have_no_anomalies() -> None:
     last = walk()
     last[-1] += 10  # nothing after it tells whether it comes back
     fast = walk() * np.where(np.arange(30) > 12, 4, 1)[:, None]
-    for path in (walk(), settling, jump, last, fast, np.zeros((30, 3)), walk(3)):
+    two_jumps = walk()
+    two_jumps[12:, :150] += 10  # one after the other, both away from where it was
+    two_jumps[13:, 150:] += 10
+    for path in (walk(), settling, jump, two_jumps, last, fast, np.zeros((30, 3)), walk(3)):
         assert find_anomalies(LABELS[: len(path)], np.arange(len(path)), path_kl(path)) == []
 
 

@@ -175,7 +175,7 @@ class _Jobs:
 
     def run(self, module: str, *arguments: str, take: Callable[[str], None] = logger.debug) -> None:
         """Run ``module`` to its end, handing the lines of its standard output to ``take``."""
-        with tempfile.TemporaryFile("w+") as complaints:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
             with self._lock:
                 if self._stopped:
                     return
