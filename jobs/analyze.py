@@ -26,6 +26,7 @@ def analyze(config: Config) -> xr.Dataset:
         print(f"result {asked.name} of snapshot {snapshot} is there already")
         return earlier.load()
     dataset = store.dataset(snapshot)
+    replaced = asked.name in store.result_names(snapshot)
     continued = earlier if earlier is not None and _comes_first(earlier, dataset) else None
     recipe = _recipe(asked) if earlier is None else Recipe.from_json(earlier.attrs["recipe"])
     with dask_scheduler(config.dask.scheduler, config.dask.address, config.dask.threads):
@@ -44,6 +45,8 @@ def analyze(config: Config) -> xr.Dataset:
             threads=config.dask.threads,
         )
         path = store.write_result(snapshot, asked.name, result)
+    if replaced:
+        print(f"it takes the place of an earlier result {asked.name} of this snapshot; analysis.name= keeps both")
     kept = f"recipe and pairs of snapshot {earlier.attrs['snapshot']} kept" if earlier is not None else "new recipe"
     print(f"result {store.url}/{path}: {result.sizes['model']:,} models, {kept}")
     return store.result(snapshot, asked.name).load()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from klray import config as configs
-from klray.checkpoints import resolve
+from klray.checkpoints import Selection, Unavailable, resolve
 from klray.cli import verb
 from klray.config import Config
 from klray.errors import KlrayError
@@ -24,10 +26,28 @@ def score(config: Config) -> SweepReport:
         if not checkpoints and not unavailable:
             raise KlrayError(f"models.family={selection.family}: nothing to score was selected; look at klray plan")
         report = sweep(
-            store, text_set, checkpoints, unavailable, hub, settings, ray_settings, config.store.storage_options
+            store,
+            text_set,
+            checkpoints,
+            unavailable,
+            hub,
+            settings,
+            ray_settings,
+            config.store.storage_options,
+            resolved=_resolved(selection, unavailable),
         )
     _print(report, store)
     return report
+
+
+def _resolved(selection: Selection, unavailable: Sequence[Unavailable]) -> set[tuple[str, str]]:
+    """What was asked for, pattern by pattern and repository by repository, and is not unavailable."""
+    asked = {
+        (spec.repository, revision)
+        for spec in selection.repositories
+        for revision in (*spec.patterns, ", ".join(spec.patterns))
+    }
+    return asked - {(each.repository, each.revision) for each in unavailable}
 
 
 def _print(report: SweepReport, store: Store) -> None:
@@ -35,6 +55,7 @@ def _print(report: SweepReport, store: Store) -> None:
     print(
         f"scored {report.scored} checkpoints in {report.seconds:.0f} s{rate}; "
         f"{report.present} were there, {len(report.failures)} failed; store {store.url}"
+        + (f"; {report.elsewhere} were committed by other jobs meanwhile" if report.elsewhere else "")
     )
     for failure in report.failures:
         print(f"  failed  {failure.repository}@{failure.revision}  {failure.reason}: {failure.message}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from klray.diffusion import diffusion_exponent
     from klray.divergence import kl_divergence, kl_standard_error
     from klray.likelihood import log_likelihood
-    from klray.store import open_dataset
+    from klray.store import open_dataset, open_result
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,7 @@ _HOME = {
     "kl_standard_error": "klray.divergence",
     "log_likelihood": "klray.likelihood",
     "open_dataset": "klray.store",
+    "open_result": "klray.store",
 }
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "kl_standard_error",
     "log_likelihood",
     "open_dataset",
+    "open_result",
 ]
 
 
@@ -44,4 +46,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__"])

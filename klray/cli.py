@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import errno
 import importlib
 import logging
 import os
@@ -50,6 +51,10 @@ def _run(function: Callable[[Config], int], config_name: str) -> int:
             code = max(code, function(values))
         except KlrayError as error:  # caught here: Hydra would print the overrides first
             code = _fail(str(error))
+        except BrokenPipeError:  # whoever read our output has seen enough
+            code = 1
+        except OSError as error:
+            code = _fail(_explain_system(error))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is all that a user sees
     _log_to_stderr()
@@ -85,6 +90,12 @@ def _explain(error: Exception) -> str:
     found = f"{error}\n{error.__cause__ or ''}"
     text = "; ".join(line.strip() for line in found.splitlines() if line.strip())
     text = re.sub(r"; To append to your config use.*|; full_key:.*|; object_type=.*|; Config search path.*", "", text)
+    group = re.search(r"Could not find '(\w+)/([^']+)'; Available options in '\w+':;(.*)", text)
+    if group:
+        options = [option.strip() for option in group.group(3).split(";")]
+        near = difflib.get_close_matches(group.group(2), options, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"unknown config group {group.group(1)}={group.group(2)}: {hint}there are {', '.join(options)}"
     asked = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
     if asked is None:
         return text
@@ -93,6 +104,13 @@ def _explain(error: Exception) -> str:
     near = near or [key for key in known if key.rsplit(".", 1)[-1] == asked.group(1).rsplit(".", 1)[-1]]
     hint = f"did you mean {' or '.join(near)}?" if near else "klray VERB --cfg job prints every key"
     return f"unknown config key {asked.group(1)}: {hint}"
+
+
+def _explain_system(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    cures = {errno.ENOSPC: "make room there", errno.EDQUOT: "make room there", errno.EACCES: "check the permissions"}
+    cure = cures.get(error.errno or 0, "check the place")
+    return f"{where}{error.strerror or error}; {cure} and run the same command again: what was committed is safe"
 
 
 def _keys(config: DictConfig) -> list[str]:

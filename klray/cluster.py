@@ -58,38 +58,49 @@ def connected(settings: RaySettings) -> Iterator[Shape]:
         if not settings.address and settings.workers:
             local["num_cpus"] = max(settings.workers * settings.cpus_per_worker, os.cpu_count() or 1)
         try:
-            ray.init(address=settings.address, logging_level=logging.ERROR, log_to_driver=False, **local)
+            ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise KlrayError(
                 f"ray.address={settings.address}: no Ray cluster could be joined ({error}); start one with "
                 "'ray start --head', or leave ray.address unset to use this machine"
             ) from error
     try:
-        yield _shape(settings, ray.cluster_resources())
+        yield _shape(settings, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:
         if own:
             ray.shutdown()
 
 
-def _shape(settings: RaySettings, resources: dict[str, float]) -> Shape:
-    gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
+def _shape(settings: RaySettings, nodes: list[dict[str, float]]) -> Shape:
+    """Fit actors to nodes: one never spans two, and a share of a GPU never comes from two GPUs."""
+    cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     per_worker = settings.gpus_per_worker
     if per_worker is None:
         per_worker = 1.0 if gpus else 0.0
-    room = int(cpus // settings.cpus_per_worker)
-    if per_worker:
-        room = min(room, int(gpus / per_worker))
+    if per_worker < 0 or (per_worker > 1 and per_worker % 1):
+        raise KlrayError(f"ray.gpus_per_worker={per_worker:g}: choose a share of one GPU, or a whole number of GPUs")
+    room = sum(_actors_on(node, per_worker, settings.cpus_per_worker) for node in nodes)
+    asked = f"{settings.cpus_per_worker} CPUs and {per_worker:g} GPUs"
+    found = f"{len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs together"
     if room < 1:
         raise KlrayError(
-            f"one scoring actor needs {settings.cpus_per_worker} CPUs and {per_worker:g} GPUs, the Ray cluster has "
-            f"{cpus:g} CPUs and {gpus:g} GPUs; lower scoring.threads or ray.gpus_per_worker, or join a larger one"
+            f"a scoring actor needs {asked} on one node, the Ray cluster has {found}; lower scoring.threads or "
+            "ray.gpus_per_worker, or join another cluster"
         )
     if settings.workers is not None and settings.workers > room:
         raise KlrayError(
-            f"ray.workers={settings.workers}: the Ray cluster carries {room} actors of {settings.cpus_per_worker} CPUs "
-            f"and {per_worker:g} GPUs; lower ray.workers or leave it unset"
+            f"ray.workers={settings.workers}: the Ray cluster ({found}) carries {room} actors of {asked}; "
+            "lower ray.workers or leave it unset"
         )
     return Shape(settings.workers or room, per_worker, settings.cpus_per_worker)
+
+
+def _actors_on(node: dict[str, float], gpus: float, cpus: int) -> int:
+    by_cpus = int(node.get("CPU", 0.0) // cpus)
+    if not gpus:
+        return by_cpus
+    present = int(node.get("GPU", 0.0))
+    return min(by_cpus, present // int(gpus) if gpus >= 1 else present * int(1 / gpus + 1e-9))
 
 
 @contextlib.contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
@@ -13,30 +15,47 @@ import tqdm
 log = logging.getLogger("klray")
 
 LOG_EVERY_SECONDS = 15.0
+# Before both of these the rate is noise: workers that start together finish their first units together.
+ESTIMATE_AFTER_UNITS = 3
+ESTIMATE_AFTER_SECONDS = 10.0
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Progress:
     """Counts units of work and shows rate and remaining time.
+
+    Both are measured from the first finished unit on, because what comes before it is mostly start-up, and are shown
+    once `ESTIMATE_AFTER_UNITS` more are done and `ESTIMATE_AFTER_SECONDS` have passed since.
 
     Parameters
     ----------
     total : units of work
     what : what is being done, such as ``score``
     unit : what one unit is called, such as ``checkpoint``
-    stream : where the bar goes when it is a terminal; log lines otherwise
+    stream : where the bar goes when it is a terminal of a known width; log lines otherwise
+    clock : seconds that only grow
     """
 
-    def __init__(self, total: int, what: str, unit: str, stream: TextIO | None = None):
+    def __init__(
+        self,
+        total: int,
+        what: str,
+        unit: str,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.total, self.what, self.unit = total, what, unit
         self.done = 0
         self._note = ""
+        self._clock = clock
         stream = stream if stream is not None else sys.stderr
         self._bar = (
-            tqdm.tqdm(total=total, desc=what, unit=f" {unit}", file=stream, dynamic_ncols=True, smoothing=0.1)
-            if stream.isatty()
+            tqdm.tqdm(total=total, desc=what, file=stream, dynamic_ncols=True, bar_format=_BAR)
+            if _has_width(stream)
             else None
         )
-        self._start = self._logged = time.monotonic()
+        self._start = self._logged = clock()
+        self._first: tuple[float, int] | None = None  # when the first units were done, and how many they were
 
     def __enter__(self) -> Progress:
         return self
@@ -53,16 +72,39 @@ class Progress:
         """Count finished units; ``note`` is shown beside them."""
         self.done += units
         self._note = note
+        now = self._clock()
+        if self._first is None and self.done:
+            self._first = now, self.done
         if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_postfix_str(", ".join(self._details(now)), refresh=False)
             self._bar.update(units)
-        elif time.monotonic() - self._logged >= LOG_EVERY_SECONDS and self.done < self.total:
+        elif now - self._logged >= LOG_EVERY_SECONDS and self.done < self.total:
             self._log()
 
     def _log(self) -> None:
-        self._logged = time.monotonic()
-        seconds = self._logged - self._start
-        rate = self.done / seconds if seconds > 0 else 0.0
-        left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.done < self.total else ""
-        note = f", {self._note}" if self._note else ""
-        log.info("%s: %d of %d %ss, %.2f/s%s%s", self.what, self.done, self.total, self.unit, rate, left, note)
+        now = self._logged = self._clock()
+        units = self.unit if self.total == 1 else f"{self.unit}s"
+        parts = [f"{self.done} of {self.total} {units}", f"{now - self._start:.0f} s", *self._details(now)]
+        log.info("%s: %s", self.what, ", ".join(parts))
+
+    def _details(self, now: float) -> list[str]:
+        """Rate, remaining time and note, as far as there are any."""
+        details = [self._note] if self._note else []
+        if self._first is None:
+            return details
+        first, before = self._first
+        seconds, units = now - first, self.done - before
+        if units < ESTIMATE_AFTER_UNITS or seconds < ESTIMATE_AFTER_SECONDS:
+            return details
+        left = [f"{(self.total - self.done) * seconds / units:.0f} s left"] if self.done < self.total else []
+        return [f"{units / seconds:.2f} {self.unit}s/s", *left, *details]
+
+
+def _has_width(stream: TextIO) -> bool:
+    """Whether a bar can be drawn on ``stream``: a pseudo-terminal that nobody gave a size has 0 columns."""
+    if not stream.isatty():
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False

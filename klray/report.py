@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 
 from klray.errors import KlrayError
 from klray.figures import PLATES, Plate, save
+from klray.preprocess import Exclusion
 from klray.summary import (
     RunRow,
     in_memory,
@@ -35,7 +36,7 @@ from klray.summary import (
 )
 
 MAX_MODEL_ROWS = 2000
-_LONGEST_LIST = 12  # longer lists of a recipe are abridged: the whole recipe stays with the result
+_LONGEST_LIST = 3  # longer lists of numbers in a recipe are abridged: the whole recipe stays with the result
 
 # What a message of a download or of a local folder may carry and a published report may not.
 _SECRETS = (
@@ -157,7 +158,12 @@ def _findings(result: xr.Dataset, rows: list[RunRow]) -> list[tuple[str, str]]:
     if exponents:
         below = sum(value < 1 for value in exponents)
         found.append(
-            (_range(exponents), f"diffusion exponent c_q late in training; below 1 in {below} of {len(exponents)} runs")
+            (
+                _range(exponents),
+                f"mean diffusion exponent c_q of the late windows, by run; below 1 in {below} of {len(exponents)} "
+                "runs. The windows of a run overlap, and a learning rate that falls during the run lowers both late "
+                "KL and c_q",
+            )
         )
     if dimensions:
         found.append((_range(dimensions), "fractal dimension 2/c_q of the path"))
@@ -208,14 +214,14 @@ def _variants(result: xr.Dataset) -> np.ndarray:
 def _provenance(result: xr.Dataset) -> list[tuple[str, str]]:
     attrs = result.attrs
     kept = result["text_kept"].values.astype(bool)
-    domains, counts = np.unique(strings(result, "domain")[kept], return_counts=True)
-    by_domain = ", ".join(f"{public(name) or 'none'} {count:,}" for name, count in zip(domains, counts, strict=True))
+    domains = strings(result, "domain")
     facts = [
         ("Snapshot", attrs.get("snapshot")),
         ("Text set", attrs.get("text_set_name")),
         ("Text set fingerprint", attrs.get("text_set")),
         ("Texts kept", f"{kept.sum():,} of {kept.size:,}"),
-        ("Kept texts by domain", by_domain),
+        ("Kept texts by domain", _by_domain(domains, kept)),
+        ("Texts removed", f"{(~kept).sum():,} of {kept.size:,}: {_by_domain(domains, ~kept)}"),
         ("Mean bytes of a kept text", significant(float(attrs["mean_bytes"]), 5) if "mean_bytes" in attrs else None),
         ("Models excluded", f"{int(result['excluded'].values.astype(bool).sum()):,} of {result.sizes['model']:,}"),
         ("Checkpoints in a diffusion window", attrs.get("window")),
@@ -226,19 +232,35 @@ def _provenance(result: xr.Dataset) -> list[tuple[str, str]]:
     return [(name, public(str(value))) for name, value in facts if value is not None]
 
 
+def _by_domain(domains: np.ndarray, chosen: np.ndarray) -> str:
+    """How many of the ``chosen`` texts each domain of the text set has, zeros among them."""
+    return ", ".join(
+        f"{public(name) or 'none'} {int((chosen & (domains == name)).sum()):,}" for name in np.unique(domains)
+    )
+
+
 def _recipe(result: xr.Dataset) -> str:
-    """The preprocessing recipe as indented JSON, long lists abridged; empty when the result has none."""
+    """The preprocessing recipe as indented JSON; empty when the result has none.
+
+    Long lists of numbers are abridged, and exclusions that match no model of the result are left out.
+    """
     if "recipe" not in result.attrs:
         return ""
-    lines = json.dumps(_abridged(json.loads(result.attrs["recipe"])), indent=2, ensure_ascii=False).splitlines()
+    recipe = json.loads(result.attrs["recipe"])
+    if "excluded" in recipe:
+        models = list(zip(strings(result, "model"), strings(result, "key"), strict=True))
+        recipe["excluded"] = [
+            each for each in recipe["excluded"] if any(Exclusion(**each).matches(*model) for model in models)
+        ]
+    lines = json.dumps(_abridged(recipe), indent=2, ensure_ascii=False).splitlines()
     return "\n".join(public(line) for line in lines)
 
 
 def _abridged(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _abridged(item) for key, item in value.items()}
-    if isinstance(value, list) and len(value) > _LONGEST_LIST:
-        return [*(_abridged(item) for item in value[:3]), f"… {len(value):,} values in all"]
+    if isinstance(value, list) and len(value) > _LONGEST_LIST and all(isinstance(item, int | float) for item in value):
+        return f"{', '.join(map(str, value[:_LONGEST_LIST]))}, … {len(value):,} values in all"
     if isinstance(value, list):
         return [_abridged(item) for item in value]
     return value

@@ -160,7 +160,10 @@ def run_table(result: xr.Dataset) -> list[RunRow]:
 
 def format_table(rows: Iterable[RunRow]) -> str:
     """Rows as plain text in aligned columns, with a line that explains them; a sentence when there are none."""
-    header = ("run", "size", "seed", "checkpoints", "last step", "every", "early KL", "late KL", "c_q", "R^2", "2/c_q")
+    header = (
+        *("run", "size", "seed", "checkpoints", "last step", "every"),
+        *("early KL (± SE)", "late KL (± SE)", "c_q (± sd over windows)", "R^2", "2/c_q"),
+    )
     table = [header, *(_cells(row) for row in rows)]
     if len(table) == 1:
         return "No run has two or more checkpoints with a step: there is no trajectory to summarise."
@@ -176,8 +179,9 @@ def format_table(rows: Iterable[RunRow]) -> str:
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines.append(
         "KL to the previous checkpoint in bits/byte: medians of the first and last third of the pairs 'every' steps "
-        "apart, ± standard error of one pair.\n"
-        "c_q: mean ± spread over the last half of the windows; 2/c_q: fractal dimension."
+        "apart, ± standard error (SE) of one pair.\n"
+        "c_q: mean over the last half of the windows, ± their standard deviation (sd), which is no standard error: "
+        "windows overlap; 2/c_q: fractal dimension."
     )
     return "\n".join(lines)
 

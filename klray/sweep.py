@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import random
 import time
 import uuid
 from collections import deque
@@ -23,13 +24,16 @@ from klray.texts import TextSet
 
 log = logging.getLogger("klray")
 
+PATIENCE_SECONDS = 30.0  # between two words about workers that have not started
+
 
 @dataclasses.dataclass(frozen=True)
 class SweepReport:
     """How a sweep ended."""
 
     scored: int  # columns that this sweep committed
-    present: int  # columns that were there before, or that another job committed meanwhile
+    present: int  # columns that were there before
+    elsewhere: int  # columns that other jobs committed meanwhile
     failures: tuple[Failure, ...]
     tokens: int
     seconds: float
@@ -56,6 +60,8 @@ class _Worker:
     work: _Work | None = None  # being scored
     ahead: _Work | None = None  # being fetched; another worker may take it when nothing else is left
     last_repository: str = ""
+    ready: bool = False
+    starts: int = 0
 
 
 class ScorerActor:
@@ -103,8 +109,12 @@ def sweep(
     settings: ScoringSettings,
     ray_settings: RaySettings,
     storage_options: Mapping[str, Any] | None = None,
+    resolved: Iterable[tuple[str, str]] = (),
 ) -> SweepReport:
     """Score every checkpoint that the store lacks; failures are recorded with their reasons and the sweep goes on.
+
+    ``resolved`` are the (repository, revision or pattern) that were asked for and found: earlier records that they
+    could not be are withdrawn.
 
     Raises
     ------
@@ -114,10 +124,12 @@ def sweep(
         The cluster cannot carry the actors that were asked for.
     """
     start = time.monotonic()
+    asked = [(each.repository, each.revision) for each in checkpoints] + list(resolved)
+    store.withdraw_failures(_unresolved(store, repository, revision, settings) for repository, revision in asked)
     todo, present = missing(checkpoints, store.committed_keys(), settings, store.texts.fingerprint)
     failed = [_record_unavailable(store, each, settings) for each in unavailable]
     if not todo:
-        return SweepReport(0, len(present), tuple(failed), 0, time.monotonic() - start)
+        return SweepReport(0, len(present), 0, tuple(failed), 0, time.monotonic() - start)
     with connected(ray_settings) as shape:
         settings = dataclasses.replace(settings, device=shape.device)
         shape = dataclasses.replace(shape, workers=min(shape.workers, len(todo)))
@@ -128,7 +140,8 @@ def sweep(
             run.go(progress)
     return SweepReport(
         scored=run.scored,
-        present=len(present) + run.second,
+        present=len(present),
+        elsewhere=run.elsewhere,
         failures=tuple(failed + run.failures),
         tokens=run.tokens,
         seconds=time.monotonic() - start,
@@ -150,54 +163,83 @@ class _Run:
         self.store, self.settings, self.shape, self.arguments = store, settings, shape, arguments
         self.max_attempts = max_attempts
         self.waiting = deque(_Work(each, settings.identity(each, store.texts.fingerprint)) for each in todo)
+        # Jobs that score the same checkpoints at the same time begin at different places, and pass over what they meet.
+        self.waiting.rotate(-random.randrange(len(todo)))  # noqa: S311 - not cryptography
         self.running: dict[Any, _Worker] = {}
-        self.scored = self.second = self.tokens = 0
+        self.scored = self.elsewhere = self.tokens = 0
         self.failures: list[Failure] = []
 
     def go(self, progress: Progress) -> None:
         workers = [_Worker(self._actor()) for _ in range(self.shape.workers)]
+        self.running = {worker.actor.ready.remote(): worker for worker in workers}
         try:
-            self._wait_until_ready(workers)
-            for worker in workers:
-                self._start(worker, workers)
-            while self.running:
-                finished, _ = ray.wait(list(self.running), num_returns=1)
+            while self.waiting or any(worker.work for worker in workers):
+                finished, _ = ray.wait(list(self.running), num_returns=1, timeout=PATIENCE_SECONDS)
+                if not finished:
+                    self._say_who_is_missing(workers)
+                    continue
                 worker = self.running.pop(finished[0])
-                if self._finish(worker, finished[0]):
-                    note = f"{self.tokens:,} tokens" + (f", {len(self.failures)} failed" if self.failures else "")
-                    progress.advance(note=note)
+                if worker.work is None:
+                    self._welcome(worker, finished[0], workers)
+                elif self._finish(worker, finished[0]):
+                    self._show(progress)
                 for idle in workers:
-                    if idle.work is None:
-                        self._start(idle, workers)
+                    if idle.ready and idle.work is None:
+                        self._start(idle, workers, progress)
         finally:
             for worker in workers:
                 ray.kill(worker.actor)  # GPU memory is best returned by ending the process
+
+    def _show(self, progress: Progress) -> None:
+        progress.advance(note=f"{self.tokens:,} tokens" + (f", {len(self.failures)} failed" if self.failures else ""))
 
     def _actor(self) -> Any:
         options = {"num_cpus": self.shape.cpus_per_worker, "num_gpus": self.shape.gpus_per_worker}
         return ray.remote(ScorerActor).options(**options).remote(*self.arguments)
 
-    def _wait_until_ready(self, workers: list[_Worker]) -> None:
+    def _welcome(self, worker: _Worker, answer: Any, workers: list[_Worker]) -> None:
+        """Take in that a worker stands; one that died on the way is tried again, then gone without."""
         try:
-            ray.get([worker.actor.ready.remote() for worker in workers])
+            worker.ready = bool(ray.get(answer))
         except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            raise KlrayError(
-                f"a scoring worker could not start: {str(cause).strip().splitlines()[-1]}; "
-                f"each worker opens store {self.store.url} and a cache in {self.settings.cache_dir}"
-            ) from error
+            cause = _cause(error)
+            if isinstance(cause, KlrayError):
+                raise cause from error
+            worker.starts += 1
+            if worker.starts < self.max_attempts:
+                log.warning("a worker died while it started, trying once more")
+                worker.actor = self._actor()
+                self.running[worker.actor.ready.remote()] = worker
+                return
+            workers.remove(worker)
+            if not workers:
+                raise KlrayError(
+                    f"no scoring worker could start: {str(cause).strip().splitlines()[-1]}; each opens store "
+                    f"{self.store.url} and a cache in {self.settings.cache_dir}"
+                ) from error
 
-    def _start(self, worker: _Worker, workers: list[_Worker]) -> None:
-        worker.work, worker.ahead = worker.ahead or self._take(worker, workers), None
-        if worker.work is None:
-            return
-        worker.last_repository = worker.work.checkpoint.repository
-        worker.work.attempts += 1
+    def _say_who_is_missing(self, workers: list[_Worker]) -> None:
+        started = sum(worker.ready for worker in workers)
+        if started < len(workers):
+            log.info("%d of %d workers have started; the cluster may be busy with other work", started, len(workers))
+
+    def _start(self, worker: _Worker, workers: list[_Worker], progress: Progress) -> None:
+        while True:
+            work, worker.ahead = worker.ahead or self._take(worker, workers), None
+            if work is None:
+                return
+            if not self.store.is_committed(work.identity.key):
+                break
+            self.elsewhere += 1  # by another job, since this one began
+            self._show(progress)
+        worker.work = work
+        worker.last_repository = work.checkpoint.repository
+        work.attempts += 1
         idle = sum(each.work is None for each in workers)
         if len(self.waiting) > idle:  # the last ones go to whoever is free first
             worker.ahead = self._take(worker, workers)
         upcoming = worker.ahead.checkpoint if worker.ahead else None
-        self.running[worker.actor.score.remote(worker.work.checkpoint, upcoming)] = worker
+        self.running[worker.actor.score.remote(work.checkpoint, upcoming)] = worker
 
     def _take(self, worker: _Worker, workers: list[_Worker]) -> _Work | None:
         """The next work: of the repository that the worker has loaded if there is any, so that its model is reused."""
@@ -223,7 +265,8 @@ class _Run:
         try:
             outcome = ray.get(result)
         except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, KlrayError) else error from error
+            cause = _cause(error)
+            raise cause if isinstance(cause, KlrayError) else error from error
         except ray.exceptions.RayError as error:
             if worker.ahead is not None:
                 self.waiting.appendleft(worker.ahead)
@@ -243,7 +286,7 @@ class _Run:
             self._record(work, outcome)
         else:
             self.scored += outcome.first
-            self.second += not outcome.first
+            self.elsewhere += not outcome.first
             self.tokens += outcome.tokens
         return True
 
@@ -256,13 +299,22 @@ class _Run:
         self.failures.append(failure)
 
 
-def _record_unavailable(store: Store, each: Unavailable, settings: ScoringSettings) -> Failure:
-    identity = Identity(
-        repository=each.repository,
-        commit=unresolved(each.revision),
+def _cause(error: BaseException) -> BaseException:
+    """What was raised inside an actor; Ray tells of an error in a constructor only in words."""
+    return getattr(error, "cause", None) or error
+
+
+def _unresolved(store: Store, repository: str, revision: str, settings: ScoringSettings) -> Identity:
+    return Identity(
+        repository=repository,
+        commit=unresolved(revision),
         text_set=store.texts.fingerprint,
         dtype=settings.dtype,
         quantization=settings.quantization,
     )
+
+
+def _record_unavailable(store: Store, each: Unavailable, settings: ScoringSettings) -> Failure:
+    identity = _unresolved(store, each.repository, each.revision, settings)
     log.warning("%s@%s: %s", each.repository, each.revision, each.message)
     return store.record_failure(identity, each.revision, each.reason, each.message, attempt=uuid.uuid4().hex)

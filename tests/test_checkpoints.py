@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,8 +29,9 @@ from klray.checkpoints import (
     resolve,
     step_of,
 )
+from klray.checkpoints.hub import download, without_secrets
 from klray.embedded.hub import HubServer
-from klray.errors import KlrayError
+from klray.errors import CheckpointError, KlrayError
 from tests.hub_faults import FaultyHub, write_model
 
 RUN = "tiny/run"
@@ -115,10 +119,12 @@ def test_limit_bounds_requests_too(server: HubServer) -> None:
     assert server.requests == {"info": 3, "refs": 1}
 
 
-@pytest.mark.parametrize("options", [{"stride": 0}, {"limit": 0}])
-def test_stride_and_limit_are_at_least_one(options: dict[str, int]) -> None:
-    with pytest.raises(KlrayError, match="must be 1 or more"):
-        select(RepositorySpec(RUN), **options)
+@pytest.mark.parametrize(("wrong", "right"), [("stride", "limit"), ("limit", "stride")])
+def test_stride_and_limit_are_at_least_one_and_the_wrong_one_is_named(wrong: str, right: str) -> None:
+    words = rf"models\.{wrong}=0 was asked for: set models\.{wrong} \(in Python: {wrong}=\) to 1 or more"
+    with pytest.raises(KlrayError, match=words) as raised:
+        select(RepositorySpec(RUN), **{wrong: 0, right: 2})
+    assert right not in str(raised.value)
 
 
 def test_main_costs_one_request(server: HubServer) -> None:
@@ -200,7 +206,11 @@ def test_glob_without_a_match(server: HubServer) -> None:
     assert [checkpoint.revision for checkpoint in checkpoints] == ["step0"]
     (error,) = unavailable
     assert (error.reason, error.revision) == ("revision_not_found", "stage2-*")
-    for words in ("'stage2-*'", "matches none of the 6 branches and tags of tiny/run", "step", "choose"):
+    for words in (
+        "models.revisions='stage2-*' matches none of the 6 branches and tags of tiny/run",
+        "step",
+        "set models.revisions",
+    ):
         assert words in error.message
 
 
@@ -222,6 +232,7 @@ BINS = [f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)]
         (["model.safetensors", *SHARDS, "model.safetensors.index.json"], ["model.safetensors"]),
         (["pytorch_model.bin", "training_args.bin"], ["pytorch_model.bin"]),
         ([*SHARDS[:2], *BINS, "pytorch_model.bin.index.json"], ["pytorch_model.bin.index.json", *BINS]),
+        ([*SHARDS, *BINS, "pytorch_model.bin.index.json"], ["pytorch_model.bin.index.json", *BINS]),
         (
             ["model.safetensors", "vocab.json", "merges.txt", "modeling_x.py"],
             ["merges.txt", "model.safetensors", "vocab.json"],
@@ -247,6 +258,8 @@ def test_one_format_of_weights_is_taken(tmp_path: Path, offered: list[str], take
         (["adapter_model.safetensors"], "found: adapter_model.safetensors"),
         (["consolidated.00.pth", "weights.ckpt"], "consolidated.00.pth, weights.ckpt"),
         (SHARDS[:2], "2 of 3 shards"),
+        (SHARDS, "all 3 shards, but no model.safetensors.index.json"),
+        (BINS, "all 2 shards, but no pytorch_model.bin.index.json"),
         ([], "no weights at all"),
     ],
 )
@@ -336,6 +349,52 @@ def test_hub_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Hub.from_environment().endpoint == "https://huggingface.co"
 
 
+@pytest.fixture
+def proxy() -> Iterator[tuple[str, list[str]]]:
+    """A proxy that refuses whatever it is asked: its host and port, and the Authorization of each request."""
+    seen: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization", ""))
+            self.send_response(503 if "busy" in self.path else 418)
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing on stderr."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", seen
+        server.shutdown()
+
+
+def test_credentials_of_the_endpoint_go_into_a_header_and_no_words(
+    proxy: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub_http, "time", SimpleNamespace(sleep=lambda seconds: None))
+    host, seen = proxy
+    hub = Hub(f"http://bob:hush%40hush@{host}", "token-word")
+    said = [only_error(hub, RepositorySpec(name)).message for name in ("tiny/run", "tiny/busy")]
+    with pytest.raises(CheckpointError) as raised:
+        download(hub, "tiny/run", "0" * 40, "config.json", tmp_path)
+    assert set(seen) == {"Basic " + base64.b64encode(b"bob:hush@hush").decode()}
+    assert "503" in said[1]
+    assert "thrown while requesting" in caplog.text  # huggingface_hub's own words
+    for words in (*said, str(raised.value), repr(hub)):
+        assert f"http://{host}" in words
+    for words in (*said, str(raised.value), repr(hub), caplog.text):
+        assert not [secret for secret in ("bob", "hush", "token-word") if secret in words]
+    assert Hub("bob:hush@host").address == "host"
+
+
+def test_signed_urls_lose_their_signature() -> None:
+    words = "503 for url 'https://me:hush@cdn.example/a/b@main?X-Amz-Signature=1f&b=2' (see <https://hub.example#x>)"
+    assert without_secrets(words) == "503 for url 'https://cdn.example/a/b@main' (see <https://hub.example>)"
+
+
 def local(hub_root: Path, tmp_path: Path) -> Path:
     shutil.copytree(hub_root / RUN, tmp_path / "run", ignore=shutil.ignore_patterns("repo.json"))
     return tmp_path / "run"
@@ -371,6 +430,23 @@ def test_folder_is_identified_by_content_of_what_is_loaded(tmp_path: Path, monke
     second = commit()
     save_file({"weight": np.ones(3)}, folder / "model.safetensors")
     assert len({first, second, commit()}) == 3
+
+
+def test_folder_without_a_model_is_said_at_once_and_not_asked_of_the_hub(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / RUN).mkdir(parents=True)
+    (tmp_path / RUN / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    for path in (RUN, f"./{RUN}", str(tmp_path / RUN), "."):
+        error = only_error(hub_of(server), RepositorySpec(path))
+        assert error.reason == "repository_not_found"
+        for words in (f"folder {(tmp_path / path).resolve()} holds no config.json", "give a folder", repr(path)):
+            assert words in error.message
+    assert not server.requests
+    shutil.rmtree(tmp_path / RUN)
+    (checkpoint,), _ = resolve(hub_of(server), select(RepositorySpec(RUN)))
+    assert not checkpoint.directory  # no such folder: the hub's
 
 
 def test_folder_that_is_not_there_or_holds_no_model(tmp_path: Path) -> None:

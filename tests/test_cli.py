@@ -30,7 +30,7 @@ def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
         (["scroe"], "there is no verb scroe: did you mean score?"),
         (["score", "scoring.dtyp=float32"], "unknown config key scoring.dtyp: did you mean scoring.dtype?"),
         (["score", "dtype=float32"], "unknown config key dtype: did you mean scoring.dtype?"),
-        (["score", "models=piythia"], "Available options.*pythia"),
+        (["score", "models=piythia"], "unknown config group models=piythia: did you mean pythia"),
         (["score", "scoring.threads=many"], "many"),
         (["score", "store.url=x"], "no models were asked for: set models=tiny"),
         (["score", "models=tiny"], "no store was named: set store.url="),

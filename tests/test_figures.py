@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -68,12 +69,26 @@ def test_consecutive_lines_hold_the_kl_of_every_run(result: xr.Dataset) -> None:
 def test_consecutive_band_is_one_standard_error_on_both_sides(result: xr.Dataset) -> None:
     one = result.isel(model=slice(0, 36), other=slice(0, 36))
     (axes,) = consecutive_kl(one).axes
-    (band,) = axes.collections
-    corners = {tuple(corner) for path in band.get_paths() for corner in path.vertices}
+    corners = {tuple(corner) for band in axes.collections for path in band.get_paths() for corner in path.vertices}
     pairs = consecutive_pairs(one, *trajectories(one))
     for sign in (-1, 1):
         edge = pairs.kl + sign * pairs.standard_error
         assert set(zip(pairs.step.astype(float), edge, strict=True)) <= corners
+
+
+def test_nothing_joins_pairs_of_different_spacing() -> None:
+    # Usual spacing 20: the pairs that end at 20, 40, 60, 100 and 120; between the last two stretches 70, 80 are others.
+    steps = (0, 20, 40, 60, 70, 80, 100, 120, 125)
+    one = trajectory_result(sizes=("1m",), seeds=(0,), steps=steps, singles=0, n_texts=30, excluded=False)
+    (axes,) = consecutive_kl(one).axes
+    lines = [_data(line) for line in axes.lines if line.get_linestyle() != "None"]
+    joined = {
+        (int(a[0]), int(b[0])) for line in lines for a, b in itertools.pairwise(line) if np.isfinite([a, b]).all()
+    }
+    assert joined == {(20, 40), (40, 60), (70, 80), (100, 120)}
+    extents = sorted({int(x) for path in band.get_paths() for x in path.vertices[:, 0]} for band in axes.collections)
+    assert sorted(map(sorted, extents)) == [[20, 40, 60], [70, 80], [100, 120], [125]]
+    assert "no line joins the two" in consecutive_kl_caption(one)
 
 
 def test_published_ranges_are_drawn_only_at_the_published_spacing(result: xr.Dataset) -> None:
@@ -154,6 +169,22 @@ def test_heat_map_holds_the_kl_ordered_by_run_and_step(result: xr.Dataset) -> No
     assert separators == [36, 72, 108, 144]
     assert [text.get_text() for text in axes.get_yticklabels()] == run_labels(trajectories(result))
     assert bar.get_ylabel() == "KL divergence (bits/byte)"
+
+
+def test_heat_map_caption_states_where_the_colours_start(result: xr.Dataset) -> None:
+    low = kl_heatmap(result).axes[0].images[0].norm.vmin
+    apart = result.kl.values[~np.eye(result.sizes["model"], dtype=bool)]
+    caption = kl_heatmap_caption(result)
+    assert f"The scale starts at {low:.2g} bits/byte" in caption
+    assert f"(the diagonal and {(apart < low).sum()} of the other pairs)" in caption
+    two = trajectory_result(sizes=("1m",), seeds=(0,), steps=(0, 20), singles=0, excluded=False)
+    assert "(the diagonal) has one colour" in kl_heatmap_caption(two)
+
+
+def test_map_caption_says_what_equal_seeds_share_in_the_embedded_family(result: xr.Dataset) -> None:
+    note = "models of equal seed and different size can be nearer"
+    assert note in model_map_caption(result)
+    assert note not in model_map_caption(result.assign_coords(family=result.family.where(result.step < 0, "pythia")))
 
 
 def test_heat_map_of_too_many_models_is_thinned_and_says_so(result: xr.Dataset) -> None:

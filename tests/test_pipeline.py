@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import klray
 from jobs.analyze import analyze
 from jobs.publish import publish
 from jobs.report import report
@@ -134,6 +135,21 @@ def test_analysis_that_is_there_is_not_repeated(config: Config, capsys: pytest.C
     assert "there already" not in capsys.readouterr().out
     assert analyze(config).identical(first)
     assert "is there already" in capsys.readouterr().out
+
+
+def test_another_window_takes_the_place_of_the_result_and_keeps_its_pairs(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(config)
+    first = analyze(config)
+    config.analysis.window = 5
+    second = analyze(config)
+    assert "takes the place of an earlier result" in capsys.readouterr().out
+    np.testing.assert_array_equal(second["kl"].values, first["kl"].values)
+    np.testing.assert_array_equal(second["kl_standard_error"].values, first["kl_standard_error"].values)
+    assert np.isfinite(second["exponent_kl"].values).sum() > np.isfinite(first["exponent_kl"].values).sum()
+    found = klray.open_result(str(config.store.url))
+    assert found.attrs["window"] == 5
 
 
 def test_distributed_scheduler_gives_the_same_result(config: Config) -> None:

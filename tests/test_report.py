@@ -145,6 +145,7 @@ def test_pictures_are_the_files_beside_the_page_and_have_text_alternatives(page:
 def test_run_table_shows_the_summary(page: Page, result: xr.Dataset) -> None:
     header, *body = page.tables[0]
     assert header[:3] == ["Run", "Size", "Seed"]
+    assert header[6:9] == ["Early KL ± SE(bits/byte)", "Late KL ± SE(bits/byte)", "cq ± sdover windows"]
     rows = run_table(result)
     assert [cells[0] for cells in body] == [row.run for row in rows]
     for cells, row in zip(body, rows, strict=True):
@@ -173,6 +174,32 @@ def test_provenance_lets_a_reader_find_the_data(page: Page, result: xr.Dataset) 
     kept = result.text_kept.values
     prose = int((result.domain.values[kept] == "prose").sum())
     assert f"code {kept.sum() - prose}, prose {prose}" in page.text
+    prose_removed = int((result.domain.values[~kept] == "prose").sum())
+    assert f"9 of 300: code {9 - prose_removed}, prose {prose_removed}" in page.text
+    assert "3, 14, 15, … 4 values in all" in page.text
+
+
+def test_a_domain_that_lost_no_text_is_named_too(tmp_path: Path, no_figures: None) -> None:
+    result = _small()
+    kept = np.array([domain == "prose" or index > 5 for index, domain in enumerate(result.domain.values)])
+    page = Page(write_report(result.assign(text_kept=("text", kept)), tmp_path, title="Removed"))
+    assert "4 of 30: code 4, prose 0" in page.text
+
+
+def test_recipe_shows_only_exclusions_that_match_a_model(tmp_path: Path, no_figures: None) -> None:
+    result = _small()
+    patterns = ["pythia-410m-seed3@*", "tiny-1m-seed0@step20", "*model-2@main", str(result.key.values[2])]
+    excluded = [{"pattern": pattern, "reason": "by hand"} for pattern in patterns]
+    result.attrs["recipe"] = json.dumps({"excluded": excluded})
+    page = Page(write_report(result, tmp_path, title="Excluded"))
+    assert [pattern in page.text for pattern in patterns] == [False, True, True, True]
+    assert "pythia" not in page.text
+
+
+def test_exponent_finding_says_what_limits_it(page: Page) -> None:
+    finding = page.text.split("mean diffusion exponent ")[1].split("fractal dimension")[0]
+    assert "below 1 in 4 of 4 runs. The windows of a run overlap" in finding
+    assert "a learning rate that falls during the run lowers both late KL and cq" in finding
 
 
 def test_model_table_lists_all_models_with_keys_that_sort(page: Page, result: xr.Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from botocore.exceptions import ClientError
 
 import klray
 from klray.errors import StoreError
 from klray.store import Column, Identity, Store, unresolved
 from klray.store.columns import values_sha256
 from klray.store.objects import FolderObjects, open_objects
+from klray.store.s3 import _codes
 from klray.texts import TextSet
 
 N_TEXTS = 12
@@ -255,3 +258,93 @@ def test_result_is_there_once_whole(store: Store) -> None:
     xr.testing.assert_equal(store.result(manifest.id, "trajectory").load(), result)
     with pytest.raises(StoreError, match="use letters, digits"):
         store.write_result(manifest.id, "../escape", result)
+
+
+def test_column_taken_out_moves_the_latest_snapshot_once(store: Store) -> None:
+    add(store, column("a", 1), column("a", 2), column("a", 3))
+    store.publish()
+    gone = column("a", 2).identity.key
+    store.objects.delete_tree(f"commits/{gone}.json")
+    manifest, new = store.publish()
+    assert new and manifest.n_models == 2 and store.manifest().id == manifest.id
+    assert store.publish() == (manifest, False)
+    again = column("a", 2)
+    changed = Column(again.identity, again.log_likelihood + 1, (-1,), again.n_tokens, again.facts, {}, {})
+    assert store.commit(store.write_column(changed, "e" * 32))
+    store.publish()
+    values = store.dataset()["log_likelihood"].load()
+    (row,) = np.flatnonzero(store.dataset()["step"].values == 2)
+    np.testing.assert_array_equal(values[row], (again.log_likelihood[0] + 1).astype(np.float32))
+
+
+@pytest.mark.parametrize("damage", ["lost", "garbage"])
+def test_damaged_chunk_of_a_snapshot_is_not_handed_on(folder_store: Store, damage: str) -> None:
+    add(folder_store, column("a", 1), column("a", 2))
+    first, _ = folder_store.publish()
+    chunk = Path(folder_store.url) / "snapshots" / first.id / "log_likelihood" / "c" / "0" / "0"
+    chunk.unlink() if damage == "lost" else chunk.write_bytes(b"garbage")
+    add(folder_store, column("a", 3))
+    folder_store.publish()
+    values = folder_store.dataset()["log_likelihood"].values
+    for row, step in enumerate((1, 2, 3)):
+        np.testing.assert_array_equal(values[row], column("a", step).log_likelihood[0].astype(np.float32))
+
+
+def test_labels_tell_every_model_from_every_other(store: Store) -> None:
+    half, moved = column("a", 1), column("a", 1)
+    bf16 = dataclasses.replace(half.identity, dtype="bfloat16")
+    other = dataclasses.replace(moved.identity, commit="f" * 40)
+    add(store, half, dataclasses.replace(half, identity=bf16), dataclasses.replace(moved, identity=other))
+    store.publish()
+    labels = store.dataset()["model"].values.tolist()
+    assert sorted(labels) == ["org/a@step1+bfloat16", "org/a@step1~00000000", "org/a@step1~ffffffff"]
+
+
+def test_labels_can_be_compared_and_selected(store: Store) -> None:
+    add(store, column("a", 1), column("b", 1))
+    store.publish()
+    data = klray.open_dataset(store.url)
+    assert data.where(data.run == "org/a", drop=True).sizes["model"] == 1
+    assert data.repository.values.astype(str).tolist() == ["org/a", "org/b"]
+    assert data.sel(model="org/b@step1")["step"] == 1
+
+
+def test_long_names_are_shortened_and_stay_apart(folder_store: Store) -> None:
+    long = "x" * 300
+    first = dataclasses.replace(column("a", 1), facts={"revision": long + "1"})
+    second = dataclasses.replace(column("b", 1), facts={"revision": long + "2"})
+    add(folder_store, first, second)
+    paths = [commit.path for commit in folder_store.commits()]
+    assert all(len(part) <= 120 for path in paths for part in path.split("/"))
+    assert len({path.split("/")[2] for path in paths}) == 2
+
+
+def test_failure_of_what_can_be_resolved_now_is_withdrawn(store: Store) -> None:
+    gone = Identity("org/gone", unresolved("main"), TEXTS.fingerprint)
+    store.record_failure(gone, "main", "gated", "no access", attempt="3" * 32)
+    store.withdraw_failures([Identity("org/other", unresolved("main"), TEXTS.fingerprint)])
+    assert len(store.failures()) == 1
+    store.withdraw_failures([gone])
+    assert store.failures() == []
+
+
+def test_damaged_and_foreign_places_are_named(folder_store: Store, tmp_path: Path) -> None:
+    add(folder_store, column("a", 1))
+    folder_store.publish()
+    (Path(folder_store.url) / "snapshots" / "LATEST.json").write_text("{cut")
+    with pytest.raises(StoreError, match=r"snapshots/LATEST\.json is damaged .*remove it and run"):
+        folder_store.publish()
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="is a file; name a folder"):
+        Store.create(str(tmp_path / "file"), TEXTS)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").touch()
+    with pytest.raises(StoreError, match=r"not empty and no klray store: thesis\.tex"):
+        Store.create(str(tmp_path / "home"), TEXTS)
+
+
+def test_s3_error_codes_are_found_along_the_chain_of_causes() -> None:
+    cause = ClientError({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "PutObject")
+    error = OSError("translated")
+    error.__cause__ = cause
+    assert _codes(error) >= {"SlowDown", "503"}

@@ -127,6 +127,8 @@ def test_table_has_a_line_for_each_run_and_lets_no_control_character_through() -
     rows = run_table(hostile)
     lines = format_table(rows).split("\n")
     assert lines[0].split()[:3] == ["run", "size", "seed"]
+    headings = [name.strip() for name in lines[0].split("  ") if "±" in name]
+    assert headings == ["early KL (± SE)", "late KL (± SE)", "c_q (± sd over windows)"]
     assert len(lines) == 2 + len(rows) + 2
     assert len({len(line) for line in lines[:6]}) == 1
     assert "\x1b" not in format_table(rows)

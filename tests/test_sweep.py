@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -130,6 +131,34 @@ def test_what_cannot_be_scored_is_recorded_with_its_reason_and_the_sweep_goes_on
     assert f"{store}-cache" not in "".join(failure.message for failure in failures.values())
     status = run(hub, store, verb="status")
     assert "failures   4" in status.stdout and "broken/short@main  text_too_long" in status.stdout
+
+
+def test_two_jobs_at_once_share_the_work(hub: HubServer, undisturbed: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    arguments, environment = command(hub, store, *FAMILY, "ray.workers=1")
+    jobs = [
+        subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)
+    ]
+    assert [job.wait(timeout=240) for job in jobs] == [0, 0], [job.communicate()[1].decode() for job in jobs]
+    said = [job.communicate()[0].decode() for job in jobs]
+    assert columns(store) == columns(undisturbed)
+    scored = [int(re.search(r"scored (\d+) checkpoints", text)[1]) for text in said]  # type: ignore[index]
+    assert sum(scored) == N_CHECKPOINTS
+
+
+def test_actor_killed_while_it_starts_is_tried_again(hub: HubServer, undisturbed: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    some = ["models.repo=klray/tiny-46k-seed1", "models.revisions=[step4]", "models.family=tiny_smallest"]
+    arguments, environment = command(hub, store, *some, "ray.workers=1")
+    with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not (found := actors_of(process.pid)):
+            assert process.poll() is None, "the sweep ended before it could be disturbed"
+            time.sleep(0.005)
+        found[0].send_signal(signal.SIGKILL)
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors.decode()
+    assert "trying once more" in errors.decode()
+    assert columns(store).items() <= columns(undisturbed).items()
 
 
 def test_plan_says_what_is_there_and_what_cannot_be(hub: HubServer, undisturbed: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import json
@@ -131,6 +132,12 @@ def test_only_newlines_end_lines(tmp_path: Path) -> None:
     assert from_jsonl(path).texts == ("a\u2028b", "c\u0085d")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(pile: Path, tmp_path: Path) -> None:
+    marked = tmp_path / "marked.jsonl"
+    marked.write_bytes(codecs.BOM_UTF8 + pile.read_bytes())
+    assert from_jsonl(marked).fingerprint == from_jsonl(pile).fingerprint
+
+
 def test_draws_are_repeatable_ordered_and_nested(pile: Path) -> None:
     drawn = {n: from_jsonl(pile, n=n, seed=3).texts for n in (7, 20, 60)}
     assert drawn[7] == from_jsonl(pile, n=7, seed=3).texts
@@ -156,16 +163,20 @@ def test_one_domain(pile: Path) -> None:
 
 
 def test_unknown_domain(pile: Path) -> None:
-    with pytest.raises(KlrayError, match=r"domain 'Wiki' is not in pile.jsonl, which has: GitHub \(20 texts\)"):
+    with pytest.raises(
+        KlrayError, match=r"domain 'Wiki' is not in pile.jsonl, which has: GitHub \(20 texts\).*; set texts\.domain "
+    ):
         from_jsonl(pile, domain="Wiki")
 
 
 def test_more_texts_than_there_are(pile: Path) -> None:
-    with pytest.raises(KlrayError, match=r"n=10,000 texts were asked for, pile.jsonl has 60: set n to that or less"):
+    with pytest.raises(
+        KlrayError, match=r"texts\.n=10,000 texts were asked for, pile.jsonl has 60: set texts\.n \(in Python: n=\)"
+    ):
         from_jsonl(pile, n=10_000)
-    with pytest.raises(KlrayError, match=r"n=21 texts were asked for, pile.jsonl domain=arXiv has 20"):
+    with pytest.raises(KlrayError, match=r"texts\.n=21 texts were asked for, pile.jsonl domain=arXiv has 20"):
         from_jsonl(pile, n=21, domain="arXiv")
-    with pytest.raises(KlrayError, match=r"n=0: a text set needs at least one text"):
+    with pytest.raises(KlrayError, match=r"texts\.n=0: a text set needs at least one text; set texts\.n "):
         from_jsonl(pile, n=0)
 
 
@@ -175,7 +186,7 @@ def test_more_texts_than_there_are(pile: Path) -> None:
         ("{", r"line 3 is not JSON .*: every line must be one UTF-8 JSON object"),
         (b"\xff", r"line 3 is not JSON .*UTF-8"),
         ("[1]", r"line 3 holds a list: every line must be one JSON object"),
-        ('{"b": 1, "a": 2}', r"line 3 has no field 'text', it has: a, b; set text_field"),
+        ('{"b": 1, "a": 2}', r"line 3 has no field 'text', it has: a, b; set texts\.text_field "),
         ("{}", r"line 3 has no field 'text', it has: no fields"),
         ('{"text": 5}', r"line 3: 'text' must be a non-empty Unicode string, found 5"),
         ('{"text": ""}', r"line 3: 'text' must be a non-empty Unicode string, found ''"),
@@ -190,13 +201,20 @@ def test_broken_lines_are_named(line: str | bytes, words: str, tmp_path: Path) -
 
 
 def test_a_named_domain_field_must_be_there(pile: Path) -> None:
-    with pytest.raises(KlrayError, match=r"line 1 has no field 'kind', it has: pile_set_name, text; set domain_field"):
+    words = r"line 1 has no field 'kind', it has: pile_set_name, text; set texts\.domain_field "
+    with pytest.raises(KlrayError, match=words):
         from_jsonl(pile, domain_field="kind")
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(KlrayError, match=r"no file .*none\.jsonl: give the path of a JSON-lines file"):
+    with pytest.raises(
+        KlrayError, match=r"no file .*none\.jsonl: set texts\.path \(in Python: path\) to a JSON Lines file"
+    ):
         from_jsonl(tmp_path / "none.jsonl")
+    for content in (b"", b"\n \n", codecs.BOM_UTF8):
+        (tmp_path / "empty.jsonl").write_bytes(content)
+        with pytest.raises(KlrayError, match=rf"empty\.jsonl is empty: .* of {len(content)} bytes; set texts\.path "):
+            from_jsonl(tmp_path / "empty.jsonl")
     short = write_jsonl(tmp_path / "short.jsonl", [{"text": "x" * 256}])
     with pytest.raises(KlrayError, match=r"short\.jsonl gives no texts: nothing is left after pieces of 256 bytes or"):
         from_jsonl(short, chunked=False)
@@ -217,9 +235,13 @@ def test_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_folder_errors(tmp_path: Path) -> None:
-    with pytest.raises(KlrayError, match=r"no folder .*nowhere: give the path of a folder with text files"):
+    with pytest.raises(KlrayError, match=r"no folder .*nowhere: set texts\.path \(in Python: path\) to a folder"):
         from_folder(tmp_path / "nowhere")
-    with pytest.raises(KlrayError, match=r"no file in .* matches '\*\*/\*\.txt': set pattern"):
+    with pytest.raises(KlrayError, match=r"no file in .* matches '\*\*/\*\.txt': set texts\.pattern "):
+        from_folder(tmp_path)
+    for number in range(12):
+        (tmp_path / f"{number:02}.txt").write_text("é" * 300, encoding="latin-1")
+    with pytest.raises(KlrayError, match=r"none of the 12 files in .* is UTF-8: 00\.txt, .*, 09\.txt, \.\.\.; convert"):
         from_folder(tmp_path)
 
 
@@ -276,7 +298,9 @@ def test_the_same_texts_in_another_process() -> None:
 
 
 def test_stdlib_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(KlrayError, match=r"split 'test' does not exist: set split to 'heldout' or 'train'"):
+    with pytest.raises(
+        KlrayError, match=r"split 'test' does not exist: set texts\.split \(in Python: split\) to 'heldout' or 'train'"
+    ):
         stdlib_documents("test")  # type: ignore[arg-type]
     with pytest.raises(KlrayError, match=r"domain 'web' is not in python-3\S+-heldout, which has: code"):
         python_stdlib(domain="web")

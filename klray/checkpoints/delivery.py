@@ -112,7 +112,7 @@ def _obtain(hub: Hub, checkpoint: Checkpoint, file: RemoteFile, folder: Path, tw
             return
     path.unlink()
     raise CheckpointError(
-        f"{file.path} of {checkpoint.label} (commit {checkpoint.commit}) came from {hub.endpoint} with other content "
+        f"{file.path} of {checkpoint.label} (commit {checkpoint.commit}) came from {hub.address} with other content "
         f"than it announces, twice: {wrong}. Try again later; if it stays so, tell whoever runs the hub or a proxy "
         "before it",
         "checksum_mismatch",

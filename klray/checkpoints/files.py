@@ -62,8 +62,8 @@ def loadable_files(files: Iterable[RemoteFile], label: str) -> tuple[RemoteFile,
     Raises
     ------
     CheckpointError
-        ``no_safe_weights`` when there are none in these formats or shards are missing, ``load_failed`` without a
-        config.json. ``label`` names the checkpoint in the message.
+        ``no_safe_weights`` when there are none in these formats, or when shards or their index are missing;
+        ``load_failed`` without a config.json. ``label`` names the checkpoint in the message.
     """
     by_path = {file.path: file for file in files if "/" not in file.path}
     if CONFIG not in by_path:
@@ -88,8 +88,12 @@ def _weight_paths(paths: set[str], label: str) -> set[str]:
         counts = {int(match.group(2)) for match in parts.values()}
         numbers = {int(match.group(1)) for match in parts.values()}
         if len(counts) == 1 and numbers == set(range(1, max(counts) + 1)):
-            return {*parts, *({index} & paths)}
-        missing = f"; {len(parts)} of {max(counts)} shards {single.partition('.')[0]}-*.{single.partition('.')[2]}"
+            if index in paths:
+                return {*parts, index}
+            missing += f"; all {len(parts)} shards, but no {index}, which says what each of them holds"
+        else:
+            stem, _, suffix = single.partition(".")
+            missing += f"; {len(parts)} of {max(counts)} shards {stem}-*.{suffix}"
     others = sorted(path for path in paths if path.endswith(OTHER_WEIGHTS))
     found = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "") if others else "no weights at all"
     raise CheckpointError(

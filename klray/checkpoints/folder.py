@@ -15,11 +15,10 @@ PATH_PREFIXES = ("/", "./", "../", "~")
 def local_folder(repository: str) -> Path | None:
     """Folder meant by ``repository``, or None when it is the name of a repository on the hub.
 
-    A folder is a path that starts with ``/``, ``./``, ``../`` or ``~``, or any directory that holds a model: a
-    config.json of its own or in a subfolder.
+    A folder is a path that starts with ``/``, ``./``, ``../`` or ``~``, or any directory that exists.
     """
     path = Path(repository).expanduser()
-    if repository.startswith(PATH_PREFIXES) or (path.is_dir() and folder_revisions(path)):
+    if repository.startswith(PATH_PREFIXES) or path.is_dir():
         return path.resolve()
     return None
 

@@ -7,16 +7,17 @@ download (the hub's wide limit: 3,000 or 5,000).
 
 from __future__ import annotations
 
+import base64
 import errno
 import logging
 import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from huggingface_hub import get_token, hf_hub_download
 from huggingface_hub.errors import (
@@ -36,6 +37,8 @@ log = logging.getLogger("klray")
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
+# Of a URL, user and password before the host and the signature in the query give access; the rest may be shown.
+URL = re.compile(r"""(\w+://)(?:([^\s/?#]*)@)?([^\s?#'"<>]*)([?#][^\s'"<>]*)?""")
 TIMEOUT_SECONDS = 60.0  # without one, huggingface_hub 2.4 waits for ever for a hub that accepts and then says nothing
 PAUSES_SECONDS = (1.0, 5.0)  # before the second and the third attempt at a file
 TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
@@ -46,15 +49,46 @@ NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)
 
 @dataclass(frozen=True)
 class Hub:
-    """Where checkpoints come from. ``token`` None means anonymous: a saved login is never used unasked."""
+    """Where checkpoints come from. ``token`` None means anonymous: a saved login is never used unasked.
+
+    ``endpoint`` may hold the credentials of a proxy, ``https://user:password@host``: they go into a header, in place of
+    the token, and so into no message of anybody; ``address`` is the endpoint without them.
+    """
 
     endpoint: str
-    token: str | None = field(default=None, repr=False)
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Hub(endpoint={self.address!r})"
+
+    @property
+    def address(self) -> str:
+        """The endpoint without user and password."""
+        return without_secrets(self.endpoint) if "://" in self.endpoint else self.endpoint.rpartition("@")[2]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The ``authorization`` of an endpoint with user and password (Basic, RFC 7617), else no headers."""
+        url = URL.match(self.endpoint)
+        if url is None or not url[2]:
+            return {}
+        user, _, password = url[2].partition(":")
+        credentials = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+        return {"authorization": f"Basic {credentials}"}
 
     @classmethod
     def from_environment(cls) -> Hub:
         """Hub of ``HF_ENDPOINT`` (default https://huggingface.co) with the token of ``HF_TOKEN`` or the saved login."""
         return cls((os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"), get_token())
+
+
+def without_secrets(words: str) -> str:
+    """Take user, password, query and fragment out of each URL in ``words``.
+
+    >>> without_secrets("404 for url 'https://me:word@host/a/b?signature=1f', twice")
+    "404 for url 'https://host/a/b', twice"
+    """
+    return URL.sub(r"\1\3", words)
 
 
 @dataclass(frozen=True)
@@ -80,7 +114,7 @@ def listing(hub: Hub, repository: str, revision: str = "main") -> Listing:
     commit = str(data.get("sha"))
     if not COMMIT.fullmatch(commit):
         raise CheckpointError(
-            f"{repository}@{revision}: {hub.endpoint} answered without a commit sha ({commit!r}), so it is not a model "
+            f"{repository}@{revision}: {hub.address} answered without a commit sha ({commit!r}), so it is not a model "
             "hub: check HF_ENDPOINT",
             "download_failed",
         )
@@ -126,7 +160,8 @@ def download(hub: Hub, repository: str, commit: str, path: str, folder: Path) ->
                 path,
                 revision=commit,
                 local_dir=folder,
-                endpoint=hub.endpoint,
+                endpoint=hub.address,
+                headers=hub.headers,
                 token=hub.token or False,
                 tqdm_class=silent_tqdm,
             )
@@ -136,7 +171,8 @@ def download(hub: Hub, repository: str, commit: str, path: str, folder: Path) ->
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
             if pause is None or not _is_transient(error):
                 raise _failure(hub, repository, commit, error, path) from error
-            log.warning("%s of %s@%s: %s; trying again in %g s", path, repository, commit[:8], error, pause)
+            words = without_secrets(str(error))
+            log.warning("%s of %s@%s: %s; trying again in %g s", path, repository, commit[:8], words, pause)
             time.sleep(pause)
 
 
@@ -153,14 +189,14 @@ def is_disk_full(error: BaseException) -> bool:
 def _get(hub: Hub, repository: str, revision: str, route: str, **parameters: str) -> dict[str, Any]:
     try:
         validate_repo_id(repository)
-        response = _request(hub, f"{hub.endpoint}/api/models/{repository}{route}", parameters)
+        response = _request(hub, f"{hub.address}/api/models/{repository}{route}", parameters)
         hf_raise_for_status(response)
         data = response.json() if response.content else {}
         return data if isinstance(data, dict) else {}
     except HFValidationError as error:
+        neither = f"{repository!r} is neither the name of a repository on the hub nor a folder on this machine"
         raise CheckpointError(
-            f"{repository!r} is neither the name of a repository on the hub nor a folder on this machine ({error}): "
-            "give organisation/name, or a path that starts with / or ./",
+            without_secrets(f"{neither} ({error}): give organisation/name, or a path that starts with / or ./"),
             "repository_not_found",
         ) from error
     except (*NETWORK_ERRORS, ValueError) as error:  # ValueError: the body is not JSON
@@ -168,7 +204,7 @@ def _get(hub: Hub, repository: str, revision: str, route: str, **parameters: str
 
 
 def _request(hub: Hub, url: str, parameters: dict[str, str]) -> Any:
-    headers = build_hf_headers(token=hub.token or False)
+    headers = build_hf_headers(token=hub.token or False, headers=hub.headers)
     closed = 0
     while True:
         try:
@@ -219,23 +255,23 @@ def _failure(hub: Hub, repository: str, revision: str, error: BaseException, pat
     reason: Reason = "download_failed"
     if isinstance(error, GatedRepoError):
         reason = "gated"
-        found = f"is gated at {hub.endpoint} and {token} does not open it"
+        found = f"is gated at {hub.address} and {token} does not open it"
         cure = "accept its terms on its page there, and set HF_TOKEN to a token of that account"
     elif isinstance(error, RevisionNotFoundError):
         reason = "revision_not_found"
-        found = f"has no such revision at {hub.endpoint}, though the repository exists"
+        found = f"has no such revision at {hub.address}, though the repository exists"
         cure = "choose one of its branches, tags or commits"
     elif isinstance(error, RepositoryNotFoundError):
         reason = "repository_not_found"
-        found = f"was not found at {hub.endpoint} with {token}"
+        found = f"was not found at {hub.address} with {token}"
         cure = "check the spelling; if it is private, set HF_TOKEN to a token that may read it"
     elif status in (401, 403):
         reason = "gated"
-        found = f"was refused by {hub.endpoint} with {token} (HTTP {status})"
+        found = f"was refused by {hub.address} with {token} (HTTP {status})"
         cure = "set HF_TOKEN to a valid token"
     else:
         cause = list(_chain(error))[-1]
-        words = " ".join(str(cause).split())[:300]
-        found = f"could not be fetched from {hub.endpoint} after all attempts ({type(cause).__name__}: {words})"
+        words = " ".join(without_secrets(str(cause)).split())[:300]
+        found = f"could not be fetched from {hub.address} after all attempts ({type(cause).__name__}: {words})"
         cure = "check the network and HF_ENDPOINT, then run again"
     return CheckpointError(f"{asked} {found}: {cure}", reason)

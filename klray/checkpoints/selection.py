@@ -58,10 +58,15 @@ class Selection:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.stride < 1 or (self.limit is not None and self.limit < 1):
+        if self.stride < 1:
             raise KlrayError(
-                f"stride={self.stride} and limit={self.limit} were asked for, and both must be 1 or more: leave "
-                "limit out to take everything"
+                f"models.stride={self.stride} was asked for: set models.stride (in Python: stride=) to 1 or more; 1 "
+                "keeps every step"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise KlrayError(
+                f"models.limit={self.limit} was asked for: set models.limit (in Python: limit=) to 1 or more, or leave "
+                "it out to take everything"
             )
 
 
@@ -139,6 +144,14 @@ def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
     if not folder.is_dir():
         raise CheckpointError(f"folder {folder} does not exist: check the path", "repository_not_found")
     models = folder_revisions(folder)
+    if not models:
+        raise CheckpointError(
+            f"folder {folder} holds no config.json, and no folder in it does, so there is no model to load: give a "
+            "folder that transformers saved a model to, or one with a folder of that kind for each revision (if "
+            f"{spec.repository!r} is meant as the name of a repository on the hub, run in another folder: here it is "
+            "this one)",
+            "repository_not_found",
+        )
     patterns = [LOCAL_REVISION if pattern == "main" else pattern for pattern in spec.patterns]
     names, unmatched = _match(patterns, list(models))
     return [
@@ -202,8 +215,8 @@ def _no_match(repository: str, pattern: str, names: list[str], kind: str) -> Una
         repository,
         pattern,
         "revision_not_found",
-        f"revisions={pattern!r} matches none of the {len(names)} {kind} of {repository}{such}: choose a name or a "
-        "pattern that does",
+        f"models.revisions={pattern!r} matches none of the {len(names)} {kind} of {repository}{such}: set "
+        "models.revisions (in Python: revisions=) to a name or a pattern that does",
     )
 
 

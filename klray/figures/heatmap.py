@@ -18,7 +18,7 @@ from klray.figures.style import (
     plain_log_ticks,
     run_blocks,
 )
-from klray.summary import single_models, strings, trajectories
+from klray.summary import significant, single_models, strings, trajectories
 
 MAX_MODELS = 1500  # about the pixels across the picture: more could not be seen
 _LOWEST_QUANTILE = 0.002  # a few almost identical pairs would otherwise use up the log scale
@@ -39,15 +39,12 @@ def kl_heatmap(result: xr.Dataset) -> Figure:
     """
     order, blocks = _ordered(result)
     kl = result["kl"].isel(model=order, other=order).values
-    positive = kl[np.isfinite(kl) & (kl > 0)]
-    if not positive.size:
+    low, high = _color_limits(kl)
+    if not high > 0:
         raise KlrayError(
             "a KL heat map was asked for, but no pair of models of this result has a KL above 0: "
             "check which models the analysis excluded, or score at least two that differ"
         )
-    low, high = float(np.quantile(positive, _LOWEST_QUANTILE)), float(positive.max())
-    if not low < high:
-        low, high = low / 2, high * 2
     colors = matplotlib.colormaps["viridis"].with_extremes(bad="0.68")
     figure = new_figure(5.8, layout="compressed")
     axes = figure.add_subplot()
@@ -80,7 +77,17 @@ def kl_heatmap(result: xr.Dataset) -> Figure:
 def kl_heatmap_caption(result: xr.Dataset) -> str:
     """What the figure shows, as one paragraph of plain text."""
     total = result.sizes["model"]
+    order, _ = _ordered(result)
+    kl = result["kl"].isel(model=order, other=order).values
+    low, _ = _color_limits(kl)
     sentences = ["KL divergence of every pair of models, on a logarithmic colour scale."]
+    if low > 0:
+        below = int((kl[~np.eye(len(kl), dtype=bool)] < low).sum())
+        whose = f"the diagonal and {below:,} of the other pairs" if below else "the diagonal"
+        sentences.append(
+            f"The scale starts at {significant(low, 2)} bits/byte: everything below it ({whose}) has one colour, the "
+            "darkest, and differences there are not visible."
+        )
     runs = trajectories(result)
     if runs:
         blocks = "runs" if len(runs) <= MAX_RUNS_IN_LEGEND else "sizes"
@@ -96,6 +103,15 @@ def kl_heatmap_caption(result: xr.Dataset) -> str:
     if without:
         sentences.append(f"Grey: pairs without a KL ({without:,} models were excluded).")
     return " ".join(sentences)
+
+
+def _color_limits(kl: np.ndarray) -> tuple[float, float]:
+    """Lower and upper end of the colour scale for these pairs, in bits/byte; zeros when none has a KL above zero."""
+    positive = kl[np.isfinite(kl) & (kl > 0)]
+    if not positive.size:
+        return 0.0, 0.0
+    low, high = float(np.quantile(positive, _LOWEST_QUANTILE)), float(positive.max())
+    return (low, high) if low < high else (low / 2, high * 2)
 
 
 def _ordered(result: xr.Dataset) -> tuple[np.ndarray, list[tuple[str, int]]]:

@@ -29,6 +29,7 @@ from klray.figures.style import (
 from klray.summary import single_models, strings, trajectories
 
 SINGLE_MARKERS = ("D", "*", "P", "X", "<", ">", "p", "h")  # up to so many single models are named in the legend
+_SEED_ORDERS_DATA = frozenset({"tiny", "tiny_smallest"})  # families whose seed also decides the order of the data
 _FAMILY_COLORS = (*PALETTE[0:6:2], *PALETTE[1:6:2])
 _FAINTEST = 0.25  # tint of a run's first checkpoint: light, and still seen on white
 
@@ -103,6 +104,12 @@ def model_map_caption(result: xr.Dataset) -> str:
         sentences.append(
             "Each run is a path from light to full colour as training goes on, from the open circle to the "
             "black-rimmed one."
+        )
+    if len(runs) > 1 and any(run.family in _SEED_ORDERS_DATA for run in runs):
+        sentences.append(
+            "Where a seed decides the order of the training data too, as it does in the embedded family, runs of one "
+            "seed share that order: models of equal seed and different size can be nearer to each other than models "
+            "of equal size and different seed."
         )
     if single_models(result, runs).size:
         sentences.append("Marks without a path are models outside any run." if runs else "Each mark is a model.")

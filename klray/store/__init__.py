@@ -15,6 +15,6 @@ from klray.store.columns import Column, Commit
 from klray.store.failures import Failure
 from klray.store.identity import Identity, unresolved
 from klray.store.snapshots import Manifest
-from klray.store.store import Store, open_dataset
+from klray.store.store import Store, open_dataset, open_result
 
-__all__ = ["Column", "Commit", "Failure", "Identity", "Manifest", "Store", "open_dataset", "unresolved"]
+__all__ = ["Column", "Commit", "Failure", "Identity", "Manifest", "Store", "open_dataset", "open_result", "unresolved"]

@@ -19,5 +19,9 @@ def write_dataset(objects: Objects, path: str, data: xr.Dataset) -> None:
 
 
 def open_dataset_below(objects: Objects, path: str) -> xr.Dataset:
-    """The dataset below ``path``, Dask-backed."""
-    return xr.open_zarr(objects.zarr(path, read_only=True), consolidated=True, zarr_format=3)
+    """The dataset below ``path``: arrays Dask-backed, coordinates in memory, labels as ``str`` objects."""
+    data = xr.open_zarr(objects.zarr(path, read_only=True), consolidated=True, zarr_format=3)
+    data = data.assign_coords({name: coordinate.load() for name, coordinate in data.coords.items()})
+    labels = {name: coordinate for name, coordinate in data.coords.items() if coordinate.dtype.kind == "T"}
+    # NumPy's variable-width strings cannot be compared with or cast to its fixed-width ones everywhere yet.
+    return data.assign_coords({name: label.astype(object) for name, label in labels.items()})

@@ -1,9 +1,11 @@
-"""Failures: why a checkpoint has no column. Records are only ever added; a commit outdates them."""
+"""Failures: why a checkpoint has no column. A commit outdates the records of its key."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from klray.errors import Reason
@@ -11,6 +13,8 @@ from klray.store import layout
 from klray.store.columns import committed_keys
 from klray.store.identity import Identity
 from klray.store.objects import Objects
+
+log = logging.getLogger("klray")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,19 @@ def standing_failures(objects: Objects) -> list[Failure]:
     for body in objects.get_many([f"{layout.FAILURES}/{name}" for name in names]):
         if body is None:
             continue
-        failure = Failure(**json.loads(body))
+        try:
+            failure = Failure(**json.loads(body))
+        except (ValueError, TypeError):
+            log.warning("store %s: a failure record cannot be read; it is passed over", objects.url)
+            continue
         if failure.key not in latest or latest[failure.key].created < failure.created:
             latest[failure.key] = failure
     return sorted(latest.values(), key=lambda failure: (failure.repository, failure.revision))
+
+
+def withdraw_failures(objects: Objects, identities: Iterable[Identity]) -> None:
+    """Remove the records of what could not be resolved before and can be now: no commit would ever outdate them."""
+    keys = {identity.key for identity in identities}
+    for name in objects.names(layout.FAILURES):
+        if name.split("-")[0] in keys:
+            objects.delete_tree(f"{layout.FAILURES}/{name}")

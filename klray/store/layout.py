@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Final
 from urllib.parse import quote
 
 SCHEMA_VERSION: Final = 1
+LONGEST_PART: Final = 120  # file systems allow 255 bytes, names may be paths
 
 ROOT = "zarr.json"
 TEXTS = "texts"
@@ -52,9 +54,14 @@ def manifest_path(snapshot: str) -> str:
     return f"{SNAPSHOTS}/{snapshot}.json"
 
 
-def result_path(snapshot: str, name: str) -> str:
-    """Folder of one analysis of one snapshot."""
-    return f"{RESULTS}/{snapshot}/{name}"
+def result_path(snapshot: str, name: str, attempt: str) -> str:
+    """Folder of one attempt at one analysis of one snapshot: nothing that somebody may be reading is written over."""
+    return f"{RESULTS}/{snapshot}/{name}/{attempt[:8]}"
+
+
+def result_marker_path(snapshot: str, name: str) -> str:
+    """The object that says which attempt at an analysis is the result."""
+    return f"{RESULTS}/{snapshot}/{name}.json"
 
 
 def is_name(text: str) -> bool:
@@ -65,4 +72,6 @@ def is_name(text: str) -> bool:
 def _part(text: str) -> str:
     """One path part: slashes and odd characters of a revision (refs/pr/1) are percent-encoded; '.' cannot lead."""
     part = quote(text.strip("/"), safe="-_.=+@")
+    if len(part) > LONGEST_PART:
+        part = f"{part[: LONGEST_PART - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return part.replace(".", "%2E", 1) if part.startswith(".") else part or "%00"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import errno
 import importlib
+import json
 import os
 import shutil
 import uuid
@@ -39,6 +40,22 @@ class Objects(abc.ABC):
     def get(self, key: str) -> bytes | None:
         """The object's bytes, or None when there is none."""
 
+    def get_json(self, key: str) -> Any:
+        """The object parsed as JSON, or None when there is none.
+
+        Raises
+        ------
+        StoreError
+            The object is there and is no JSON.
+        """
+        body = self.get(key)
+        try:
+            return None if body is None else json.loads(body)
+        except ValueError as error:
+            raise StoreError(
+                f"store {self.url}: {key} is damaged ({error}); remove it and run the command that wrote it again"
+            ) from error
+
     @abc.abstractmethod
     def get_many(self, keys: list[str]) -> list[bytes | None]:
         """``get`` of several keys, several at a time."""
@@ -62,6 +79,8 @@ class FolderObjects(Objects):
     def __init__(self, root: Path):
         self.root = root.expanduser().resolve()
         self.url = str(self.root)
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"store.url={self.url} is a file; name a folder, there already or not")
 
     def create(self, key: str, body: bytes) -> bool:
         path = self.root / key

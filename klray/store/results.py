@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from datetime import UTC, datetime
 
 import xarray as xr
@@ -16,15 +17,16 @@ from klray.store.objects import Objects
 def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset) -> str:
     """Write an analysis chunk by chunk, each Dask block straight to its place; returns its path in the store.
 
-    A marker beside the folder is written last, so that a result that was cut short is never read.
+    Every attempt has a folder of its own, and the marker that names it is written last: a result that was cut short is
+    never read, and a result may be computed from the one that it takes the place of. The old folder stays, because
+    somebody may be reading it.
     """
     if not layout.is_name(name):
         raise StoreError(f"analysis.name={name!r}: use letters, digits, dots, dashes and underscores only")
-    path = layout.result_path(snapshot, name)
-    objects.delete_tree(f"{path}.json")
-    objects.delete_tree(path)
+    path = layout.result_path(snapshot, name, uuid.uuid4().hex)
     write_dataset(objects, path, result)
-    objects.put(f"{path}.json", json.dumps({"created": datetime.now(UTC).isoformat(timespec="seconds")}).encode())
+    marker = {"path": path, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    objects.put(layout.result_marker_path(snapshot, name), json.dumps(marker).encode())
     return path
 
 
@@ -34,7 +36,7 @@ def result_names(objects: Objects, snapshot: str) -> list[str]:
     return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
 
-def open_result(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
+def open_finished(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
     """A finished analysis, Dask-backed.
 
     Raises
@@ -42,11 +44,11 @@ def open_result(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
     StoreError
         There is none of this name for this snapshot.
     """
-    path = layout.result_path(snapshot, name)
-    if objects.get(f"{path}.json") is None:
+    marker = objects.get_json(layout.result_marker_path(snapshot, name))
+    if marker is None:
         raise StoreError(
             f"analysis.name={name}: snapshot {snapshot} of store {objects.url} has no such result "
             f"({', '.join(result_names(objects, snapshot)) or 'none'} there); "
-            f"run: klray analyze store.url={objects.url}"
+            f"run: klray analyze store.url={objects.url} analysis.name={name}"
         )
-    return open_dataset_below(objects, path)
+    return open_dataset_below(objects, str(marker["path"]))

@@ -9,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
+import uuid
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,9 +22,11 @@ import xarray as xr
 
 from klray.errors import StoreError
 from klray.store import layout
-from klray.store.columns import Commit, committed_keys, read_column, read_commits
+from klray.store.columns import Commit, committed_keys, read_column, read_commits, values_sha256
 from klray.store.datasets import open_dataset_below, write_dataset
 from klray.store.objects import Objects
+
+log = logging.getLogger("klray")
 
 CHUNK_BYTES = 32 * 2**20  # 10-80 MB suit Dask; smaller objects are read-poor on S3
 
@@ -42,13 +47,6 @@ class Manifest:
         """Bytes of the manifest object."""
         return json.dumps(dataclasses.asdict(self), indent=1).encode()
 
-    @classmethod
-    def from_json(cls, body: bytes) -> Manifest:
-        """Inverse of ``to_json``."""
-        fields = json.loads(body)
-        fields["keys"] = tuple(fields["keys"])
-        return cls(**fields)
-
 
 @dataclasses.dataclass(frozen=True)
 class TextFacts:
@@ -68,8 +66,8 @@ def snapshot_ids(objects: Objects) -> list[str]:
 
 def latest_id(objects: Objects) -> str | None:
     """Id of the newest snapshot, or None before the first publication."""
-    body = objects.get(layout.LATEST)
-    return None if body is None else str(json.loads(body)["id"])
+    found = objects.get_json(layout.LATEST)
+    return None if found is None else str(found["id"])
 
 
 def read_manifest(objects: Objects, snapshot: str) -> Manifest:
@@ -86,13 +84,13 @@ def read_manifest(objects: Objects, snapshot: str) -> Manifest:
             f"store {objects.url} has no snapshot yet ({len(committed_keys(objects)):,} columns are committed); "
             f"run: klray publish store.url={objects.url}"
         )
-    body = objects.get(layout.manifest_path(found)) if layout.is_name(found) else None
-    if body is None:
+    fields = objects.get_json(layout.manifest_path(found)) if layout.is_name(found) else None
+    if fields is None:
         raise StoreError(
-            f"snapshot={found}: store {objects.url} has no such snapshot; "
+            f"analysis.snapshot={found}: store {objects.url} has no such snapshot; "
             f"it has {', '.join(snapshot_ids(objects)[-5:]) or 'none'} (newest last)"
         )
-    return Manifest.from_json(body)
+    return Manifest(**{**fields, "keys": tuple(fields["keys"])})
 
 
 def publish(objects: Objects, texts: TextFacts) -> tuple[Manifest, bool]:
@@ -108,22 +106,20 @@ def publish(objects: Objects, texts: TextFacts) -> tuple[Manifest, bool]:
     keys = committed_keys(objects)
     if not keys:
         raise StoreError(f"store {objects.url} has no committed column to publish; run: klray score")
-    previous = read_manifest(objects, "latest") if latest_id(objects) else None
+    latest = read_manifest(objects, "latest") if latest_id(objects) else None
+    # A damaged column that was taken out leaves a gap: what is left is gathered anew.
+    previous = latest if latest and keys.issuperset(latest.keys) else None
     known = previous.keys if previous else ()
-    gone = [key for key in known if key not in keys]
-    if gone:  # a damaged column was taken out: what is left is gathered anew
-        previous, known = None, ()
-    fresh = read_commits(objects, sorted(keys - set(known)))
-    if previous and not fresh:
-        return previous, False
-    fresh.sort(key=lambda commit: _order(commit))
+    fresh = sorted(read_commits(objects, sorted(keys - set(known))), key=_order)
     commits = [*read_commits(objects, list(known)), *fresh]
     content = hashlib.sha256("".join(commit.key + commit.sha256 for commit in commits).encode()).hexdigest()
+    if previous and previous.content == content:
+        return previous, False
     now = datetime.now(UTC)
-    identifier = f"{now:%Y%m%dT%H%M%SZ}-{content[:8]}"
-    if not objects.create(f"{layout.snapshot_path(identifier)}.claim", identifier.encode()):
+    identifier = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z-{content[:8]}"
+    if not objects.create(f"{layout.snapshot_path(identifier)}.claim", uuid.uuid4().hex.encode()):
         raise StoreError(
-            f"store {objects.url}: another publisher is writing snapshot {identifier} this second; run publish again"
+            f"store {objects.url}: another publisher is writing snapshot {identifier} this moment; run publish again"
         )
     data = _dataset(objects, texts, commits, previous, identifier)
     write_dataset(objects, layout.snapshot_path(identifier), data)
@@ -134,11 +130,13 @@ def publish(objects: Objects, texts: TextFacts) -> tuple[Manifest, bool]:
         n_models=data.sizes["model"],
         n_texts=data.sizes["text"],
         content=content,
-        created=now.isoformat(timespec="seconds"),
+        created=now.isoformat(timespec="milliseconds"),
     )
     objects.create(layout.manifest_path(identifier), manifest.to_json())
-    newest = read_manifest(objects, "latest") if latest_id(objects) else None
-    if newest is None or newest.n_models <= manifest.n_models:  # a slower publisher of fewer columns must not win
+    now_latest = latest_id(objects)
+    unmoved = now_latest is None or (latest is not None and now_latest == latest.id)
+    if unmoved or len(read_manifest(objects, "latest").keys) <= len(manifest.keys):
+        # else another publisher was faster and has gathered more
         objects.put(layout.LATEST, json.dumps({"id": identifier}).encode())
     return manifest, True
 
@@ -167,11 +165,13 @@ def _dataset(
         (start, stop), _ = block_info[None]["array-location"]
         block = np.empty((stop - start, n_texts), dtype=np.float32)
         kept = max(0, min(stop, n_old) - start)
-        if kept and old is not None:
-            block[:kept] = old[start : start + kept].compute(scheduler="synchronous")
+        copied = _copied(old, start, start + kept) if kept else block[:0]
         held: tuple[str, npt.NDArray[np.float32]] | None = None
-        for place in range(kept, stop - start):
+        for place in range(stop - start):
             commit, row = rows[start + place]
+            if place < len(copied) and values_sha256(copied[place : place + 1]) == commit.sha256:
+                block[place] = copied[place]
+                continue
             if held is None or held[0] != commit.key:
                 held = commit.key, read_column(objects, commit)
             block[place] = held[1][row]
@@ -196,6 +196,16 @@ def _dataset(
     return data
 
 
+def _copied(old: Any, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Rows of the snapshot before; none when they cannot be read, so that they are read from their columns."""
+    try:
+        rows: npt.NDArray[np.float32] = old[start:stop].compute(scheduler="synchronous")
+    except (RuntimeError, ValueError, FileNotFoundError) as error:
+        log.warning("models %d to %d of the snapshot before cannot be read (%s): reading columns", start, stop, error)
+        return np.empty((0, 0), np.float32)
+    return rows
+
+
 def _coordinates(texts: TextFacts, rows: list[tuple[Commit, int]]) -> dict[str, Any]:
     def strings(values: list[str]) -> Any:
         return np.array(values, dtype=np.dtypes.StringDType())
@@ -213,7 +223,7 @@ def _coordinates(texts: TextFacts, rows: list[tuple[Commit, int]]) -> dict[str, 
     layers = np.array([commit.layers[row] for commit, row in rows], dtype=np.int64)
     none = "-1 when there is none"
     return {
-        "model": strings([_label(commit, row) for commit, row in rows]),
+        "model": strings(_labels(rows)),
         "key": ("model", strings([commit.key for commit, _ in rows]), {"long_name": "identity of the column"}),
         "repository": ("model", identities("repository")),
         "revision": ("model", facts("revision")),
@@ -237,11 +247,18 @@ def _coordinates(texts: TextFacts, rows: list[tuple[Commit, int]]) -> dict[str, 
     }
 
 
-def _label(commit: Commit, row: int) -> str:
-    identity = commit.identity
-    label = f"{identity.repository}@{commit.facts.get('revision') or identity.commit[:12]}"
-    if identity.quantization != "none":
-        label += f"+{identity.quantization}"
-    if commit.layers[row] >= 0:
-        label += f"#layer{commit.layers[row]}"
-    return label
+def _labels(rows: list[tuple[Commit, int]]) -> list[str]:
+    """A name for every row, each another: repository@revision, and what tells it from others of that revision."""
+    labels = []
+    for commit, row in rows:
+        identity = commit.identity
+        label = f"{identity.repository}@{commit.facts.get('revision') or identity.commit[:12]}"
+        label += "".join(
+            f"+{each}" for each in (identity.dtype, identity.quantization) if each not in ("float32", "none")
+        )
+        labels.append(label + (f"#layer{commit.layers[row]}" if commit.layers[row] >= 0 else ""))
+    counts = Counter(labels)  # a branch that has moved: the same revision at two commits
+    return [
+        f"{label}~{commit.identity.commit[:8]}" if counts[label] > 1 else label
+        for label, (commit, _) in zip(labels, rows, strict=True)
+    ]

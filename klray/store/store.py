@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,12 @@ class Store:
             "created_by": uuid.uuid4().hex,
         }
         body = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
+        strangers = objects.names("")
+        if strangers and layout.ROOT not in strangers:
+            raise StoreError(
+                f"store.url={objects.url} is not empty and no klray store: {', '.join(strangers[:3])} are there; "
+                "name a new place"
+            )
         objects.create(layout.ROOT, body)  # the claim: the first creator's text set is the store's
         _check_text_set(objects.url, _read_root(objects), text_set)
         if objects.get(f"{layout.TEXTS}/zarr.json") is None:
@@ -101,6 +107,10 @@ class Store:
         """Keys of all committed columns."""
         return columns.committed_keys(self.objects)
 
+    def is_committed(self, key: str) -> bool:
+        """Whether the column of ``key`` is there now, from one request."""
+        return self.objects.get(layout.commit_path(key)) is not None
+
     def commits(self, keys: list[str] | None = None) -> list[Commit]:
         """Commits of ``keys``, or all of them, sorted by key."""
         return columns.read_commits(self.objects, sorted(self.committed_keys()) if keys is None else keys)
@@ -141,6 +151,10 @@ class Store:
         """The latest failure of every checkpoint that is still without a column."""
         return failures.standing_failures(self.objects)
 
+    def withdraw_failures(self, identities: Iterable[Identity]) -> None:
+        """Remove the failures of what could not be resolved before and can be now."""
+        failures.withdraw_failures(self.objects, identities)
+
     # snapshots
 
     def publish(self) -> tuple[Manifest, bool]:
@@ -171,7 +185,7 @@ class Store:
 
     def result(self, snapshot: str, name: str) -> xr.Dataset:
         """A finished analysis of a snapshot, Dask-backed."""
-        return results.open_result(self.objects, snapshot, name)
+        return results.open_finished(self.objects, snapshot, name)
 
 
 def open_dataset(url: str, snapshot: str = "latest", storage_options: Mapping[str, Any] | None = None) -> xr.Dataset:
@@ -197,11 +211,39 @@ def open_dataset(url: str, snapshot: str = "latest", storage_options: Mapping[st
     return snapshots.open_snapshot(objects, snapshot)
 
 
+def open_result(
+    url: str,
+    name: str = "trajectory",
+    snapshot: str = "latest",
+    storage_options: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Open what ``klray analyze`` computed from a snapshot, without loading it.
+
+    Parameters
+    ----------
+    url, snapshot, storage_options : as for ``open_dataset``
+    name : the analysis, as ``analysis.name`` called it
+
+    Returns
+    -------
+    Dataset with ``kl`` and ``kl_standard_error`` (model, other) in bits per byte, consecutive KL, exponents and maps;
+    attributes hold the recipe that clipped values and removed texts.
+
+    Raises
+    ------
+    StoreError
+        No store is there, or the snapshot has no such result.
+    """
+    objects = open_objects(url, storage_options)
+    _read_root(objects)
+    return results.open_finished(objects, snapshots.read_manifest(objects, snapshot).id, name)
+
+
 def _read_root(objects: Objects) -> dict[str, Any]:
-    body = objects.get(layout.ROOT)
-    if body is None:
+    root = objects.get_json(layout.ROOT)
+    if root is None:
         raise StoreError(f"store.url={objects.url}: there is no klray store; klray score creates one")
-    attributes: dict[str, Any] = json.loads(body).get("attributes", {})
+    attributes: dict[str, Any] = root.get("attributes", {})
     schema = attributes.get("klray_schema")
     if schema is None:
         raise StoreError(

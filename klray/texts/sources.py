@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def from_jsonl(
     domain_field: str | None = None,
     chunked: bool = True,
 ) -> TextSet:
-    """Read a UTF-8 file with one JSON object per line; blank lines are skipped.
+    """Read a UTF-8 file with one JSON object per line; blank lines and a byte order mark are skipped.
 
     Parameters
     ----------
@@ -48,12 +49,12 @@ def from_jsonl(
     Raises
     ------
     KlrayError
-        No such file; a line that is not a JSON object, or lacks a field, or whose text is empty or not Unicode (with
-        the line number); no texts, an unknown domain, or n larger than the number of texts.
+        No such file, or an empty one; a line that is not a JSON object, or lacks a field, or whose text is empty or not
+        Unicode (with the line number); no texts, an unknown domain, or n larger than the number of texts.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise KlrayError(f"no file {path}: give the path of a JSON-lines file")
+        raise KlrayError(f"no file {path}: set texts.path (in Python: path) to a JSON Lines file")
     documents = _read_lines(path, text_field, domain_field)
     pieces = ((piece, label) for text, label in documents for piece in ([text] if chunked else chunk(text)))
     return draw(path.name, pieces, n=n, seed=seed, domain=domain)
@@ -83,14 +84,17 @@ def from_folder(
     Raises
     ------
     KlrayError
-        No such folder, no file that matches, no texts, an unknown domain, or n larger than the number of texts.
+        No such folder, no file that matches, none that is UTF-8, no texts, an unknown domain, or n larger than the
+        number of texts.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise KlrayError(f"no folder {root}: give the path of a folder with text files")
+        raise KlrayError(f"no folder {root}: set texts.path (in Python: path) to a folder with text files")
     names = sorted(file.relative_to(root).as_posix() for file in root.glob(pattern) if file.is_file())
     if not names:
-        raise KlrayError(f"no file in {root} matches '{pattern}': set pattern, for example '**/*.md'")
+        raise KlrayError(
+            f"no file in {root} matches '{pattern}': set texts.pattern (in Python: pattern=), for example '**/*.md'"
+        )
     pieces: list[tuple[str, str]] = []
     not_utf8 = []
     for name in names:
@@ -101,17 +105,26 @@ def from_folder(
             continue
         first, slash, _ = name.partition("/")
         pieces.extend((piece, first if slash else DEFAULT_DOMAIN) for piece in chunk(document))
+    some = ", ".join(not_utf8[:10]) + (", ..." if len(not_utf8) > 10 else "")
+    if len(not_utf8) == len(names):
+        raise KlrayError(
+            f"none of the {len(names):,} files in {root} that match '{pattern}' is UTF-8: {some}; convert them to "
+            "UTF-8, or set texts.pattern (in Python: pattern=) to match text files"
+        )
     if not_utf8:
-        logger.warning("%s: left out %d files that are not UTF-8: %s", root, len(not_utf8), ", ".join(not_utf8[:10]))
+        logger.warning("%s: left out %d files that are not UTF-8: %s", root, len(not_utf8), some)
     return draw(root.name, pieces, n=n, seed=seed, domain=domain)
 
 
 def _read_lines(path: Path, text_field: str, domain_field: str | None) -> Iterator[tuple[str, str]]:
     """(text, domain) of each line of a JSON-lines file."""
+    empty = True
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, read in enumerate(lines, start=1):
+            line = read.removeprefix(codecs.BOM_UTF8) if number == 1 else read
             if not line.strip():
                 continue
+            empty = False
             where = f"{path}, line {number:,}"
             try:
                 record = json.loads(line.decode())
@@ -121,10 +134,18 @@ def _read_lines(path: Path, text_field: str, domain_field: str | None) -> Iterat
                 raise KlrayError(f"{where} holds a {type(record).__name__}: every line must be one JSON object")
             text = _field(record, text_field)
             if text is None:
-                raise KlrayError(f"{where} has no field '{text_field}', it has: {_names(record)}; set text_field")
+                raise KlrayError(
+                    f"{where} has no field '{text_field}', it has: {_names(record)}; set texts.text_field (in Python: "
+                    "text_field=) to the one that holds the text"
+                )
             if not isinstance(text, str) or not text or not _is_unicode(text):
                 raise KlrayError(f"{where}: '{text_field}' must be a non-empty Unicode string, found {text!r:.80}")
             yield text, _domain(record, domain_field, where)
+    if empty:
+        raise KlrayError(
+            f"{path} is empty: it has no line that is not blank, of {path.stat().st_size:,} bytes; set texts.path (in "
+            "Python: path) to a file with one JSON object per line"
+        )
 
 
 def _domain(record: dict[str, Any], domain_field: str | None, where: str) -> str:
@@ -133,7 +154,10 @@ def _domain(record: dict[str, Any], domain_field: str | None, where: str) -> str
         return next((str(label) for label in labels if label is not None), DEFAULT_DOMAIN)
     label = _field(record, domain_field)
     if label is None:
-        raise KlrayError(f"{where} has no field '{domain_field}', it has: {_names(record)}; set domain_field")
+        raise KlrayError(
+            f"{where} has no field '{domain_field}', it has: {_names(record)}; set texts.domain_field (in Python: "
+            "domain_field=) to the one that holds the domain"
+        )
     return str(label)
 
 

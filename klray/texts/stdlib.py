@@ -76,7 +76,7 @@ def stdlib_documents(split: Split) -> list[Document]:
         An unknown split; a Python without ``pydoc_data`` or without its standard library's source as files.
     """
     if split not in ("heldout", "train"):
-        raise KlrayError(f"split '{split}' does not exist: set split to 'heldout' or 'train'")
+        raise KlrayError(f"split '{split}' does not exist: set texts.split (in Python: split) to 'heldout' or 'train'")
     documents = _without_repeats([*_prose(), *_code()])
     chosen = [document for document in documents if _is_held_out(document.name) == (split == "heldout")]
     return sorted(chosen, key=lambda document: (document.domain, document.name))

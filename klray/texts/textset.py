@@ -157,14 +157,23 @@ def draw(
     if domain is not None:
         if domain not in counts:
             there = ", ".join(f"{label} ({count:,} texts)" for label, count in sorted(counts.items()))
-            raise KlrayError(f"domain '{domain}' is not in {name}, which has: {there}; set domain to one of them")
+            raise KlrayError(
+                f"domain '{domain}' is not in {name}, which has: {there}; set texts.domain (in Python: domain=) to one "
+                "of them"
+            )
         pairs = [pair for pair in pairs if pair[1] == domain]
         name = f"{name} domain={domain}"
     if n is not None:
         if n < 1:
-            raise KlrayError(f"n={n}: a text set needs at least one text; set n to 1 or more, or leave it out for all")
+            raise KlrayError(
+                f"texts.n={n}: a text set needs at least one text; set texts.n (in Python: n=) to 1 or more, or to "
+                "null (None) for all"
+            )
         if n > len(pairs):
-            raise KlrayError(f"n={n:,} texts were asked for, {name} has {len(pairs):,}: set n to that or less")
+            raise KlrayError(
+                f"texts.n={n:,} texts were asked for, {name} has {len(pairs):,}: set texts.n (in Python: n=) to that "
+                "or less"
+            )
         priority = np.random.default_rng(seed).random(len(pairs))
         groups = sorted({label for _, label in pairs}) if evenly else [None]
         members = [[i for i, pair in enumerate(pairs) if group in (None, pair[1])] for group in groups]
