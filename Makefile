@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 # What is installed: the exact versions of constraints.txt. The stamp is renewed when what it depends on changes.
 $(VENV)/%.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing klray[$*] (about 2 GB, some minutes)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	touch $@
 

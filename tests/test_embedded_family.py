@@ -119,7 +119,7 @@ def test_training_makes_unseen_texts_likelier(root: Path) -> None:
     texts = python_stdlib(n=8).texts
     values = [log_likelihood(root / FIRST / f"step{step}", texts) for step in (0, 20, 40)]
     assert values == sorted(values)
-    assert values[-1] - values[0] > 100  # 250 nats a text, measured
+    assert values[-1] - values[0] > 300  # 553 nats a text, measured
     losses = json.loads((root / FIRST / "complete.json").read_text())["losses_nats_per_token"]
     assert len(losses) == SMALLEST.steps
     # Initial weights are small, so that all 512 tokens are nearly equally likely.

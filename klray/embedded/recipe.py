@@ -67,6 +67,8 @@ class Recipe:
     batch_blocks: int = 8
     block_tokens: int = 128
     warmup_steps: int = 30
+    # KL of the last consecutive checkpoints in bits/byte (0.4m, one seed): 0.3 to 0.4 at a constant rate of 2e-3 and
+    # 0.07 along a cosine to 30 % of it, with 12 blocks; 0.10 to 30 % and 0.02 to 10 % of 3e-3, with 8 blocks.
     final_learning_rate_share: float = 0.3
 
     def __post_init__(self) -> None:

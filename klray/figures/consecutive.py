@@ -30,10 +30,10 @@ PUBLISHED_BITS_PER_BYTE = {"early": (0.05, 0.1), "later": (0.01, 0.05)}
 def consecutive_kl(result: xr.Dataset) -> Figure:
     """KL to the previous saved checkpoint in bits/byte by training step, both axes logarithmic, one line a run.
 
-    The band is +- one standard error (the choice of texts); a bar where a mark has no neighbour of its kind. Filled
-    marks and full lines are pairs at the run's usual spacing (see `klray.summary.Pairs`); open marks and dotted lines
-    are pairs at another one, which are not comparable with them: nothing joins the two kinds. Where a run's usual
-    spacing is that of the published Pythia runs, 1,000 steps, the published ranges are shaded in grey.
+    The band is +- one standard error (the choice of texts); a bar where a mark has no neighbour of its spacing.
+    Filled marks and full lines are pairs at the run's usual spacing (see `klray.summary.Pairs`); open marks and dotted
+    lines are pairs at another one. Pairs of different spacing are not comparable, and nothing joins them. Where a run's
+    usual spacing is that of the published Pythia runs, 1,000 steps, the published ranges are shaded in grey.
 
     Raises
     ------
@@ -56,9 +56,7 @@ def consecutive_kl(result: xr.Dataset) -> Figure:
     mark_points = 3.2 if len(drawn) <= MAX_RUNS_IN_LEGEND else 1.5
     for run, pairs in drawn:
         style = styles[run.name]
-        _draw_bands(axes, pairs, style.color)
-        other = np.where(pairs.usual, np.nan, pairs.kl)
-        axes.plot(pairs.step, other, color=style.color, ls=":", lw=0.8, alpha=0.7, zorder=3)
+        _draw_stretches(axes, pairs, style.color)
         comparable = np.where(pairs.usual, pairs.kl, np.nan)
         axes.plot(pairs.step, comparable, color=style.color, ls=style.line, lw=1.3, zorder=3, label=labels[run.name])
         for usual, face in ((True, style.color), (False, "white")):
@@ -104,8 +102,8 @@ def consecutive_kl_caption(result: xr.Dataset) -> str:
     apart = f"{spacings[0]:,} steps apart" if len(spacings) == 1 else "as far apart as is usual in their run"
     sentences = [
         "KL divergence of each checkpoint from the one saved before it. Bands: ± one standard error from the choice of "
-        f"texts. Filled marks: checkpoints {apart}; open marks: other distances, which are not comparable with them, "
-        "so no line joins the two."
+        f"texts. Filled marks: checkpoints {apart}; open marks: other distances, which are not comparable with them. "
+        "Lines join only pairs of the same distance."
     ]
     low, high = PUBLISHED_BITS_PER_BYTE["early"], PUBLISHED_BITS_PER_BYTE["later"]
     published = (
@@ -122,15 +120,17 @@ def consecutive_kl_caption(result: xr.Dataset) -> str:
     return " ".join(sentences)
 
 
-def _draw_bands(axes: Axes, pairs: Pairs, color: str) -> None:
-    """Standard errors: a band for each stretch of pairs of one kind, usual or not, and a bar for a single pair."""
+def _draw_stretches(axes: Axes, pairs: Pairs, color: str) -> None:
+    """For each stretch of pairs of one spacing the band, or a bar for a single pair, and a dotted line if unusual."""
     # Log axes: a band that reaches zero goes down to a tenth of the value.
     low = np.maximum(pairs.kl - pairs.standard_error, pairs.kl / 10)
     high = pairs.kl + pairs.standard_error
-    kind = np.where(np.isfinite(pairs.kl), pairs.usual.astype(int), -1)
-    for stretch in np.split(np.arange(kind.size), np.flatnonzero(np.diff(kind)) + 1):
-        if kind[stretch[0]] < 0:
+    spacing = np.where(np.isfinite(pairs.kl), pairs.step - pairs.previous_step, -1)
+    for stretch in np.split(np.arange(spacing.size), np.flatnonzero(np.diff(spacing)) + 1):
+        if spacing[stretch[0]] < 0:
             continue
+        if not pairs.usual[stretch[0]]:
+            axes.plot(pairs.step[stretch], pairs.kl[stretch], color=color, ls=":", lw=0.8, alpha=0.7, zorder=3)
         step, bottom, top = pairs.step[stretch], low[stretch], high[stretch]
         if stretch.size > 1:
             axes.fill_between(step, bottom, top, color=color, alpha=0.18, linewidth=0, zorder=2)

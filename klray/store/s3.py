@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import s3fs
 import zarr.abc.store
 import zarr.storage
-from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from klray.errors import StoreError
 from klray.store.objects import Objects
@@ -121,6 +121,11 @@ class S3Objects(Objects):
                     raise StoreError(f"store {self.url}: there is no such bucket; create it first") from error
                 if last or not (codes & BUSY or isinstance(error, ConnectionError)):
                     raise
+            except BotoCoreError as error:  # no connection, a broken answer: not an OSError
+                if last:
+                    raise StoreError(
+                        f"store {self.url}: the server did not answer ({error}); check AWS_ENDPOINT_URL and the network"
+                    ) from error
             time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not cryptography
             pause *= 2
         raise AssertionError("the last attempt returns or raises")
