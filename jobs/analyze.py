@@ -8,10 +8,10 @@ import xarray as xr
 
 from klray import config as configs
 from klray import trajectory
-from klray.cli import verb
 from klray.cluster import dask_scheduler
 from klray.config import AnalysisConfig, Config
 from klray.errors import KlrayError
+from klray.job import verb
 from klray.preprocess import KNOWN_ANOMALIES, Exclusion, Recipe
 from klray.store import Store
 

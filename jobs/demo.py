@@ -6,8 +6,8 @@ from jobs.analyze import analyze
 from jobs.publish import publish
 from jobs.report import report
 from jobs.score import score
-from klray.cli import verb
 from klray.config import Config
+from klray.job import verb
 from klray.summary import format_table, run_table
 
 

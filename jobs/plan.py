@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from klray import config as configs
 from klray.checkpoints import resolve
-from klray.cli import verb
 from klray.config import Config
+from klray.job import verb
 from klray.store import Store
 from klray.sweep import missing
 

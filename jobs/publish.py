@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from klray import config as configs
-from klray.cli import verb
 from klray.config import Config
+from klray.job import verb
 from klray.store import Manifest, Store
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from klray import config as configs
-from klray.cli import verb
 from klray.config import Config
+from klray.job import verb
 from klray.report import write_report
 from klray.store import Store
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from klray import config as configs
 from klray.checkpoints import Selection, Unavailable, resolve
-from klray.cli import verb
 from klray.config import Config
 from klray.errors import KlrayError
+from klray.job import verb
 from klray.store import Store
 from klray.sweep import SweepReport, sweep
 

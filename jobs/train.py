@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from klray.cli import verb
 from klray.config import Config
 from klray.embedded.serving import embedded_root
+from klray.job import verb
 
 
 @verb(config_name="demo")

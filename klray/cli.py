@@ -1,125 +1,19 @@
-"""The command line: ``klray VERB key=value ...``, the same as ``python -m jobs.VERB key=value ...``."""
+"""The command line: ``klray VERB key=value ...``, the same as ``python -m jobs.VERB key=value ...``.
+
+Kept light: help and mistyped verbs are answered before anything heavy is imported.
+"""
 
 from __future__ import annotations
 
 import ast
 import difflib
-import errno
 import importlib
-import logging
 import os
 import pkgutil
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-import conf
 import jobs
-from klray.config import Config, register
-from klray.errors import KlrayError
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
-
-
-def verb(config_name: str = "config") -> Callable[[Callable[[Config], int]], Callable[[], None]]:
-    """Make a job of a function that takes the config and returns the exit code."""
-
-    def wrap(function: Callable[[Config], int]) -> Callable[[], None]:
-        def entry() -> None:
-            sys.exit(_run(function, config_name))
-
-        entry.__doc__ = function.__doc__
-        return entry
-
-    return wrap
-
-
-def _run(function: Callable[[Config], int], config_name: str) -> int:
-    code = 0
-
-    def task(config: DictConfig) -> None:
-        nonlocal code
-        values = OmegaConf.to_object(config)
-        assert isinstance(values, Config)
-        try:
-            code = max(code, function(values))
-        except KlrayError as error:  # caught here: Hydra would print the overrides first
-            code = _fail(str(error))
-        except BrokenPipeError:  # whoever read our output has seen enough
-            code = 1
-        except OSError as error:
-            code = _fail(_explain_system(error))
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is all that a user sees
-    _log_to_stderr()
-    register()
-    folder = str(Path(str(conf.__file__)).parent)
-    try:
-        hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(task)()
-    except (HydraException, OmegaConfBaseException) as error:
-        return _fail(_explain(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was committed is safe, the same command goes on from there", INTERRUPTED)
-    return code
-
-
-def _log_to_stderr() -> None:
-    log = logging.getLogger("klray")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
-
-
-def _fail(message: str, code: int = 1) -> int:
-    sys.stdout.flush()
-    print(f"klray: error: {message}", file=sys.stderr)
-    return code
-
-
-def _explain(error: Exception) -> str:
-    """Hydra's finding in one sentence, with the nearest keys that exist."""
-    found = f"{error}\n{error.__cause__ or ''}"
-    text = "; ".join(line.strip() for line in found.splitlines() if line.strip())
-    text = re.sub(r"; To append to your config use.*|; full_key:.*|; object_type=.*|; Config search path.*", "", text)
-    group = re.search(r"Could not find '(\w+)/([^']+)'; Available options in '\w+':;(.*)", text)
-    if group:
-        options = [option.strip() for option in group.group(3).split(";")]
-        near = difflib.get_close_matches(group.group(2), options, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"unknown config group {group.group(1)}={group.group(2)}: {hint}there are {', '.join(options)}"
-    asked = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
-    if asked is None:
-        return text
-    known = _keys(OmegaConf.structured(Config))
-    near = difflib.get_close_matches(asked.group(1), known, n=3, cutoff=0.6)
-    near = near or [key for key in known if key.rsplit(".", 1)[-1] == asked.group(1).rsplit(".", 1)[-1]]
-    hint = f"did you mean {' or '.join(near)}?" if near else "klray VERB --cfg job prints every key"
-    return f"unknown config key {asked.group(1)}: {hint}"
-
-
-def _explain_system(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    cures = {errno.ENOSPC: "make room there", errno.EDQUOT: "make room there", errno.EACCES: "check the permissions"}
-    cure = cures.get(error.errno or 0, "check the place")
-    return f"{where}{error.strerror or error}; {cure} and run the same command again: what was committed is safe"
-
-
-def _keys(config: DictConfig) -> list[str]:
-    """Dotted names of all values."""
-    keys: list[str] = []
-    for name in map(str, config):
-        value = config._get_node(name)
-        keys += [f"{name}.{key}" for key in _keys(value)] if isinstance(value, DictConfig) and value else [name]
-    return keys
 
 
 def main() -> None:
@@ -132,9 +26,15 @@ def main() -> None:
     if asked not in verbs:
         near = difflib.get_close_matches(asked, verbs, n=1)
         hint = f"did you mean {near[0]}?" if near else "klray --help lists the verbs"
-        sys.exit(_fail(f"there is no verb {asked}: {hint}", 2))
+        print(f"klray: error: there is no verb {asked}: {hint}", file=sys.stderr)
+        sys.exit(2)
     sys.argv = [f"klray {asked}", *sys.argv[2:]]
-    importlib.import_module(f"jobs.{asked}").main()
+    try:
+        importlib.import_module(f"jobs.{asked}").main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough; nothing is left to be flushed at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _usage(verbs: list[str]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import dask
+import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.system import CPU_COUNT
@@ -106,9 +107,9 @@ def analyze(
     _check_memory(values, tile, [len(run.models) for run in found], memory_limit_bytes, threads)
     result = xr.Dataset(
         {
-            "kl": kl_divergence(values, text_bytes, tile=tile, previous=None if previous is None else previous["kl"]),
+            "kl": kl_divergence(values, text_bytes, tile=tile, previous=_known(previous, "kl")),
             "kl_standard_error": kl_standard_error(
-                values, text_bytes, tile=tile, previous=None if previous is None else previous["kl_standard_error"]
+                values, text_bytes, tile=tile, previous=_known(previous, "kl_standard_error")
             ),
         }
     )
@@ -170,6 +171,23 @@ def _check_memory(
             f"needs about {needed / 2**30:.2f} GiB, the budget is {limit_bytes / 2**30:.2f} GiB; "
             "set dask.memory_limit=... or analysis.tile=... or dask.threads=..."
         )
+
+
+def _known(previous: xr.Dataset | None, name: str) -> Any:
+    """Pairs of a previous result; a block that was lost reads as NaN, and is refused when it is used."""
+    if previous is None:
+        return None
+    values = previous[name]
+    blocks = da.asarray(values.data).map_blocks(_whole, name, dtype=values.dtype, meta=np.empty((0, 0), values.dtype))
+    return values.copy(data=blocks)
+
+
+def _whole(block: np.ndarray, name: str) -> np.ndarray:
+    if np.isnan(block).any():
+        raise KlrayError(
+            f"the previous result has lost values of {name}: analyse without it (analysis.recipe=fit computes all anew)"
+        )
+    return block
 
 
 def _check_previous(previous: xr.Dataset, dataset: xr.Dataset, recipe: Recipe) -> None:

@@ -40,6 +40,7 @@ ROOMS = [
     "report",
     "embedded",
     "config",
+    "job",
     "cli",
 ]
 
@@ -53,8 +54,8 @@ DOORS = {
     "matplotlib": {"figures"},
     "sklearn": {"embedding"},
     "jinja2": {"report"},
-    "hydra": {"config", "cli"},
-    "omegaconf": {"config", "cli"},
+    "hydra": {"config", "job"},
+    "omegaconf": {"job"},
     "distributed": {"cluster"},
     "s3fs": {"store"},
     "tqdm": {"progress"},
@@ -117,6 +118,10 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_import_klray_is_light() -> None:
     assert not loaded_by("import klray") & {"ray", "zarr", "torch", "dask", "transformers", "numpy"}
+
+
+def test_command_line_is_light() -> None:
+    assert not loaded_by("import klray.cli") & {"ray", "zarr", "torch", "dask", "transformers", "numpy", "hydra"}
 
 
 def test_likelihood_needs_torch_alone() -> None:

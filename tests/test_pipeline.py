@@ -152,6 +152,20 @@ def test_another_window_takes_the_place_of_the_result_and_keeps_its_pairs(
     assert found.attrs["window"] == 5
 
 
+def test_lost_chunk_of_an_earlier_result_is_not_handed_on(config: Config) -> None:
+    publish(config)
+    analyze(config)
+    chunks = sorted((Path(str(config.store.url)) / "results").rglob("kl/c/0/0"))
+    chunks[0].unlink()
+    store = Store.open(str(config.store.url))
+    add(store, columns("c", [0, 20]))
+    publish(config)
+    with pytest.raises(KlrayError, match=r"has lost values of kl: .*analysis\.recipe=fit"):
+        analyze(config)
+    config.analysis.recipe = "fit"
+    assert np.isfinite(analyze(config)["kl"].values).all()
+
+
 def test_distributed_scheduler_gives_the_same_result(config: Config) -> None:
     publish(config)
     threads = analyze(config)

@@ -1,0 +1,92 @@
+"""One scorer, in this process: fetching ahead, evicting, and what it records."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import klray
+from klray import texts
+from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
+from klray.embedded.family import train_family
+from klray.embedded.hub import HubServer
+from klray.embedded.recipe import SMALLEST
+from klray.errors import StoreError
+from klray.models import load, load_tokenizer
+from klray.scorer import Scorer, ScoringSettings
+from klray.store import Store
+
+TEXTS = texts.python_stdlib(n=8)
+REPOSITORY = "klray/tiny-46k-seed1"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with HubServer(train_family(SMALLEST)) as server:
+        yield Hub(server.endpoint, server.token)
+
+
+@pytest.fixture
+def checkpoints(hub: Hub) -> list[Checkpoint]:
+    found, unavailable = resolve(hub, Selection("tiny", (RepositorySpec(REPOSITORY, ["step4", "step8", "step12"]),)))
+    assert not unavailable
+    return found
+
+
+@pytest.fixture
+def scorer(hub: Hub, tmp_path: Path) -> Iterator[Scorer]:
+    threads = torch.get_num_threads()
+    store = Store.create(str(tmp_path / "store"), TEXTS)
+    yield Scorer(hub, store.url, {}, TEXTS, ScoringSettings(cache_dir=str(tmp_path / "cache")))
+    torch.set_num_threads(threads)
+
+
+def test_column_is_the_log_likelihood_of_the_checkpoint(scorer: Scorer, checkpoints: list[Checkpoint]) -> None:
+    outcome = scorer.score(checkpoints[0])
+    (commit,) = scorer.store.commits()
+    directory = train_family(SMALLEST) / REPOSITORY / "step4"
+    expected = klray.log_likelihood(load(directory).model, load_tokenizer(directory), list(TEXTS.texts))
+    assert scorer.store.read_column(commit)[0].tolist() == expected.astype("float32").tolist()
+    assert (outcome.first, commit.key) == (True, outcome.key)
+    assert commit.facts["step"] == 4 and commit.facts["revision"] == "step4" and commit.facts["tokens"] > 0
+    assert commit.versions["torch"] and commit.timings["score_seconds"] > 0
+
+
+def test_next_checkpoint_is_fetched_while_this_one_is_scored(
+    tmp_path: Path, scorer: Scorer, checkpoints: list[Checkpoint]
+) -> None:
+    scorer.score(checkpoints[0], upcoming=checkpoints[1])
+    assert scorer._ahead is not None
+    scorer._ahead[1].result()
+    scorer.hub = Hub("http://127.0.0.1:9", "nobody answers there")
+    scorer.score(checkpoints[1])
+    assert len(scorer.store.commits()) == 2
+    assert scorer.cache.bytes == 0
+
+
+def test_what_was_fetched_ahead_for_nothing_is_evicted(scorer: Scorer, checkpoints: list[Checkpoint]) -> None:
+    scorer.score(checkpoints[0], upcoming=checkpoints[1])
+    scorer.score(checkpoints[2])
+    assert {commit.facts["revision"] for commit in scorer.store.commits()} == {"step4", "step12"}
+    assert scorer.cache.bytes == 0
+
+
+def test_same_checkpoint_twice_is_one_column(scorer: Scorer, checkpoints: list[Checkpoint]) -> None:
+    first, second = scorer.score(checkpoints[0]), scorer.score(checkpoints[0])
+    assert (first.first, second.first) == (True, False)
+    assert len(scorer.store.commits()) == 1
+
+
+def test_full_store_says_that_it_is_full(
+    scorer: Scorer, checkpoints: list[Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scorer.store, "write_column", refuse)
+    with pytest.raises(StoreError, match=r"cannot be written: it is full; columns committed so far are safe"):
+        scorer.score(checkpoints[0])
