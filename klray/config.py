@@ -163,6 +163,14 @@ class ReportConfig:
 
 
 @dataclass
+class VerifyConfig:
+    """What klray verify does about what it finds."""
+
+    repair: bool = False  # take damaged columns out, and remove leftovers
+    grace_hours: float = 24.0  # leftovers that were written to more recently stay: their writer may be at work
+
+
+@dataclass
 class Config:
     """Everything that a job can be told."""
 
@@ -174,6 +182,7 @@ class Config:
     dask: DaskConfig = field(default_factory=DaskConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
 
 
 def register() -> None:

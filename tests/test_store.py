@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -348,3 +349,32 @@ def test_s3_error_codes_are_found_along_the_chain_of_causes() -> None:
     error = OSError("translated")
     error.__cause__ = cause
     assert _codes(error) >= {"SlowDown", "503"}
+
+
+def test_audit_finds_what_is_damaged_and_what_is_left_over(store: Store) -> None:
+    add(store, column("a", 1), column("a", 2), column("a", 3))
+    manifest, _ = store.publish()
+    store.write_column(column("a", 4), "d" * 32)  # a writer that died before its commit
+    orphan = store.write_column(column("a", 1), "e" * 32)
+    assert not store.commit(orphan)  # a writer that came second
+    for _ in range(2):
+        store.write_result(manifest.id, "trajectory", xr.Dataset({"kl": (("model", "other"), np.eye(2))}))
+    store.objects.put("snapshots/20200101T000000.000Z-00000000.claim", b"a publisher that died")
+    store.objects.put("snapshots/20200101T000000.000Z-00000000/zarr.json", b"{}")
+    clean = store.audit()
+    assert clean.sound == 3 and clean.damages == ()
+    assert sorted(leftover.kind for leftover in clean.leftovers) == ["column", "column", "result", "snapshot"]
+    assert store.repair(clean, timedelta(hours=1)) == []
+    (damaged,) = [commit for commit in store.commits() if commit.facts["step"] == 2]
+    store.objects.delete_tree(f"{damaged.path}/log_likelihood/c")
+    store.objects.put("commits/" + column("a", 3).identity.key + ".json", b"{cut")
+    found = store.audit()
+    assert found.sound == 1 and len(found.damages) == 2 and len(found.leftovers) == 4
+    removed = store.repair(found, timedelta(0))
+    assert len(removed) == 6
+    again = store.audit()
+    assert (again.sound, again.damages) == (1, ())
+    assert {leftover.kind for leftover in again.leftovers} == {"column"}  # of the two columns that were taken out
+    assert store.commit(store.write_column(column("a", 2), "9" * 32))
+    assert store.publish()[0].n_models == 2
+    assert store.result(manifest.id, "trajectory").sizes == {"model": 2, "other": 2}

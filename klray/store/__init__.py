@@ -8,6 +8,7 @@ columns     write, commit, read one checkpoint's column
 failures    why a checkpoint has no column
 snapshots   gather committed columns into what xarray opens
 results     what analyses wrote
+audit       what is damaged, what is left over
 store       all of it behind one door
 """
 

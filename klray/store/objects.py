@@ -7,6 +7,7 @@ tries at the same moment. Everything that becomes visible in a store becomes vis
 from __future__ import annotations
 
 import abc
+import contextlib
 import errno
 import importlib
 import json
@@ -14,6 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,10 @@ class Objects(abc.ABC):
     @abc.abstractmethod
     def names(self, prefix: str) -> list[str]:
         """Sorted names of the objects and folders directly below ``prefix``."""
+
+    @abc.abstractmethod
+    def walk(self, prefix: str) -> dict[str, datetime]:
+        """Keys of all objects below ``prefix``, with the time (UTC) at which each was written."""
 
     @abc.abstractmethod
     def delete_tree(self, prefix: str) -> None:
@@ -131,6 +137,14 @@ class FolderObjects(Objects):
         if not folder.is_dir():
             return []
         return sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(".tmp"))
+
+    def walk(self, prefix: str) -> dict[str, datetime]:
+        found = {}
+        for path in sorted((self.root / prefix).rglob("*")):
+            with contextlib.suppress(FileNotFoundError):  # a temporary file that is gone by now
+                if path.is_file():
+                    found[path.relative_to(self.root).as_posix()] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return found
 
     def delete_tree(self, prefix: str) -> None:
         path = self.root / prefix

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 import s3fs
@@ -83,6 +84,13 @@ class S3Objects(Objects):
             return sorted(
                 name for path in paths if (name := path.rstrip("/").rsplit("/", 1)[-1]) and path != self._path(prefix)
             )
+
+        return self._patiently(attempt, prefix)
+
+    def walk(self, prefix: str) -> dict[str, datetime]:
+        def attempt() -> dict[str, datetime]:
+            found: dict[str, dict[str, Any]] = self._files.find(self._path(prefix), detail=True)
+            return {path.removeprefix(f"{self._root}/"): facts["LastModified"] for path, facts in found.items()}
 
         return self._patiently(attempt, prefix)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import xarray as xr
 import zarr
 
 from klray.errors import Reason, StoreError
+from klray.store import audit as audits
 from klray.store import columns, failures, layout, results, snapshots
+from klray.store.audit import Audit
 from klray.store.columns import Column, Commit
 from klray.store.failures import Failure
 from klray.store.identity import Identity
@@ -172,6 +175,16 @@ class Store:
     def dataset(self, snapshot: str = "latest") -> xr.Dataset:
         """A snapshot as a Dask-backed Dataset, dims (model, text)."""
         return snapshots.open_snapshot(self.objects, snapshot)
+
+    # audit
+
+    def audit(self) -> Audit:
+        """What is damaged, and what is left over from work that was cut short."""
+        return audits.audit(self.objects)
+
+    def repair(self, found: Audit, grace: timedelta) -> list[str]:
+        """Take damaged columns out and remove leftovers older than ``grace``; returns what was removed."""
+        return audits.repair(self.objects, found, grace)
 
     # results
 

@@ -1,0 +1,41 @@
+"""Hash every column again, list what is damaged or left over, and with verify.repair=true mend it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from klray import config as configs
+from klray.config import Config
+from klray.errors import KlrayError
+from klray.job import verb
+from klray.store import Store
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 1 if a column is damaged and was not taken out."""
+    if config.verify.grace_hours < 0:
+        raise KlrayError(f"verify.grace_hours={config.verify.grace_hours}: must be 0 or more")
+    store = Store.open(configs.store_url(config.store), config.store.storage_options)
+    found = store.audit()
+    print(f"store      {store.url}")
+    print(f"columns    {found.sound:,} hold what was committed, {len(found.damages):,} do not")
+    for damage in found.damages:
+        print(f"  {damage.message}")
+    print(f"leftovers  {len(found.leftovers):,}, of work that was cut short, came second or was replaced")
+    for leftover in found.leftovers:
+        hours = (datetime.now(UTC) - leftover.written).total_seconds() / 3600
+        print(f"  {leftover.kind:<8}  {hours:8.1f} h old  {leftover.path}")
+    if not config.verify.repair:
+        if found.damages or found.leftovers:
+            print("verify.repair=true takes damaged columns out, to be scored again, and removes old leftovers")
+        return 1 if found.damages else 0
+    removed = store.repair(found, timedelta(hours=config.verify.grace_hours))
+    print(f"removed    {len(removed):,}")
+    for path in removed:
+        print(f"  {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()
