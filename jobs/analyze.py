@@ -57,6 +57,8 @@ def _earlier(store: Store, snapshot: str, asked: AnalysisConfig) -> xr.Dataset |
     for identifier in reversed([each for each in store.snapshot_ids() if each <= snapshot]):
         if asked.name in store.result_names(identifier):
             result = store.result(identifier, asked.name)
+            if result.attrs.get("numerics") != trajectory.NUMERICS_VERSION:
+                continue
             recipe = Recipe.from_json(result.attrs["recipe"])
             made_with = (recipe.clip_quantile, recipe.outlier_fraction, recipe.min_step, recipe.excluded)
             if made_with == (asked.clip_quantile, asked.outlier_fraction, asked.outlier_min_step, _exclusions(asked)):

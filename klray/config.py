@@ -252,7 +252,7 @@ def store_url(config: StoreConfig) -> str:
     """The store's place; it has no default, because results should not land where nobody looks."""
     if not config.url:
         raise KlrayError("no store was named: set store.url= to a folder or to s3://bucket/prefix")
-    secrets = sorted(key for key in _keys(config.storage_options) if re.search(r"secret|token|password|^key$", key))
+    secrets = sorted(key for key in _keys(config.storage_options) if re.search(r"(?i)secret|token|password|^key$", key))
     if secrets:
         raise KlrayError(
             f"store.storage_options has {', '.join(secrets)}: credentials do not belong in a config, which is printed "

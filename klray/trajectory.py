@@ -26,6 +26,8 @@ from klray.preprocess import KNOWN_ANOMALIES, Anomaly, Exclusion, Recipe, Run, f
 
 logger = logging.getLogger("klray")
 
+NUMERICS_VERSION = 1  # raise when the same snapshot and recipe give other values than before
+
 _KL_PAPER = "arXiv:2505.15353"
 _MAP_PAPERS = "arXiv:2505.15353, arXiv:2502.16173"
 _TSNE_COMPONENTS = 50  # of a map of more models than an exact decomposition takes
@@ -127,6 +129,7 @@ def analyze(
     }
     result.attrs |= {
         "title": "Trajectories of language models",
+        "numerics": NUMERICS_VERSION,
         "mean_bytes": recipe.mean_bytes,
         "recipe": recipe.to_json(),
         "window": window,

@@ -41,7 +41,7 @@ def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
         (["score", "models=tiny", "store.url=x", "scoring.threads=0"], "scoring.threads=0: must be above 0"),
         (["score", "models=tiny", "store.url=x", "texts=jsonl"], "needs the place of the texts: set texts.path="),
         (
-            ["score", "models=tiny", "store.url=x", "+store.storage_options.secret=s"],
+            ["score", "models=tiny", "store.url=x", "+store.storage_options.aws_Secret=s"],
             "credentials do not belong in a config",
         ),
         (["analyze", "store.url=x", "dask.memory_limit=much"], "there is no klray store"),

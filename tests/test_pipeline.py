@@ -166,6 +166,14 @@ def test_lost_chunk_of_an_earlier_result_is_not_handed_on(config: Config) -> Non
     assert np.isfinite(analyze(config)["kl"].values).all()
 
 
+def test_result_of_other_numerics_is_not_continued(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(config)
+    analyze(config)
+    monkeypatch.setattr("klray.trajectory.NUMERICS_VERSION", 2)
+    again = analyze(config)
+    assert again.attrs["numerics"] == 2
+
+
 def test_distributed_scheduler_gives_the_same_result(config: Config) -> None:
     publish(config)
     threads = analyze(config)

@@ -107,6 +107,7 @@ def write_column(objects: Objects, column: Column, attempt: str) -> Commit:
         config={"write_empty_chunks": True},
     )
     status[:] = (np.asarray(column.n_tokens) == 0).astype(np.uint8)
+    objects.settle(path)
     return Commit(
         key=key,
         path=path,

@@ -39,6 +39,10 @@ class Objects(abc.ABC):
         """Write the object, replacing what was there, whole or not at all."""
 
     @abc.abstractmethod
+    def settle(self, prefix: str) -> None:
+        """Return once what was written below ``prefix`` outlives a power loss."""
+
+    @abc.abstractmethod
     def get(self, key: str) -> bytes | None:
         """The object's bytes, or None when there is none."""
 
@@ -122,6 +126,14 @@ class FolderObjects(Objects):
             temporary.unlink(missing_ok=True)
             raise
         return temporary
+
+    def settle(self, prefix: str) -> None:
+        for path in (self.root / prefix).rglob("*"):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def get(self, key: str) -> bytes | None:
         try:

@@ -57,6 +57,9 @@ class S3Objects(Objects):
     def put(self, key: str, body: bytes) -> None:
         self._patiently(lambda: self._files.pipe_file(self._path(key), body), key)
 
+    def settle(self, prefix: str) -> None:
+        """S3 answers a write no earlier than that."""
+
     def get(self, key: str) -> bytes | None:
         def attempt() -> bytes | None:
             try:
