@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from klray import config as configs
-from klray.checkpoints import Selection, Unavailable, resolve
+from klray.checkpoints import Checkpoint, Selection, Unavailable, resolve
 from klray.config import Config
 from klray.errors import KlrayError
 from klray.job import verb
 from klray.store import Store
 from klray.sweep import SweepReport, sweep
+from klray.table import text_table
+
+REPOSITORIES_SHOWN = 30
 
 
 def score(config: Config) -> SweepReport:
@@ -36,7 +40,7 @@ def score(config: Config) -> SweepReport:
             config.store.storage_options,
             resolved=_resolved(selection, unavailable),
         )
-    _print(report, store)
+    _print(report, checkpoints, store)
     return report
 
 
@@ -50,15 +54,31 @@ def _resolved(selection: Selection, unavailable: Sequence[Unavailable]) -> set[t
     return asked - {(each.repository, each.revision) for each in unavailable}
 
 
-def _print(report: SweepReport, store: Store) -> None:
+def _print(report: SweepReport, checkpoints: Sequence[Checkpoint], store: Store) -> None:
+    print(_closing_table(report, checkpoints))
     rate = f", {report.tokens / report.seconds:,.0f} tokens/s" if report.tokens else ""
     print(
         f"scored {report.scored} checkpoints in {report.seconds:.0f} s{rate}; "
         f"{report.present} were there, {len(report.failures)} failed; store {store.url}"
         + (f"; {report.elsewhere} were committed by other jobs meanwhile" if report.elsewhere else "")
     )
-    for failure in report.failures:
-        print(f"  failed  {failure.repository}@{failure.revision}  {failure.reason}: {failure.message}")
+    if report.failures:
+        rows = [(f"{each.repository}@{each.revision}", each.reason, each.message) for each in report.failures]
+        print(text_table(("failed", "reason", "what was found, and what to do"), rows, text_columns=3))
+
+
+def _closing_table(report: SweepReport, checkpoints: Sequence[Checkpoint]) -> str:
+    """Checkpoints by repository; of very many repositories, those where something failed."""
+    resolved = Counter(each.repository for each in checkpoints)
+    known = {(each.repository, each.revision) for each in checkpoints}
+    lost = Counter(each.repository for each in report.failures if (each.repository, each.revision) in known)
+    failed = Counter(each.repository for each in report.failures)
+    names = sorted(resolved | failed)
+    shown = names if len(names) <= REPOSITORIES_SHOWN else sorted(failed)
+    rows = [(name, f"{resolved[name]:,}", f"{resolved[name] - lost[name]:,}", f"{failed[name]:,}") for name in shown]
+    totals = (resolved.total(), resolved.total() - lost.total(), failed.total())
+    rows.append(("all", *(f"{total:,}" for total in totals)))
+    return text_table(("repository", "resolved", "in the store", "failed"), rows, text_columns=1)
 
 
 @verb()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from klray.table import text_table
+
 _NONE = "–"
 
 
@@ -164,26 +166,16 @@ def format_table(rows: Iterable[RunRow]) -> str:
         *("run", "size", "seed", "checkpoints", "last step", "every"),
         *("early KL (± SE)", "late KL (± SE)", "c_q (± sd over windows)", "R^2", "2/c_q"),
     )
-    table = [header, *(_cells(row) for row in rows)]
-    if len(table) == 1:
+    cells = [_cells(row) for row in rows]
+    if not cells:
         return "No run has two or more checkpoints with a step: there is no trajectory to summarise."
-    widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-    text_columns = 2
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < text_columns else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    lines.append(
+    return (
+        text_table(header, cells, text_columns=2) + "\n"
         "KL to the previous checkpoint in bits/byte: medians of the first and last third of the pairs 'every' steps "
         "apart, ± standard error (SE) of one pair.\n"
         "c_q: mean over the last half of the windows, ± their standard deviation (sd), which is no standard error: "
         "windows overlap; 2/c_q: fractal dimension."
     )
-    return "\n".join(lines)
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -24,6 +24,7 @@ ROOMS = [
     "likelihood",
     "models",
     "store",
+    "table",
     "progress",
     "scorer",
     "cluster",

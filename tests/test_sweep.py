@@ -119,6 +119,11 @@ def test_what_cannot_be_scored_is_recorded_with_its_reason_and_the_sweep_goes_on
     names = "broken/nan,broken/unknown,broken/short,broken/none,klray/tiny-46k-seed1"
     done = run(hub, store, f"models.names=[{names}]", "ray.workers=1", code=1)
     assert "scored 1 checkpoints" in done.stdout and "4 failed" in done.stdout
+    assert re.search(r"^klray/tiny-46k-seed1 +1 +1 +0$", done.stdout, re.M)
+    assert re.search(r"^broken/nan +1 +0 +1$", done.stdout, re.M)
+    assert re.search(r"^broken/none +0 +0 +1$", done.stdout, re.M)
+    assert re.search(r"^all +4 +1 +4$", done.stdout, re.M)
+    assert re.search(r"^broken/short@main +text_too_long +text \d+ has", done.stdout, re.M)
     failures = {failure.repository: failure for failure in Store.open(str(store)).failures()}
     assert {name: failure.reason for name, failure in failures.items()} == {
         "broken/nan": "non_finite",
