@@ -75,9 +75,9 @@ def _closing_table(report: SweepReport, checkpoints: Sequence[Checkpoint]) -> st
     failed = Counter(each.repository for each in report.failures)
     names = sorted(resolved | failed)
     shown = names if len(names) <= REPOSITORIES_SHOWN else sorted(failed)
-    rows = [(name, f"{resolved[name]:,}", f"{resolved[name] - lost[name]:,}", f"{failed[name]:,}") for name in shown]
-    totals = (resolved.total(), resolved.total() - lost.total(), failed.total())
-    rows.append(("all", *(f"{total:,}" for total in totals)))
+    counts = [(name, resolved[name], resolved[name] - lost[name], failed[name]) for name in shown]
+    counts.append(("all", resolved.total(), resolved.total() - lost.total(), failed.total()))
+    rows = [(name, *(f"{count:,}" for count in each)) for name, *each in counts]
     return text_table(("repository", "resolved", "in the store", "failed"), rows, text_columns=1)
 
 
