@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import shutil
 import threading
@@ -134,7 +135,7 @@ class Cache:
         """Entry to fill, with its bytes reserved; None when the folder is complete."""
         wanted = _Entry(checkpoint.files, users=1, complete=False)
         if wanted.bytes > self.max_bytes:
-            larger = f"raise scoring.cache_bytes to {wanted.bytes:,} or more"
+            larger = f"raise scoring.cache_gigabytes to {math.ceil(wanted.bytes / 1e6) / 1e3:g} or more"
             raise self._disk_full(checkpoint, f"the cache may hold {self.max_bytes:,} bytes: {larger}")
         with self._changed:
             while True:
