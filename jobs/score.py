@@ -29,6 +29,9 @@ def score(config: Config) -> SweepReport:
         checkpoints, unavailable = resolve(hub, selection)
         if not checkpoints and not unavailable:
             raise KlrayError(f"models.family={selection.family}: nothing to score was selected; look at klray plan")
+        store.record_plan(
+            selection.family, (settings.identity(each, store.texts.fingerprint).key for each in checkpoints)
+        )
         report = sweep(
             store,
             text_set,

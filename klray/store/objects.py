@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
+import hashlib
 import importlib
 import json
 import os
@@ -19,10 +20,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import zarr.abc.store
-import zarr.storage
-
 from klray.errors import StoreError
+
+TEMPORARY = ".tmp"  # end of the name of a file that is being written
+
+
+def is_temporary(key: str) -> bool:
+    """Whether a key is that of a file that is being written, or was when its writer died."""
+    name = key.rsplit("/", 1)[-1]
+    return name.startswith(".") and name.endswith(TEMPORARY)
 
 
 class Objects(abc.ABC):
@@ -30,17 +36,33 @@ class Objects(abc.ABC):
 
     url: str
 
-    @abc.abstractmethod
     def create(self, key: str, body: bytes) -> bool:
-        """Make the object if none has this key; True if this call made it. No two calls have the same body."""
+        """Make the object if none has this key; True if this call made it. No two calls have the same body.
+
+        Looks first, so that one writer at a time is safe even on a server that takes every put.
+        """
+        found = self.get(key)
+        return self.conditional_put(key, body) if found is None else found == body
+
+    @abc.abstractmethod
+    def conditional_put(self, key: str, body: bytes) -> bool:
+        """The step of ``create`` that decides between writers at the same moment, as the place itself decides it."""
 
     @abc.abstractmethod
     def put(self, key: str, body: bytes) -> None:
-        """Write the object, replacing what was there, whole or not at all."""
+        """Write the object, replacing what was there, whole or not at all; it outlives a power loss."""
 
     @abc.abstractmethod
-    def settle(self, prefix: str) -> None:
-        """Return once what was written below ``prefix`` outlives a power loss."""
+    def put_many(self, bodies: Mapping[str, bytes]) -> None:
+        """``put`` of several keys, several at a time, in no order."""
+
+    @abc.abstractmethod
+    def copy(self, source: str, target: str, fingerprint: str) -> bool:
+        """Copy an object where it is stored; False, and nothing is copied, unless ``source`` has that fingerprint."""
+
+    @abc.abstractmethod
+    def fingerprints(self, prefix: str) -> dict[str, str]:
+        """Keys of all objects below ``prefix``, each with a short text that changes when its content does."""
 
     @abc.abstractmethod
     def get(self, key: str) -> bytes | None:
@@ -78,10 +100,6 @@ class Objects(abc.ABC):
     def delete_tree(self, prefix: str) -> None:
         """Remove every object below ``prefix``; nothing happens when there is none."""
 
-    @abc.abstractmethod
-    def zarr(self, prefix: str, *, read_only: bool = False) -> zarr.abc.store.Store:
-        """The Zarr store below ``prefix``."""
-
 
 class FolderObjects(Objects):
     """Objects in a local folder; ``create`` is an atomic hard link."""
@@ -92,11 +110,12 @@ class FolderObjects(Objects):
         if self.root.exists() and not self.root.is_dir():
             raise StoreError(f"store.url={self.url} is a file; name a folder, there already or not")
 
-    def create(self, key: str, body: bytes) -> bool:
+    def conditional_put(self, key: str, body: bytes) -> bool:
         path = self.root / key
         temporary = self._write_beside(path, body)
         try:
             os.link(temporary, path)
+            self._settle({path.parent})
         except FileExistsError:
             return False
         except OSError as error:
@@ -111,12 +130,11 @@ class FolderObjects(Objects):
         return True
 
     def put(self, key: str, body: bytes) -> None:
-        path = self.root / key
-        self._write_beside(path, body).replace(path)
+        self.put_many({key: body})
 
     def _write_beside(self, path: Path, body: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
         try:
             with temporary.open("xb") as file:
                 file.write(body)
@@ -127,13 +145,31 @@ class FolderObjects(Objects):
             raise
         return temporary
 
-    def settle(self, prefix: str) -> None:
-        for path in (self.root / prefix).rglob("*"):
-            descriptor = os.open(path, os.O_RDONLY)
+    def put_many(self, bodies: Mapping[str, bytes]) -> None:
+        for key, body in bodies.items():
+            path = self.root / key
+            self._write_beside(path, body).replace(path)
+        self._settle({(self.root / key).parent for key in bodies})
+
+    def _settle(self, folders: set[Path]) -> None:
+        """Bring names in ``folders``, and the folders themselves, to the disk."""
+        above = {parent for folder in folders for parent in folder.parents if parent.is_relative_to(self.root)}
+        for folder in folders | above:
+            descriptor = os.open(folder, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+    def copy(self, source: str, target: str, fingerprint: str) -> bool:
+        body = self.get(source)
+        if body is None or _fingerprint(body) != fingerprint:
+            return False
+        self.put(target, body)  # not a hard link: what befalls one copy must not befall the other
+        return True
+
+    def fingerprints(self, prefix: str) -> dict[str, str]:
+        return {key: _fingerprint((self.root / key).read_bytes()) for key in self.walk(prefix)}
 
     def get(self, key: str) -> bytes | None:
         try:
@@ -148,15 +184,17 @@ class FolderObjects(Objects):
         folder = self.root / prefix
         if not folder.is_dir():
             return []
-        return sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(".tmp"))
+        return sorted(entry.name for entry in folder.iterdir() if not is_temporary(entry.name))
 
     def walk(self, prefix: str) -> dict[str, datetime]:
         found = {}
-        for path in sorted((self.root / prefix).rglob("*")):
-            with contextlib.suppress(FileNotFoundError):  # a temporary file that is gone by now
-                if path.is_file():
-                    found[path.relative_to(self.root).as_posix()] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        return found
+        for folder, _, names in os.walk(self.root / prefix):
+            inside = Path(folder).relative_to(self.root).as_posix()
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # a temporary file that is gone by now
+                    seconds = os.stat(f"{folder}/{name}").st_mtime  # noqa: PTH116 - 100,000 of these are common
+                    found[f"{inside}/{name}".removeprefix("./")] = datetime.fromtimestamp(seconds, UTC)
+        return dict(sorted(found.items()))
 
     def delete_tree(self, prefix: str) -> None:
         path = self.root / prefix
@@ -165,8 +203,9 @@ class FolderObjects(Objects):
         else:
             path.unlink(missing_ok=True)
 
-    def zarr(self, prefix: str, *, read_only: bool = False) -> zarr.abc.store.Store:
-        return zarr.storage.LocalStore(self.root / prefix, read_only=read_only)
+
+def _fingerprint(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
 
 
 def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> Objects:
