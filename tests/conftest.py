@@ -62,7 +62,7 @@ def become(user: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name, value in user.environment.items():
         monkeypatch.setenv(name, value)
-    # fsspec keeps file systems by their arguments, and these say nothing of the environment: the last user's would stay.
+    # fsspec keeps file systems by their arguments, which say nothing of the environment: the last user would stay.
     s3fs.S3FileSystem.clear_instance_cache()
 
 
