@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests."""
+"""Fixtures shared by the tests: new, empty places for stores, on a folder and on every S3 server that is here."""
 
 from __future__ import annotations
 
@@ -7,29 +7,66 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 
-from tests.s3_server import CREDENTIALS, make_bucket, moto_server
+from tests.s3_server import CephServer, S3Server, ceph_server, moto_server, why_no_ceph
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    with moto_server() as endpoint:
-        yield endpoint
+def moto() -> Iterator[S3Server]:
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephServer]:
+    """Started by the first test that wants it; about 2 s."""
+    if why := why_no_ceph():
+        pytest.skip(f"no Ceph: {why}")
+    with ceph_server(tmp_path_factory.mktemp("ceph")) as server:
+        yield server
+
+
+@pytest.fixture(params=["moto", "ceph"])
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    """Every S3 server in turn."""
+    server: S3Server = request.getfixturevalue(request.param)
+    return server
 
 
 @pytest.fixture
-def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """A new bucket's prefix, with endpoint and credentials in the environment as a user would have them."""
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    return new_place(s3_server, monkeypatch)
+
+
+@pytest.fixture(params=["folder", "moto", "ceph"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URL for a new store: a folder, and every S3 server."""
+    if request.param == "folder":
+        return str(tmp_path / "store")
+    return new_place(request.getfixturevalue(request.param), monkeypatch)
+
+
+def new_place(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty prefix in a bucket of its own; the process is the server's user from now on."""
+    become(server, monkeypatch)
     bucket = f"test-{uuid.uuid4().hex[:12]}"
-    make_bucket(s3_endpoint, bucket)
+    server.make_bucket(bucket)
     return f"s3://{bucket}/some/store"
 
 
-@pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A URL for a new store: a folder, and S3."""
-    return str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("s3_url")
+def become(user: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the user's variables, and nothing of an account that this machine may have."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in user.environment.items():
+        monkeypatch.setenv(name, value)
+    # fsspec keeps file systems by their arguments, which say nothing of the environment: the last user would stay.
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = sum("no Ceph:" in str(report.longrepr) for report in terminalreporter.getreports("skipped"))
+    if skipped:
+        terminalreporter.line(f"{skipped} tests on S3 ran against moto alone: {why_no_ceph()}")
