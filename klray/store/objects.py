@@ -30,9 +30,20 @@ class Objects(abc.ABC):
 
     url: str
 
-    @abc.abstractmethod
     def create(self, key: str, body: bytes) -> bool:
-        """Make the object if none has this key; True if this call made it. No two calls have the same body."""
+        """Make the object if none has this key; True if this call made it. No two calls have the same body.
+
+        It looks first, so that one after another is safe even where the place ignores the condition of a put.
+        """
+        there = self.get(key)
+        return self.conditional_put(key, body) if there is None else there == body
+
+    @abc.abstractmethod
+    def conditional_put(self, key: str, body: bytes) -> bool:
+        """``create`` as the place decides it, with no look before: one put that is to be refused if the key is taken.
+
+        True also if the key is taken by this very body: the answer to an earlier try was lost.
+        """
 
     @abc.abstractmethod
     def put(self, key: str, body: bytes) -> None:
@@ -84,7 +95,7 @@ class Objects(abc.ABC):
 
 
 class FolderObjects(Objects):
-    """Objects in a local folder; ``create`` is an atomic hard link."""
+    """Objects in a local folder; ``conditional_put`` is an atomic hard link."""
 
     def __init__(self, root: Path):
         self.root = root.expanduser().resolve()
@@ -92,7 +103,7 @@ class FolderObjects(Objects):
         if self.root.exists() and not self.root.is_dir():
             raise StoreError(f"store.url={self.url} is a file; name a folder, there already or not")
 
-    def create(self, key: str, body: bytes) -> bool:
+    def conditional_put(self, key: str, body: bytes) -> bool:
         path = self.root / key
         temporary = self._write_beside(path, body)
         try:

@@ -29,7 +29,7 @@ DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", 
 
 
 class S3Objects(Objects):
-    """Objects below ``s3://bucket/prefix``; ``create`` is a put with ``If-None-Match: *``."""
+    """Objects below ``s3://bucket/prefix``; ``conditional_put`` is a put with ``If-None-Match: *``."""
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]):
         self.url = url.rstrip("/")
@@ -41,7 +41,7 @@ class S3Objects(Objects):
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root
 
-    def create(self, key: str, body: bytes) -> bool:
+    def conditional_put(self, key: str, body: bytes) -> bool:
         def attempt() -> bool:
             try:
                 self._files.pipe_file(self._path(key), body, mode="create")
