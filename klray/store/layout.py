@@ -16,6 +16,7 @@ COMMITS = "commits"
 FAILURES = "failures"
 SNAPSHOTS = "snapshots"
 RESULTS = "results"
+PROBES = "probes"  # what klray doctor and score write to try the place, gone when they are done
 LATEST = f"{SNAPSHOTS}/LATEST.json"
 
 REFERENCES = "arXiv:2505.15353, arXiv:2502.16173"
