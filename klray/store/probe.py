@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from klray.errors import StoreError
+from klray.errors import KlrayError, StoreError
 from klray.store import layout
 from klray.store.objects import FolderObjects, Objects
 
@@ -220,7 +220,7 @@ def _remove(objects: Objects, folder: str, existing: int) -> Finding:
         left = len(objects.walk(folder))
         _remove_empty_folders(objects, existing)
     except WHERE_ERRORS as error:
-        found, _ = _words(error)
+        found, _ = found_and_cure(error)
         return Finding(check, "warning", f"what the probe wrote stays: {found}", f"remove {objects.url}/{folder}")
     if left:
         found = f"the server does not delete: {left} objects of the probe stay"
@@ -246,21 +246,22 @@ def _remove_empty_folders(objects: Objects, existing: int) -> None:
 
 
 def _failed(check: str, error: Exception) -> Finding:
-    found, cure = _words(error)
+    found, cure = found_and_cure(error)
     if "RequestTimeTooSkewed" in found:
         found += ": the clocks of the server and of this machine are over 15 min apart"
         cure = "set this machine's clock by NTP, or the server's if it is the one that is wrong"
     return Finding(check, "refused", found, cure)
 
 
-def _words(error: Exception) -> tuple[str, str]:
-    """(what was found, what to do) of an error; klray's own say both, with a semicolon between."""
-    if isinstance(error, StoreError):
-        found, _, cure = str(error).rpartition("; ")
+def found_and_cure(error: Exception) -> tuple[str, str]:
+    """(what was found, what to do) of an error; klray's own say both, with a semicolon or a colon between."""
+    words = " ".join(str(error).split())
+    if isinstance(error, KlrayError):
+        found, _, cure = words.rpartition("; " if "; " in words else ": ")
         return (found, cure) if found else (cure, "")
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}", "check the place and its permissions"
-    return f"{type(error).__name__}: {error}", "check store.url, the credentials and the endpoint"
+    return f"{type(error).__name__}: {words}", "check store.url, the credentials and the endpoint"
 
 
 def _duration(seconds: float) -> str:
