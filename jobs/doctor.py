@@ -41,6 +41,7 @@ def main(config: Config) -> int:
             configs.ray_settings(config.ray, config.scoring),
             config.dask.scheduler,
             config.dask.address,
+            config.store.single_writer,
         )
     )
     print(_table(findings))

@@ -26,7 +26,7 @@ from klray.errors import KlrayError, StoreError
 from klray.scorer import ScoringSettings
 from klray.store.endpoint import impatient, why_silent
 from klray.store.objects import open_objects
-from klray.store.probe import Finding, found_and_cure, probe
+from klray.store.probe import CONDITIONAL, Finding, found_and_cure, probe
 
 log = logging.getLogger("klray")
 
@@ -56,10 +56,12 @@ def examine(
     ray_settings: RaySettings,
     scheduler: str = "threads",
     scheduler_address: str | None = None,
+    single_writer: bool = False,
 ) -> Iterator[Finding]:
     """Look at one thing after the other, and say in the log which; no secret is in a finding.
 
     ``hub`` opens the hub; ``scheduler`` and its address are Dask's. Whatever does not answer is given up after 15 s.
+    With ``single_writer`` a store's place need not create conditionally: that it does not is then a warning.
     """
     secrets = [os.environ.get(name, "") for name in SECRETS]
     log.info("checking libraries")
@@ -76,6 +78,8 @@ def examine(
     yield _without(_hub(hub), secrets)
     log.info("checking the store")
     for finding in _store(store_url, storage_options):
+        if single_writer and finding.verdict == "refused" and finding.check in CONDITIONAL:
+            finding = replace(finding, verdict="warning", cure="keep to store.single_writer=true: one job at a time")
         yield _without(finding, secrets)
 
 

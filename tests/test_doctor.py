@@ -107,6 +107,8 @@ def test_where_all_is_well_the_answer_is_0_and_no_secret_is_said(
     assert code == 1 and "store.single_writer=true" in out
     for secret in (*CREDENTIALS.values(), hub.token):
         assert secret not in out
+    code, out, _ = klray(capfd, monkeypatch, *words, "store.single_writer=true")
+    assert code == 0 and "keep to store.single_writer=true" in out
 
 
 def test_store_that_is_not_named_is_skipped_and_foreign_schemes_are_refused() -> None:

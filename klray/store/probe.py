@@ -22,6 +22,7 @@ Verdict = Literal["ok", "warning", "refused", "skipped"]
 
 AT_ONCE = 16
 ROUNDS = 2  # of AT_ONCE creates each: a server that has a race does not lose every time
+IN_TURN, TOGETHER = CONDITIONAL = ("store: create, one after another", f"store: create, {AT_ONCE} at once")
 SKEW_WARNED_SECONDS = 60.0
 SKEW_REFUSED_SECONDS = 900.0  # AWS refuses signatures that are older; ids of snapshots are times
 BODY_BYTES = 1000
@@ -64,8 +65,8 @@ def probe(objects: Objects) -> Iterator[Finding]:
         checks: list[tuple[str, Callable[[], Finding]]] = [
             ("store: read after write", lambda: _read_after_write(objects, f"{folder}/first", body)),
             ("store: overwrite", lambda: _overwrite(objects, f"{folder}/again")),
-            ("store: create, one after another", lambda: create_in_turn(objects, folder)),
-            (f"store: create, {AT_ONCE} at once", lambda: create_at_once(objects, folder)),
+            (IN_TURN, lambda: create_in_turn(objects, folder)),
+            (TOGETHER, lambda: create_at_once(objects, folder)),
             ("store: listing", lambda: _listing(objects, f"{folder}/list")),
             ("store: clock", lambda: _clock(objects, folder, before, after)),
             ("store: latency", lambda: _latency(objects, f"{folder}/latency")),
@@ -106,7 +107,7 @@ def check_conditional(objects: Objects) -> None:
 
 def create_in_turn(objects: Objects, folder: str) -> Finding:
     """Two creates of one key, one after the other: the second must lose and change nothing."""
-    check = "store: create, one after another"
+    check = IN_TURN
     key, first, second = f"{folder}/turn", _body(), _body()
     if not objects.conditional_put(key, first):
         return _unsafe(check, "a create of a new key was told that the key is taken")
@@ -120,7 +121,7 @@ def create_in_turn(objects: Objects, folder: str) -> Finding:
 
 def create_at_once(objects: Objects, folder: str) -> Finding:
     """Creates of one key by 16 threads that start together: one must win, and the object must hold its body."""
-    check = f"store: create, {AT_ONCE} at once"
+    check = TOGETHER
     for number in range(ROUNDS):
         key, bodies, barrier = f"{folder}/race{number}", [_body() for _ in range(AT_ONCE)], threading.Barrier(AT_ONCE)
 
