@@ -29,6 +29,7 @@ ROOMS = [
     "scorer",
     "cluster",
     "sweep",
+    "doctor",
     "preprocess",
     "centering",
     "tiles",

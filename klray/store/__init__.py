@@ -4,6 +4,7 @@ layout      where everything is
 datasets    what plain xarray opens
 identity    what determines a column
 objects     create, put, get on a folder; s3 the same on S3
+probe       whether a place keeps the promises that the store rests on
 columns     write, commit, read one checkpoint's column
 failures    why a checkpoint has no column
 snapshots   gather committed columns into what xarray opens

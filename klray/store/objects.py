@@ -39,14 +39,17 @@ class Objects(abc.ABC):
     def create(self, key: str, body: bytes) -> bool:
         """Make the object if none has this key; True if this call made it. No two calls have the same body.
 
-        Looks first, so that one writer at a time is safe even on a server that takes every put.
+        It looks first, so that one after another is safe even where the place ignores the condition of a put.
         """
-        found = self.get(key)
-        return self.conditional_put(key, body) if found is None else found == body
+        there = self.get(key)
+        return self.conditional_put(key, body) if there is None else there == body
 
     @abc.abstractmethod
     def conditional_put(self, key: str, body: bytes) -> bool:
-        """The step of ``create`` that decides between writers at the same moment, as the place itself decides it."""
+        """``create`` as the place decides it, with no look before: one put that is to be refused if the key is taken.
+
+        True also if the key is taken by this very body: the answer to an earlier try was lost.
+        """
 
     @abc.abstractmethod
     def put(self, key: str, body: bytes) -> None:
@@ -102,7 +105,7 @@ class Objects(abc.ABC):
 
 
 class FolderObjects(Objects):
-    """Objects in a local folder; ``create`` is an atomic hard link."""
+    """Objects in a local folder; ``conditional_put`` is an atomic hard link."""
 
     def __init__(self, root: Path):
         self.root = root.expanduser().resolve()

@@ -34,7 +34,7 @@ UNABLE = {"NotImplemented", "501", "MethodNotAllowed", "405"}
 
 
 class S3Objects(Objects):
-    """Objects below ``s3://bucket/prefix``; ``create`` is a put with ``If-None-Match: *``."""
+    """Objects below ``s3://bucket/prefix``; ``conditional_put`` is a put with ``If-None-Match: *``."""
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]):
         self.url = url.rstrip("/")

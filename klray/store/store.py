@@ -20,7 +20,8 @@ from klray.store.catalog import Catalog, read_catalog
 from klray.store.columns import Column, Commit
 from klray.store.failures import Failure
 from klray.store.identity import Identity
-from klray.store.objects import Objects, open_objects
+from klray.store.objects import FolderObjects, Objects, open_objects
+from klray.store.probe import check_conditional
 from klray.store.snapshots import Manifest, TextFacts
 from klray.store.zarr_store import ZarrStore
 from klray.texts import TextSet
@@ -39,13 +40,23 @@ class Store:
         return self.objects.url
 
     @classmethod
-    def create(cls, url: str, text_set: TextSet, storage_options: Mapping[str, Any] | None = None) -> Store:
+    def create(
+        cls,
+        url: str,
+        text_set: TextSet,
+        storage_options: Mapping[str, Any] | None = None,
+        single_writer: bool = False,
+    ) -> Store:
         """Create the store for ``text_set``, or open the one that is there if it is for the same texts.
+
+        On S3 it is found out first whether the server creates objects conditionally, which the store rests on as soon
+        as two jobs write to it; ``single_writer`` promises that no two do, and leaves that out.
 
         Raises
         ------
         StoreError
-            The store there is for another text set or of a newer schema, or the place is taken by something else.
+            The store there is for another text set or of a newer schema, the place is taken by something else, or
+            its server would let two jobs overwrite each other's commits.
         """
         objects = open_objects(url, storage_options)
         facts = TextFacts(text_set.name, text_set.fingerprint, text_set.n_bytes.astype(np.int32), text_set.domains)
@@ -57,12 +68,14 @@ class Store:
             "created_by": uuid.uuid4().hex,
         }
         body = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
-        strangers = objects.names("")
+        strangers = [name for name in objects.names("") if name != layout.PROBES]
         if strangers and layout.ROOT not in strangers:
             raise StoreError(
                 f"store.url={objects.url} is not empty and no klray store: {', '.join(strangers[:3])} are there; "
                 "name a new place"
             )
+        if not single_writer and not isinstance(objects, FolderObjects):
+            check_conditional(objects)
         objects.create(layout.ROOT, body)  # the claim: the first creator's text set is the store's
         _check_text_set(objects.url, _read_root(objects), text_set)
         if objects.get(f"{layout.TEXTS}/zarr.json") is None:
