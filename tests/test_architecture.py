@@ -60,6 +60,9 @@ DOORS = {
     "omegaconf": {"job"},
     "distributed": {"cluster"},
     "s3fs": {"store"},
+    "fsspec": {"store"},
+    "aiohttp": {"store"},
+    "botocore": {"store"},
     "tqdm": {"progress"},
 }
 

@@ -36,7 +36,7 @@ class Leftover:
     """A folder or object that nothing visible names, and when it was last written to (UTC)."""
 
     path: str
-    kind: str  # column, snapshot, result or temporary
+    kind: str  # column, snapshot, result, probe or temporary
     written: datetime
 
 
@@ -110,6 +110,7 @@ def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, da
                 ("column", "columns", 4, named),
                 ("snapshot", layout.SNAPSHOTS, 2, finished),
                 ("result", layout.RESULTS, 4, results),
+                ("probe", layout.PROBES, 2, set[str]()),
             )
             for path, written in _newest(listing, prefix, depth).items()
             if path not in known

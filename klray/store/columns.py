@@ -157,9 +157,10 @@ def add_column(objects: Objects, column: Column) -> tuple[Commit, bool]:
     while True:
         start = time.time()  # the time of day: it goes on while the process or the machine is stopped
         commit = write_column(objects, column, uuid.uuid4().hex)
-        if time.time() - start < COMMIT_WITHIN_SECONDS:
+        seconds = time.time() - start
+        if seconds < COMMIT_WITHIN_SECONDS:
             return commit, commit_column(objects, commit)
-        log.warning("writing column %s took %.0f s: writing it once more", commit.path, time.time() - start)
+        log.warning("writing column %s took %.0f s: writing it once more", commit.path, seconds)
 
 
 def commit_column(objects: Objects, commit: Commit) -> bool:

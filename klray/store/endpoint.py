@@ -34,7 +34,7 @@ def why_silent(url: str, storage_options: Mapping[str, Any]) -> str:
     if not url.startswith("s3://"):
         return ""
     s3fs = importlib.import_module("s3fs")  # an extra
-    endpoint = str(s3fs.S3FileSystem(**storage_options).s3.meta.endpoint_url)
+    endpoint = str(s3fs.S3FileSystem(**{**storage_options, "skip_instance_cache": True}).s3.meta.endpoint_url)
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
     if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):

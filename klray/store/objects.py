@@ -35,6 +35,7 @@ class Objects(abc.ABC):
     """Objects below one URL; keys are relative, with ``/`` between their parts."""
 
     url: str
+    listable = True
 
     def create(self, key: str, body: bytes) -> bool:
         """Make the object if none has this key; True if this call made it. No two calls have the same body.
@@ -212,23 +213,33 @@ def _fingerprint(body: bytes) -> str:
 
 
 def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> Objects:
-    """The objects below ``url``: a path or ``file://`` for a folder, ``s3://bucket/prefix`` for S3 through s3fs.
+    """The objects below ``url``.
+
+    A path or ``file://`` for a folder, ``s3://bucket/prefix`` for S3 through s3fs, ``https://`` (or ``http://``) for
+    reading what a web server shows.
 
     Raises
     ------
     StoreError
-        The URL has another scheme, or s3fs is not installed.
+        The URL has another scheme or holds a password, or s3fs is not installed.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
         return FolderObjects(Path(url))
+    if "@" in rest.split("/")[0]:
+        raise StoreError(
+            f"store.url={scheme}://...@{rest.split('@', 1)[1]} holds a user or a password, which would be shown and "
+            "kept; take them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        )
     if scheme == "file":
         return FolderObjects(Path(rest))
-    if scheme != "s3":
-        raise StoreError(f"store.url={url}: klray opens folders and s3:// stores, not {scheme}://")
+    modules = {"s3": ("s3", "S3Objects"), "https": ("web", "WebObjects"), "http": ("web", "WebObjects")}
+    if scheme not in modules:
+        raise StoreError(f"store.url={url}: klray opens folders, s3:// and https:// stores, not {scheme}://")
+    name, kind = modules[scheme]
     try:
-        module = importlib.import_module("klray.store.s3")  # s3fs is an extra
+        module = importlib.import_module(f"klray.store.{name}")  # s3fs, which brings aiohttp, is an extra
     except ModuleNotFoundError as error:
         raise StoreError(f"store.url={url} needs s3fs, which is not installed; pip install 'klray[s3]'") from error
-    objects: Objects = module.S3Objects(url, dict(storage_options or {}))
+    objects: Objects = getattr(module, kind)(url, dict(storage_options or {}))
     return objects

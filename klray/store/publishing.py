@@ -30,7 +30,9 @@ log = logging.getLogger("klray")
 
 Report = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 
-CHUNK_BYTES = 16 * 2**20  # 10-80 MB suit Dask; smaller objects are read-poor on S3, larger ones are rewritten for one row
+CHUNK_BYTES = (
+    16 * 2**20
+)  # 10-80 MB suit Dask; smaller objects are read-poor on S3, larger ones are rewritten for one row
 COLUMNS_AT_ONCE = 64  # read by one thread
 THREADS = 4
 

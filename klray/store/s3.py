@@ -145,13 +145,9 @@ class S3Objects(Objects):
         return self._patiently(attempt, prefix, reading=True)
 
     def delete_tree(self, prefix: str) -> None:
-        def attempt() -> None:
-            try:
-                self._files.rm(self._path(prefix), recursive=True)
-            except FileNotFoundError:
-                return
-
-        self._patiently(attempt, prefix)
+        # One by one: s3fs passes over what S3 answers for single keys of a bulk deletion, such as that it is not allowed.
+        for key in self.walk(prefix):
+            self._patiently(lambda path=self._path(key): self._files.rm_file(path), key)  # type: ignore[misc]
 
     @property
     def _anonymous(self) -> bool:
@@ -179,10 +175,10 @@ class S3Objects(Objects):
             except OSError as error:
                 codes = _codes(error)
                 if codes & DENIED or isinstance(error, PermissionError):
-                    asked = "set credentials (it was asked anonymously)" if self._anonymous else "check the credentials"
+                    asked = "set credentials (this was asked anonymously)" if self._anonymous else "check the credentials"
                     raise StoreError(
                         f"store {self.url}: {self._path(key)} was refused ({', '.join(sorted(codes)) or error}); "
-                        f"{asked} and that the bucket's policy allows this"
+                        f"{asked}, and see that the bucket's policy allows this"
                     ) from error
                 if "NoSuchBucket" in codes:
                     raise StoreError(f"store {self.url}: there is no such bucket; create it first") from error

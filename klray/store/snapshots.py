@@ -119,16 +119,12 @@ def read_manifest(objects: Objects, snapshot: str) -> Manifest:
     """
     found = latest_id(objects) if snapshot == "latest" else snapshot
     if found is None:
-        raise StoreError(
-            f"store {objects.url} has no snapshot yet ({len(committed(objects)):,} columns are committed); "
-            f"run: klray publish store.url={objects.url}"
-        )
+        there = f" ({len(committed(objects)):,} columns are committed)" if objects.listable else ""
+        raise StoreError(f"store {objects.url} has no snapshot yet{there}; run: klray publish store.url={objects.url}")
     fields = objects.get_json(layout.manifest_path(found)) if layout.is_name(found) else None
     if fields is None:
-        raise StoreError(
-            f"analysis.snapshot={found}: store {objects.url} has no such snapshot; "
-            f"it has {', '.join(snapshot_ids(objects)[-5:]) or 'none'} (newest last)"
-        )
+        there = f"; it has {', '.join(snapshot_ids(objects)[-5:]) or 'none'} (newest last)" if objects.listable else ""
+        raise StoreError(f"analysis.snapshot={found}: store {objects.url} has no such snapshot{there}")
     return Manifest.from_fields(fields)
 
 
