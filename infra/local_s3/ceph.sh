@@ -145,7 +145,9 @@ boot() {
         quietly ceph-osd -c "$dir/ceph.conf" -i 0 --mkfs --osd-uuid "$uuid"
     fi
     quietly ceph-osd -c "$dir/ceph.conf" -i 0
-    quietly radosgw -c "$dir/ceph.conf" -n client.gateway --rgw-frontends="beast endpoint=127.0.0.1:$port"
+    # Without tcp_nodelay every answer with a body takes 40 ms.
+    quietly radosgw -c "$dir/ceph.conf" -n client.gateway \
+        --rgw-frontends="beast endpoint=127.0.0.1:$port tcp_nodelay=1"
     wait_for "the gateway does not answer" "$dir/client.gateway.log" is_open "$port"
 }
 
@@ -239,7 +241,7 @@ stop() {
 run() {
     local reader=
     exec 3<&0
-    trap '[[ -n $reader ]] && kill $reader 2>/dev/null; stop; exit 0' INT TERM HUP
+    trap 'kill $reader 2>/dev/null || true; stop; exit 0' INT TERM HUP
     start
     cat <&3 >/dev/null &
     reader=$!
