@@ -73,4 +73,4 @@ def become(user: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = sum("no Ceph:" in str(report.longrepr) for report in terminalreporter.getreports("skipped"))
     if skipped:
-        terminalreporter.line(f"{skipped} tests on S3 ran against moto alone: {why_no_ceph()}")
+        terminalreporter.line(f"{skipped} tests did not run on Ceph: {why_no_ceph()}")
