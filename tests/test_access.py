@@ -29,12 +29,6 @@ REFUSED = r"store s3://test-.*/some/store: .*some/store/{} was refused .*credent
 
 Become = Callable[[str], None]
 
-# Zarr deletes a chunk that holds nothing but its fill value, and s3fs deletes through DeleteObjects, for which Ceph 16
-# wants the right on the bucket itself.
-deletes_too_much = pytest.mark.xfail(
-    raises=(StoreError, PermissionError), strict=True, reason="DeleteObjects is refused"
-)
-
 
 def bucket_policy(*arguments: str) -> subprocess.CompletedProcess[str]:
     """infra/access/bucket_policy.py, as a bucket's owner runs it."""
@@ -172,7 +166,6 @@ def test_stranger_is_refused_everything(published: str, as_user: Become) -> None
         klray.open_dataset(published)
 
 
-@deletes_too_much
 def test_writer_commits_and_cannot_publish_or_take_back(published: str, as_user: Become) -> None:
     as_user("writer")
     store = Store.open(published)
@@ -192,7 +185,6 @@ def test_writer_commits_and_cannot_publish_or_take_back(published: str, as_user:
     assert len(store.committed_keys()) == 3
 
 
-@deletes_too_much
 def test_publisher_publishes_and_cannot_commit(published: str, as_user: Become) -> None:
     as_user("writer")
     writer = Store.open(published)
@@ -212,7 +204,6 @@ def test_publisher_publishes_and_cannot_commit(published: str, as_user: Become) 
     np.testing.assert_array_equal(klray.open_result(published)["kl"].values, np.eye(3))
 
 
-@deletes_too_much
 def test_curator_repairs(published: str, as_user: Become) -> None:
     as_user("curator")
     store = Store.open(published)
