@@ -25,7 +25,7 @@ from tests.test_store import TEXTS, add, column
 
 ACCESS = Path(__file__).parent.parent / "infra/access"
 ROLES = ("reader", "writer", "publisher", "curator")
-REFUSED = r"store s3://test-.*/some/store: .*some/store/{} was refused .*credentials .*the bucket's policy allows this"
+REFUSED = r"store s3://test-.*/some/store: .*some/store/{} was refused .*credentials.*the bucket's policy allows this"
 
 Become = Callable[[str], None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import types
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -223,7 +224,7 @@ def test_writing_that_took_too_long_is_done_anew(tmp_path: Path, monkeypatch: py
     """A process that was stopped may find its folder removed as left over: what it wrote then must not be committed."""
     store = Store.create(str(tmp_path), TEXTS)
     clock = iter([0.0, 601.0, 700.0, 701.0])
-    monkeypatch.setattr("klray.store.columns.time.time", lambda: next(clock))
+    monkeypatch.setattr("klray.store.columns.time", types.SimpleNamespace(time=lambda: next(clock)))
     put_many, written = store.objects.put_many, []
 
     def put_and_lose_the_first(bodies: Mapping[str, bytes]) -> None:

@@ -5,12 +5,12 @@ Credentials, endpoint and region come from the usual environment variables and p
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import cached_property
 from typing import Any, TypeVar
 
 import s3fs
@@ -51,7 +51,7 @@ class S3Objects(Objects):
             },
         }
 
-    @cached_property
+    @functools.cached_property
     def _files(self) -> s3fs.S3FileSystem:
         return s3fs.S3FileSystem(**self._options)
 
@@ -77,7 +77,7 @@ class S3Objects(Objects):
     def put_many(self, bodies: Mapping[str, bytes]) -> None:
         for some in _batches(list(bodies)):
             paths = {self._path(key): bodies[key] for key in some}
-            self._patiently(lambda paths=paths: self._files.pipe(paths, batch_size=REQUESTS_AT_ONCE), some[0])  # type: ignore[misc]
+            self._patiently(functools.partial(self._files.pipe, paths, batch_size=REQUESTS_AT_ONCE), some[0])
 
     def copy(self, source: str, target: str, fingerprint: str) -> bool:
         bucket, _, prefix = self._root.partition("/")
@@ -145,9 +145,9 @@ class S3Objects(Objects):
         return self._patiently(attempt, prefix, reading=True)
 
     def delete_tree(self, prefix: str) -> None:
-        # One by one: s3fs passes over what S3 answers for single keys of a bulk deletion, such as that it is not allowed.
+        # One by one: of a bulk deletion s3fs passes over what S3 answers for single keys, such as that it is forbidden.
         for key in self.walk(prefix):
-            self._patiently(lambda path=self._path(key): self._files.rm_file(path), key)  # type: ignore[misc]
+            self._patiently(functools.partial(self._files.rm_file, self._path(key)), key)
 
     @property
     def _anonymous(self) -> bool:
@@ -175,7 +175,9 @@ class S3Objects(Objects):
             except OSError as error:
                 codes = _codes(error)
                 if codes & DENIED or isinstance(error, PermissionError):
-                    asked = "set credentials (this was asked anonymously)" if self._anonymous else "check the credentials"
+                    asked = (
+                        "set credentials (this was asked anonymously)" if self._anonymous else "check the credentials"
+                    )
                     raise StoreError(
                         f"store {self.url}: {self._path(key)} was refused ({', '.join(sorted(codes)) or error}); "
                         f"{asked}, and see that the bucket's policy allows this"
