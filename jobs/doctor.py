@@ -11,7 +11,7 @@ from klray import config as configs
 from klray.config import Config
 from klray.doctor import examine
 from klray.job import verb
-from klray.store.probe import Finding
+from klray.objects.probe import Finding
 from klray.table import text_table
 
 FOUND_WIDTH, CURE_WIDTH = 64, 44  # columns of a terminal

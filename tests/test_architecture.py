@@ -23,6 +23,7 @@ ROOMS = [
     "head",
     "likelihood",
     "models",
+    "objects",
     "store",
     "table",
     "progress",
@@ -59,10 +60,10 @@ DOORS = {
     "hydra": {"config", "job"},
     "omegaconf": {"job"},
     "distributed": {"cluster"},
-    "s3fs": {"store"},
-    "fsspec": {"store"},
-    "aiohttp": {"store"},
-    "botocore": {"store"},
+    "s3fs": {"objects"},
+    "fsspec": {"objects"},
+    "aiohttp": {"objects"},
+    "botocore": {"objects"},
     "tqdm": {"progress"},
 }
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from klray.errors import StoreError
+from klray.objects import open_objects
+from klray.objects.probe import Finding, probe
 from klray.store import Store
-from klray.store.objects import open_objects
-from klray.store.probe import Finding, probe
 from tests.careless_s3 import CarelessS3, careless_s3
 from tests.s3_server import CREDENTIALS
 from tests.test_store import TEXTS, column
@@ -152,7 +152,7 @@ def test_credentials_that_are_wrong_or_may_not_write_are_named_plainly(
     keeping.denied = {"PUT"}
     (finding,) = probed(keeping).values()
     assert finding.verdict == "refused" and "was refused (403, AccessDenied" in finding.found
-    assert finding.cure == "check the credentials and that the bucket's policy allows this"
+    assert finding.cure == "check the credentials, and see that the bucket's policy allows this"
     keeping.denied = set()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     url = {"endpoint_url": keeping.endpoint, "default_block_size": 2**20}  # another file system, with these credentials

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from klray.errors import StoreError
+from klray.objects import FolderObjects
 from klray.store import Column, Store, layout, publishing
-from klray.store.objects import FolderObjects
 from tests.test_store import N_TEXTS, TEXTS, add, column
 
 

@@ -2,9 +2,6 @@
 
 layout      where everything is
 identity    what determines a column
-objects     create, put, get on a folder; s3 the same on S3; web for reading over https
-endpoint    whether anybody is at an S3 endpoint
-probe       whether a place keeps the promises that the store rests on
 zarr_store  Zarr on objects
 datasets    groups made in memory; what plain xarray opens
 columns     write, commit, read one checkpoint's column

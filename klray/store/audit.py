@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 from klray.errors import StoreError
+from klray.objects import Objects, is_temporary, probe
 from klray.store import layout
 from klray.store.columns import Commit, committed, find_commits, read_column
-from klray.store.objects import Objects, is_temporary
 from klray.store.snapshots import Manifest, read_manifest, snapshot_ids
 
 COLUMNS_AT_ONCE = 32  # checked by one thread; each has five objects
@@ -110,7 +110,7 @@ def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, da
                 ("column", "columns", 4, named),
                 ("snapshot", layout.SNAPSHOTS, 2, finished),
                 ("result", layout.RESULTS, 4, results),
-                ("probe", layout.PROBES, 2, set[str]()),
+                ("probe", probe.PREFIX, 2, set[str]()),
             )
             for path, written in _newest(listing, prefix, depth).items()
             if path not in known

@@ -16,10 +16,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import Commit, StoredColumn, committed, find_commits
 from klray.store.datasets import decode_dataset
-from klray.store.objects import Objects
 from klray.store.snapshots import Manifest, open_snapshot
 
 log = logging.getLogger("klray")

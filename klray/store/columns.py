@@ -21,10 +21,10 @@ import numpy.typing as npt
 import zarr
 
 from klray.errors import StoreError
+from klray.objects import Objects
 from klray.store import layout
 from klray.store.datasets import encode_group
 from klray.store.identity import Identity
-from klray.store.objects import Objects
 from klray.store.zarr_store import ZarrStore
 
 log = logging.getLogger("klray")

@@ -15,7 +15,7 @@ from xarray.core import indexing
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from klray.store.objects import Objects
+from klray.objects import Objects
 from klray.store.zarr_store import ZarrStore
 
 

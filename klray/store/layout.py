@@ -18,7 +18,6 @@ PLANS = "plans"
 SNAPSHOTS = "snapshots"
 RESULTS = "results"
 PROVENANCE = "columns"  # group in a snapshot: from which columns its models are
-PROBES = "probes"  # what klray doctor and score write to try the place, gone when they are done
 LATEST = f"{SNAPSHOTS}/LATEST.json"
 
 REFERENCES = "arXiv:2505.15353, arXiv:2502.16173"

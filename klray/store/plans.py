@@ -7,8 +7,8 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 
+from klray.objects import Objects
 from klray.store import layout
-from klray.store.objects import Objects
 
 
 def record_plan(objects: Objects, family: str, keys: Iterable[str]) -> None:

@@ -19,11 +19,11 @@ import numpy.typing as npt
 import xarray as xr
 
 from klray.errors import StoreError
+from klray.objects import Objects
 from klray.store import layout
 from klray.store.catalog import COORDINATES, PROVENANCE, Catalog, Coordinate, read_catalog
 from klray.store.columns import StoredColumn, read_columns
 from klray.store.datasets import encode_dataset
-from klray.store.objects import Objects
 from klray.store.snapshots import Chunk, Manifest, TextFacts, move_latest
 
 log = logging.getLogger("klray")

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import xarray as xr
 
 from klray.errors import StoreError
+from klray.objects import Objects
 from klray.store import layout
 from klray.store.datasets import open_dataset_below, write_dataset
-from klray.store.objects import Objects
 
 
 def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset) -> str:

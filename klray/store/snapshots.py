@@ -16,10 +16,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from klray.errors import StoreError
+from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import committed
 from klray.store.datasets import open_dataset_below
-from klray.store.objects import Objects
 
 log = logging.getLogger("klray")
 

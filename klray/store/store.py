@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 
 from klray.errors import Reason, StoreError
+from klray.objects import FolderObjects, Objects, open_objects, probe
 from klray.store import audit as audits
 from klray.store import columns, failures, layout, plans, publishing, results, snapshots
 from klray.store.audit import Audit, Leftover
@@ -20,8 +21,6 @@ from klray.store.catalog import Catalog, read_catalog
 from klray.store.columns import Column, Commit
 from klray.store.failures import Failure
 from klray.store.identity import Identity
-from klray.store.objects import FolderObjects, Objects, open_objects
-from klray.store.probe import check_conditional
 from klray.store.snapshots import Manifest, TextFacts
 from klray.store.zarr_store import ZarrStore
 from klray.texts import TextSet
@@ -68,14 +67,14 @@ class Store:
             "created_by": uuid.uuid4().hex,
         }
         body = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
-        strangers = [name for name in objects.names("") if name != layout.PROBES]
+        strangers = [name for name in objects.names("") if name != probe.PREFIX]
         if strangers and layout.ROOT not in strangers:
             raise StoreError(
                 f"store.url={objects.url} is not empty and no klray store: {', '.join(strangers[:3])} are there; "
                 "name a new place"
             )
         if not single_writer and not isinstance(objects, FolderObjects):
-            check_conditional(objects)
+            probe.check_conditional(objects)
         objects.create(layout.ROOT, body)  # the claim: the first creator's text set is the store's
         _check_text_set(objects.url, _read_root(objects), text_set)
         if objects.get(f"{layout.TEXTS}/zarr.json") is None:

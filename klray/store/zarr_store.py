@@ -11,7 +11,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from klray.errors import StoreError
-from klray.store.objects import Objects
+from klray.objects import Objects
 
 
 class ZarrStore(Store):

@@ -17,7 +17,7 @@ import s3fs
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from klray.errors import StoreError
-from klray.store.objects import Objects
+from klray.objects.base import Objects
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from aiohttp import ClientError, ClientResponseError
 from fsspec.implementations.http import HTTPFileSystem
 
 from klray.errors import StoreError
-from klray.store.objects import Objects
+from klray.objects.base import Objects
 
 T = TypeVar("T")
 

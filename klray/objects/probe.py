@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from klray.errors import KlrayError, StoreError
-from klray.store import layout
-from klray.store.objects import FolderObjects, Objects
+from klray.objects.base import Objects
+from klray.objects.folder import FolderObjects
 
+PREFIX = "probes"  # what klray doctor and score write to try the place, gone when they are done
 Verdict = Literal["ok", "warning", "refused", "skipped"]
 
 AT_ONCE = 16
@@ -49,7 +50,7 @@ def probe(objects: Objects) -> Iterator[Finding]:
     removal of what was written.
     """
     existing = _existing_folder(objects)
-    folder = f"{layout.PROBES}/{uuid.uuid4().hex[:16]}"
+    folder = f"{PREFIX}/{uuid.uuid4().hex[:16]}"
     wrote = False
     try:
         body = _body()
@@ -92,7 +93,7 @@ def check_conditional(objects: Objects) -> None:
         Conditional creation does not hold: what was found and what to do. Or the place cannot be written to.
     """
     existing = _existing_folder(objects)
-    folder = f"{layout.PROBES}/{uuid.uuid4().hex[:16]}"
+    folder = f"{PREFIX}/{uuid.uuid4().hex[:16]}"
     try:
         for check in (create_in_turn, create_at_once):
             finding = check(objects, folder)
@@ -233,13 +234,13 @@ def _existing_folder(objects: Objects) -> int:
     """How many parts of the path of the folder of probes are there: the probe leaves no folder that was not."""
     if not isinstance(objects, FolderObjects):
         return 0
-    path = objects.root / layout.PROBES
+    path = objects.root / PREFIX
     return next(len(each.parts) for each in (path, *path.parents) if each.exists())
 
 
 def _remove_empty_folders(objects: Objects, existing: int) -> None:
     if isinstance(objects, FolderObjects):
-        path = objects.root / layout.PROBES
+        path = objects.root / PREFIX
         for each in (path, *path.parents):
             if len(each.parts) <= existing or not each.is_dir() or any(each.iterdir()):
                 return
