@@ -1,0 +1,84 @@
+"""The whole way as an operator goes it, its store in a folder and on S3: the same snapshot, and no secret anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+import xarray as xr
+
+from klray.store import Store
+from tests.s3_server import S3Server
+
+ASKED = ["models=tiny_smallest", "texts.n=16", "analysis.min_step=8", "analysis.outlier_min_step=8"]
+
+
+def demo(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """``klray demo`` in ``folder``, which is left with everything that a job writes outside the store."""
+    ray_logs = tempfile.mkdtemp(prefix="ray-")  # the names of Ray's sockets must be short
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.demo", *ASKED, f"store.url={url}", "report.dir=report", "ray.workers=1"],
+            cwd=folder,
+            env={**os.environ, "RAY_TMPDIR": ray_logs, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        shutil.copytree(ray_logs, folder / "ray", ignore=shutil.ignore_patterns("sockets", "session_latest"))
+    finally:
+        shutil.rmtree(ray_logs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    folder = tmp_path_factory.mktemp("local")
+    demo(str(folder / "store"), folder)
+    yield Store.open(str(folder / "store"))
+
+
+def published(store: Store) -> tuple[xr.Dataset, xr.Dataset]:
+    return store.dataset().load(), store.result(store.manifest().id, "trajectory").load()
+
+
+def test_snapshot_and_result_on_s3_are_those_of_a_folder_and_no_secret_is_kept(
+    local: Store, s3_url: str, s3_server: S3Server, tmp_path: Path
+) -> None:
+    done = demo(s3_url, tmp_path)
+    remote = Store.open(s3_url)
+    pairs = [
+        (store.dataset().load(), store.result(store.manifest().id, "trajectory").load()) for store in (local, remote)
+    ]
+    for here, there in zip(*pairs, strict=True):
+        xr.testing.assert_equal(here, there)
+        assert set(here.variables) == set(there.variables)
+    assert pairs[0][0].sizes["model"] == 26
+    assert local.manifest().content == remote.manifest().content
+    secrets = [s3_server.environment[name].encode() for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    bucket = s3_url.removeprefix("s3://").split("/")[0]
+    files = s3fs.S3FileSystem(skip_instance_cache=True)
+    written = files.cat(files.find(bucket))
+    logs = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert any(name.endswith("report.html") for name in logs) and any("/logs/" in name for name in logs)
+    assert len(written) > 26 * 6
+    said = {"output": (done.stdout + done.stderr).encode()}
+    kept = [name for name, body in {**written, **logs, **said}.items() for secret in secrets if secret in body]
+    assert kept == []
+
+
+def test_credentials_in_the_config_are_refused_and_not_repeated() -> None:
+    options = ["+store.storage_options.key=AKIAEXAMPLE", "+store.storage_options.secret=wordword"]
+    command = [sys.executable, "-m", "jobs.score", *ASKED[:2], "store.url=s3://bucket/store", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "credentials do not belong in a config" in done.stderr
+    assert "AKIAEXAMPLE" not in done.stdout + done.stderr and "wordword" not in done.stdout + done.stderr
