@@ -282,12 +282,10 @@ def _check_text_set(url: str, root: Mapping[str, Any], given: TextSet) -> None:
 
 def _write_texts(objects: Objects, facts: TextFacts) -> None:
     """Two creators of one store write the same bytes here: the root has settled which text set it is."""
-    store = objects.zarr(layout.TEXTS)
     for name, values in (("text_bytes", facts.text_bytes), ("domain", np.array(facts.domains, dtype=object))):
         dims, dtype, unit, meaning = layout.ARRAYS[name]
         array = zarr.open_array(  # "a" creates or opens: another creator's chunk is replaced whole, never removed
-            store,
-            path=name,
+            objects.zarr(f"{layout.TEXTS}/{name}"),  # as a path of TEXTS, Zarr would make the group, our marker, first
             mode="a",
             shape=values.shape,
             chunks=values.shape,
