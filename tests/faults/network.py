@@ -209,3 +209,6 @@ def own_clients() -> Iterator[None]:
 
     with mock.patch.object(s3, "s3fs", types.SimpleNamespace(S3FileSystem=client)):
         yield
+    for each in kept.values():
+        if each._s3 is not None and not each.asynchronous:
+            each.close_session(each.loop, each._s3)

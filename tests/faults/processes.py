@@ -176,7 +176,9 @@ def _creators(base: str, scratch: Path, seed: int) -> collections.Counter[str]:
     steps = _steps_of(lambda: Store.create(f"{base}/created", TEXTS))
     for number, (step, side) in enumerate((step, side) for step in steps for side in SIDES):
         url = f"{base}/created-{number}"
-        process = CONTEXT.Process(target=_create, args=(url, Death(step, side, 1), scratch / "hits"), daemon=True)
+        process = CONTEXT.Process(
+            target=_create, args=(url, Death(step, side, 1), scratch / "hits", dict(os.environ)), daemon=True
+        )
         process.start()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL, f"the creator was not killed {side} {step}: {process.exitcode}"
@@ -186,7 +188,8 @@ def _creators(base: str, scratch: Path, seed: int) -> collections.Counter[str]:
     return tally
 
 
-def _create(url: str, death: Death, hits: Path) -> None:
+def _create(url: str, death: Death, hits: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # it comes from a fork server that may have begun before the S3 server
     with mortal_world(Mortal(death, hits)):
         Store.create(url, TEXTS)
 
@@ -226,7 +229,8 @@ def _writers(url: str, scratch: Path, seed: int) -> collections.Counter[str]:
             turn += 1
             death = Death(step, side, 1 if rarest == 0 else dice.randint(1, 3))
         order = dice.sample(range(N_KEYS), N_KEYS)
-        arguments = (url, writer, order, death, hits, scratch / f"error {writer}", dice.getrandbits(32))
+        seed_of_life, environment = dice.getrandbits(32), dict(os.environ)
+        arguments = (url, writer, order, death, hits, scratch / f"error {writer}", seed_of_life, environment)
         running[writer] = CONTEXT.Process(target=_live, args=arguments, daemon=True)
         running[writer].start()
         tally["processes"] += 1
@@ -263,8 +267,18 @@ def _writers(url: str, scratch: Path, seed: int) -> collections.Counter[str]:
     return tally
 
 
-def _live(url: str, writer: int, order: list[int], death: Death | None, hits: Path, error: Path, seed: int) -> None:
+def _live(
+    url: str,
+    writer: int,
+    order: list[int],
+    death: Death | None,
+    hits: Path,
+    error: Path,
+    seed: int,
+    environment: dict[str, str],
+) -> None:
     """One life of a writer."""
+    os.environ.update(environment)
     random.seed(seed)
     try:
         with mortal_world(Mortal(death, hits)):

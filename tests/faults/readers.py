@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import multiprocessing
+import os
 import random
 import tempfile
 from multiprocessing.connection import Connection
@@ -23,6 +24,7 @@ from tests.faults.servers import new_bucket, server
 
 N_KEYS = 4
 MOVES = 24
+LIMIT_SECONDS = 60
 LOOKS = ("list", "walk", "commits", "columns", "ids", "open", "read opened", "read newest", "audit")
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -45,13 +47,14 @@ def run(schedules: int, seed: int, place: str = "moto") -> collections.Counter[s
             base = f"s3://{new_bucket(stack.enter_context(server(place)))}"
         CONTEXT.set_forkserver_preload(["tests.faults.readers"])
         ours, theirs = CONTEXT.Pipe()
-        writer = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
+        writer = CONTEXT.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
         writer.start()
+        theirs.close()  # the writer alone holds it now: its death is an EOFError here
         try:
             for number in range(seed, seed + schedules):
                 try:
                     tally += _schedule(f"{base}/schedule-{number}", random.Random(number), ours)
-                except (AssertionError, OSError, StoreError) as error:
+                except (AssertionError, EOFError, OSError, StoreError) as error:
                     raise AssertionError(f"seed {number}: {type(error).__name__}: {error}") from error
                 tally["schedules"] += 1
         finally:
@@ -61,8 +64,9 @@ def run(schedules: int, seed: int, place: str = "moto") -> collections.Counter[s
     return tally
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     """The writer's process: (step, arguments) to result."""
+    os.environ.update(environment)  # it comes from a fork server that may have begun before the S3 server
     with small_snapshots():
         while received := pipe.recv():
             step, url, argument = received
@@ -110,6 +114,7 @@ def _schedule(url: str, dice: random.Random, pipe: Connection) -> collections.Co
 
 def _ask(pipe: Connection, *request: Any) -> Any:
     pipe.send(request)
+    assert pipe.poll(LIMIT_SECONDS), f"the writer's process does not answer {request[:2]}"
     return pipe.recv()
 
 

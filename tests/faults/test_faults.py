@@ -8,15 +8,15 @@ from tests.faults import machine, network, processes, readers
 
 
 def test_machine_finds_no_schedule_that_breaks_a_promise() -> None:
-    done = machine.run(150, seed_number=1)
-    assert done["schedules"] >= 150
+    done = machine.run(120, seed_number=1)
+    assert done["schedules"] >= 120
     assert all(done[fault] for fault in ("crash before", "crash after", "error before", "lost acknowledgement"))
     assert done["publisher"] and done["repair"] and done["rows read"]
 
 
 def test_jobs_survive_a_network_that_misbehaves() -> None:
-    done = network.run(8, seed=1)
-    assert done["schedules"] == 8
+    done = network.run(5, seed=1)
+    assert done["schedules"] == 5
 
 
 @pytest.mark.parametrize("place", ["folder", "moto"])
