@@ -5,13 +5,15 @@ from __future__ import annotations
 from klray import config as configs
 from klray.config import Config
 from klray.job import verb
+from klray.progress import Stages
 from klray.store import Manifest, Store
 
 
 def publish(config: Config) -> Manifest:
     """Publish, and say which snapshot is the newest now."""
     store = Store.open(configs.store_url(config.store), config.store.storage_options)
-    manifest, new = store.publish()
+    with Stages("publish") as stages:
+        manifest, new = store.publish(stages)
     size = f"{manifest.n_models:,} models, {manifest.n_texts:,} texts"
     print(f"snapshot {manifest.id}: {size}{'' if new else ' (nothing new)'}")
     return manifest

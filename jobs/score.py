@@ -24,11 +24,14 @@ def score(config: Config) -> SweepReport:
     settings = configs.scoring_settings(config.scoring)
     ray_settings = configs.ray_settings(config.ray, config.scoring)
     text_set = configs.text_set(config.texts)
-    store = Store.create(url, text_set, config.store.storage_options)
+    store = Store.create(url, text_set, config.store.storage_options, config.store.single_writer)
     with configs.hub(config.models) as hub:
         checkpoints, unavailable = resolve(hub, selection)
         if not checkpoints and not unavailable:
             raise KlrayError(f"models.family={selection.family}: nothing to score was selected; look at klray plan")
+        store.record_plan(
+            selection.family, (settings.identity(each, store.texts.fingerprint).key for each in checkpoints)
+        )
         report = sweep(
             store,
             text_set,

@@ -1,38 +1,73 @@
-"""Print what is in a store: columns by family, failures with reasons, snapshots, results."""
+"""Print what is in a store: columns by family and how far each is, failures with reasons, snapshots, leftovers."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from klray import config as configs
 from klray.config import Config
 from klray.job import verb
-from klray.store import Store
+from klray.store import Failure, Store
+from klray.store.catalog import Catalog
+from klray.table import text_table
+
+REPOSITORIES_SHOWN = 30
+SNAPSHOTS_SHOWN = 10
 
 
 @verb()
 def main(config: Config) -> int:
     """Exit code 0, also when there are failures: they are what was asked for."""
     store = Store.open(configs.store_url(config.store), config.store.storage_options)
-    commits = store.commits()
+    catalog, failures = store.catalog(), store.failures()
+    first = catalog.first_rows
+    published = catalog.base.n_columns if catalog.base else 0
     print(f"store      {store.url}")
     print(f"texts      {store.texts.name}, {len(store.texts.text_bytes):,} texts ({store.texts.fingerprint[:12]})")
-    print(f"columns    {len(commits):,}")
-    families = Counter(
-        (str(commit.facts.get("family", "")), commit.identity.repository, commit.identity.dtype) for commit in commits
-    )
-    for (family, repository, dtype), count in sorted(families.items()):
-        print(f"  {count:6,}  {family:<16} {repository}  {dtype}")
-    failures = store.failures()
+    print(f"columns    {len(first):,}, of which the latest snapshot has {published:,}")
+    print(_families(catalog, failures, store.wanted_keys()))
+    print(_repositories(catalog))
     print(f"failures   {len(failures):,}")
-    for failure in failures:
-        print(f"  {failure.repository}@{failure.revision}  {failure.reason}: {failure.message}")
+    if failures:
+        rows = [(f"{each.repository}@{each.revision}", each.reason, each.message) for each in failures]
+        print(text_table(("checkpoint", "reason", "what was found, and what to do"), rows, text_columns=3))
     snapshots = store.snapshot_ids()
     print(f"snapshots  {len(snapshots):,}")
-    for snapshot in snapshots:
-        results = ", ".join(store.result_names(snapshot))
-        print(f"  {snapshot}  {store.manifest(snapshot).n_models:,} models{f'; results: {results}' if results else ''}")
+    for manifest in store.manifests(snapshots[-SNAPSHOTS_SHOWN:]):
+        results = ", ".join(store.result_names(manifest.id))
+        print(f"  {manifest.id}  {manifest.n_models:,} models{f'; results: {results}' if results else ''}")
+    left = Counter(each.kind for each in store.leftovers(catalog))
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()))
+    print(f"leftovers  {left.total():,}{f' ({kinds}); klray verify lists them' if left else ''}")
     return 0
+
+
+def _families(catalog: Catalog, failures: Sequence[Failure], wanted: dict[str, set[str]]) -> str:
+    """How far each family is: what was ever asked for, what of that is there, what failed, and when it last grew."""
+    first = catalog.first_rows
+    keys, families, times = (catalog.rows[name][first] for name in ("key", "family", "committed"))
+    present, failed = set(keys.tolist()), {failure.key for failure in failures}
+    rows = []
+    for family in sorted({*families.tolist(), *wanted}):
+        own = families == family
+        asked = wanted.get(family, set())
+        newest = f"{times[own].max().astype('datetime64[s]')}Z" if own.any() else ""
+        share = f"{len(asked & present) / len(asked):.0%}" if asked else ""
+        counts = (int(own.sum()), len(asked), len(asked & present), len(asked & failed))
+        rows.append((family, *(f"{count:,}" for count in counts), share, newest))
+    return text_table(
+        ("family", "columns", "asked for", "there", "failed", "done", "last column"), rows, text_columns=1
+    )
+
+
+def _repositories(catalog: Catalog) -> str:
+    first = catalog.first_rows
+    counts = Counter(zip(*(catalog.rows[name][first].tolist() for name in ("repository", "variant")), strict=True))
+    rows = [(repository, variant, f"{count:,}") for (repository, variant), count in sorted(counts.items())]
+    table = text_table(("repository", "variant", "columns"), rows[:REPOSITORIES_SHOWN], text_columns=2)
+    more = len(rows) - REPOSITORIES_SHOWN
+    return table + (f"\n... and {more:,} more" if more > 0 else "")
 
 
 if __name__ == "__main__":

@@ -8,19 +8,26 @@ from klray import config as configs
 from klray.config import Config
 from klray.errors import KlrayError
 from klray.job import verb
+from klray.progress import Stages
 from klray.store import Store
 
 
 @verb()
 def main(config: Config) -> int:
-    """Exit code 1 if a column is damaged and was not taken out."""
+    """Exit code 1 if a column is damaged and was not taken out, or a snapshot is damaged."""
     if config.verify.grace_hours < 0:
         raise KlrayError(f"verify.grace_hours={config.verify.grace_hours}: must be 0 or more")
     store = Store.open(configs.store_url(config.store), config.store.storage_options)
-    found = store.audit()
+    with Stages("verify") as stages:
+        found = store.audit(lambda done, total: stages("columns", done, total))
+    columns = [damage for damage in found.damages if damage.key]
+    snapshots = [damage for damage in found.damages if not damage.key]
     print(f"store      {store.url}")
-    print(f"columns    {found.sound:,} hold what was committed, {len(found.damages):,} do not")
-    for damage in found.damages:
+    print(f"columns    {found.sound:,} hold what was committed, {len(columns):,} do not")
+    for damage in columns:
+        print(f"  {damage.message}")
+    print(f"snapshots  {len(store.snapshot_ids()):,}, {len(snapshots):,} objects of them damaged or missing")
+    for damage in snapshots:
         print(f"  {damage.message}")
     print(f"leftovers  {len(found.leftovers):,}, of work that was cut short, came second or was replaced")
     for leftover in found.leftovers:
@@ -34,7 +41,7 @@ def main(config: Config) -> int:
     print(f"removed    {len(removed):,}")
     for path in removed:
         print(f"  {path}")
-    return 0
+    return 1 if snapshots else 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ import dask
 import ray
 
 from klray.errors import KlrayError
+
+ANSWER_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,29 @@ class Shape:
         return "cuda" if self.gpus_per_worker > 0 else "cpu"
 
 
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What a Ray cluster has altogether, and how many actors this machine carries."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+    actors_here: int
+
+
+def resources(shape: Shape) -> Resources:
+    """Resources of the cluster that is connected, for actors of ``shape``."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    here = ray.get_runtime_context().get_node_id()
+    room = sum(
+        _actors_on(node["Resources"], shape.gpus_per_worker, shape.cpus_per_worker)
+        for node in alive
+        if node["NodeID"] == here
+    )
+    cpus, gpus = (sum(node["Resources"].get(name, 0.0) for node in alive) for name in ("CPU", "GPU"))
+    return Resources(len(alive), cpus, gpus, min(room, shape.workers))
+
+
 @contextlib.contextmanager
 def connected(settings: RaySettings) -> Iterator[Shape]:
     """Start or join a Ray cluster; yields how many actors of which shape it carries.
@@ -52,6 +78,9 @@ def connected(settings: RaySettings) -> Iterator[Shape]:
     """
     own = not ray.is_initialized()
     if own:
+        address = os.environ.get("RAY_ADDRESS", "auto") if settings.address == "auto" else settings.address
+        if silence := _silence(address or ""):
+            raise _no_ray(address, silence)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         local: dict[str, Any] = {} if settings.address else {"include_dashboard": False}
@@ -60,15 +89,34 @@ def connected(settings: RaySettings) -> Iterator[Shape]:
         try:
             ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise KlrayError(
-                f"ray.address={settings.address}: no Ray cluster could be joined ({error}); start one with "
-                "'ray start --head', or leave ray.address unset to use this machine"
-            ) from error
+            raise _no_ray(settings.address, str(error)) from error
     try:
         yield _shape(settings, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:
         if own:
             ray.shutdown()
+
+
+def _no_ray(address: str | None, found: str) -> KlrayError:
+    return KlrayError(
+        f"ray.address={address}: no Ray cluster could be joined ({found}); start one with 'ray start --head', or leave "
+        "ray.address unset to use this machine"
+    )
+
+
+def _silence(address: str) -> str:
+    """Why nobody can be reached at host:port, with any scheme before; "" if somebody can, or the address is no such.
+
+    Asked first, because Ray waits over two minutes and Dask half a minute where nobody is, and say little then.
+    """
+    host, separator, port = address.rpartition("://")[2].rpartition(":")
+    if not separator or not port.isdecimal():
+        return ""
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        return str(error)
+    return ""
 
 
 def _shape(settings: RaySettings, nodes: list[dict[str, float]]) -> Shape:
@@ -110,13 +158,18 @@ def dask_scheduler(scheduler: str, address: str | None = None, threads: int | No
     Raises
     ------
     KlrayError
-        An unknown scheduler, or Dask on Ray does not work with the versions that are installed.
+        An unknown scheduler, nobody at its address, or Dask on Ray does not work with the versions that are installed.
     """
     if scheduler == "threads":
         with dask.config.set(scheduler="threads", num_workers=threads or os.cpu_count() or 1):
             yield
     elif scheduler == "distributed":
         distributed = importlib.import_module("distributed")  # takes a second to import, and only this branch needs it
+        if silence := _silence(address or ""):
+            raise KlrayError(
+                f"dask.address={address}: no Dask scheduler answers ({silence}); start one with 'dask scheduler', or "
+                "leave dask.address unset to use this machine"
+            )
         options = {} if address else {"processes": False, "dashboard_address": None, "n_workers": 1}
         with distributed.Client(address, **options):
             yield

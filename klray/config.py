@@ -96,6 +96,7 @@ class StoreConfig:
 
     url: str | None = None  # a folder, or s3://bucket/prefix
     storage_options: dict[str, Any] = field(default_factory=dict)  # for s3fs; never credentials
+    single_writer: bool = False  # one job at a time writes here: S3 servers without conditional puts will do then
 
 
 class Dtype(Enum):

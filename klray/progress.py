@@ -100,6 +100,30 @@ class Progress:
         return [f"{units / seconds:.2f} {self.unit}s/s", *left, *details]
 
 
+class Stages:
+    """Progress of work in stages: called with what is being done, how much of it is done, and of how much."""
+
+    def __init__(self, what: str):
+        self.what = what
+        self._now: tuple[str, Progress] | None = None
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._now:
+            self._now[1].__exit__(kind, error, trace)
+
+    def __call__(self, units: str, done: int, total: int) -> None:
+        """``done`` of ``total`` units, such as ``columns``, are through."""
+        if self._now is None or self._now[0] != units:
+            self.__exit__(None, None, None)
+            self._now = units, Progress(total, self.what, units.removesuffix("s"))
+        self._now[1].advance(done - self._now[1].done)
+
+
 def _has_width(stream: TextIO) -> bool:
     """Whether a bar can be drawn on ``stream``: a pseudo-terminal that nobody gave a size has 0 columns."""
     if not stream.isatty():

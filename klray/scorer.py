@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import time
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
@@ -116,10 +115,8 @@ class Scorer:
             raise CheckpointError(error.message.replace(str(directory), checkpoint.label), error.reason) from error
         finally:
             self.cache.evict(checkpoint)
-        attempt = uuid.uuid4().hex
         try:
-            commit = self.store.write_column(column, attempt)
-            first = self.store.commit(commit)
+            _, first = self.store.add_column(column)
         except OSError as error:
             raise _store_refused(self.store.url, error) from error
         return Outcome(column.identity.key, first, time.monotonic() - start, int(column.n_tokens.sum()))

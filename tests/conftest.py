@@ -11,6 +11,8 @@ import s3fs
 
 from tests.s3_server import CephServer, S3Server, ceph_server, moto_server, why_no_ceph
 
+FILE_SYSTEMS: dict[tuple[str, str], dict[str, s3fs.S3FileSystem]] = {}
+
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[S3Server]:
@@ -62,11 +64,13 @@ def become(user: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name, value in user.environment.items():
         monkeypatch.setenv(name, value)
-    # fsspec keeps file systems by their arguments, which say nothing of the environment: the last user would stay.
-    s3fs.S3FileSystem.clear_instance_cache()
+    # fsspec keeps file systems by their arguments, which say nothing of the environment: each user has a set, as each
+    # would have a process.
+    kept = FILE_SYSTEMS.setdefault((user.endpoint, user.environment["AWS_ACCESS_KEY_ID"]), {})
+    monkeypatch.setattr(s3fs.S3FileSystem, "_cache", kept)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = sum("no Ceph:" in str(report.longrepr) for report in terminalreporter.getreports("skipped"))
     if skipped:
-        terminalreporter.line(f"{skipped} tests on S3 ran against moto alone: {why_no_ceph()}")
+        terminalreporter.line(f"{skipped} tests did not run on Ceph: {why_no_ceph()}")

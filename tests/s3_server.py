@@ -101,4 +101,5 @@ def ceph_server(folder: Path) -> Iterator[CephServer]:
         yield CephServer(read_variables(folder / "credentials.env"), folder)
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, rest

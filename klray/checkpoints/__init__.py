@@ -4,19 +4,21 @@
 """
 
 from klray.checkpoints.cache import Cache
-from klray.checkpoints.hub import Hub
+from klray.checkpoints.hub import Contact, Hub, contact
 from klray.checkpoints.identity import Checkpoint, Facts, RemoteFile, Unavailable, step_of
 from klray.checkpoints.selection import RepositorySpec, Selection, resolve
 
 __all__ = [
     "Cache",
     "Checkpoint",
+    "Contact",
     "Facts",
     "Hub",
     "RemoteFile",
     "RepositorySpec",
     "Selection",
     "Unavailable",
+    "contact",
     "resolve",
     "step_of",
 ]

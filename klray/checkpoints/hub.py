@@ -28,7 +28,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, silent_tqdm, validate_repo_id
+from huggingface_hub.utils import (
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+    http_backoff,
+    parse_ratelimit_headers,
+    silent_tqdm,
+    validate_repo_id,
+)
 
 from klray.checkpoints.identity import RemoteFile
 from klray.errors import CheckpointError, Reason
@@ -39,9 +47,13 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Of a URL, user and password before the host and the signature in the query give access; the rest may be shown.
 URL = re.compile(r"""(\w+://)(?:([^\s/?#]*)@)?([^\s?#'"<>]*)([?#][^\s'"<>]*)?""")
+CONTACT_SECONDS = 5.0  # to connect, and between two parts of an answer, when the hub is only asked who we are
 TIMEOUT_SECONDS = 60.0  # without one, huggingface_hub 2.4 waits for ever for a hub that accepts and then says nothing
 PAUSES_SECONDS = (1.0, 5.0)  # before the second and the third attempt at a file
-TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+# httpx says of a token that no header can hold: Illegal header value b'Bearer hf_...'
+HEADER = re.compile(r"""(['"](?:Bearer|Basic) )[^'"]*""")
+TOO_MANY = 429
+TRANSIENT_STATUS = (408, TOO_MANY, 500, 502, 503, 504)
 # RuntimeError: after a refused connection huggingface_hub closes the client that all threads share, and the others find
 # "Cannot send a request, as the client has been closed"; hf_xet raises it for network failures as well.
 NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)
@@ -83,12 +95,12 @@ class Hub:
 
 
 def without_secrets(words: str) -> str:
-    """Take user, password, query and fragment out of each URL in ``words``.
+    """Take user, password, query and fragment out of each URL in ``words``, and the credentials out of a header.
 
     >>> without_secrets("404 for url 'https://me:word@host/a/b?signature=1f', twice")
     "404 for url 'https://host/a/b', twice"
     """
-    return URL.sub(r"\1\3", words)
+    return HEADER.sub(r"\1...", URL.sub(r"\1\3", words))
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,60 @@ class Listing:
     files: tuple[RemoteFile, ...]
     base_model: str
     gated: bool
+
+
+@dataclass(frozen=True)
+class Contact:
+    """How a hub answered: in which time, to whom ("" when it does not say), and how many API requests it leaves."""
+
+    seconds: float
+    user: str
+    requests_left: int | None  # None: the hub does not say
+    requests_limit: int | None
+    window_seconds: int | None
+
+
+def contact(hub: Hub) -> Contact:
+    """Ask the hub once whose the token is, or without a token for any model; no second attempt, so that it is quick.
+
+    Raises
+    ------
+    CheckpointError
+        ``gated``: the token is refused. ``download_failed``: the hub does not answer, or not as a model hub does.
+    """
+    route = "whoami-v2" if hub.token else "models?limit=1"
+    try:
+        headers = build_hf_headers(token=hub.token or False, headers=hub.headers)
+        start = time.monotonic()
+        response = get_session().get(f"{hub.address}/api/{route}", headers=headers, timeout=CONTACT_SECONDS)
+        seconds = time.monotonic() - start
+        if response.status_code in (401, 403):
+            asked = "the token given" if hub.token else "a request without a token"
+            raise CheckpointError(
+                f"{hub.address} refuses {asked} (HTTP {response.status_code}): set HF_TOKEN to a valid token", "gated"
+            )
+        if response.status_code != TOO_MANY:
+            response.raise_for_status()
+        data = response.json()
+    except CheckpointError:
+        raise
+    except (*NETWORK_ERRORS, ValueError) as error:
+        words = " ".join(without_secrets(str(error)).split())[:300]
+        raise CheckpointError(
+            f"{hub.address} did not answer as a model hub ({type(error).__name__}: {words}): check the network and "
+            "HF_ENDPOINT",
+            "download_failed",
+        ) from error
+    limit = parse_ratelimit_headers(response.headers)
+    if response.status_code == TOO_MANY and limit is None:
+        return Contact(seconds, "", 0, None, None)
+    return Contact(
+        seconds,
+        str(data.get("name") or "") if isinstance(data, dict) else "",
+        limit.remaining if limit else None,
+        limit.limit if limit else None,
+        limit.window_seconds if limit else None,
+    )
 
 
 def listing(hub: Hub, repository: str, revision: str = "main") -> Listing:

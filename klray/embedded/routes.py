@@ -75,6 +75,9 @@ class HubHandler(BaseHTTPRequestHandler):
             raise HubError(HTTPStatus.UNAUTHORIZED, "", "Invalid credentials in Authorization header")
         url = urlsplit(self.path)
         match [unquote(part) for part in url.path.split("/")[1:]]:
+            case ["api", "whoami-v2"]:
+                self.count("whoami")
+                self.send_json({"type": "user", "name": "local"})
             case ["api", "models", organisation, name]:
                 self.count("info")
                 self.send_info(f"{organisation}/{name}", "main", "blobs=" in url.query)

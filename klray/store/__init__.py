@@ -1,12 +1,15 @@
 """The store: a folder or an S3 prefix that many jobs write to at once and analysts read from anywhere.
 
 layout      where everything is
-datasets    what plain xarray opens
 identity    what determines a column
-objects     create, put, get on a folder; s3 the same on S3
+zarr_store  Zarr on objects
+datasets    groups made in memory; what plain xarray opens
 columns     write, commit, read one checkpoint's column
 failures    why a checkpoint has no column
-snapshots   gather committed columns into what xarray opens
+plans       what jobs were asked to score
+snapshots   what is published: manifests, LATEST, opening
+catalog     the facts about all committed columns
+publishing  gather committed columns into a snapshot
 results     what analyses wrote
 audit       what is damaged, what is left over
 store       all of it behind one door

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 from klray.errors import StoreError
+from klray.objects import Objects, is_temporary, probe
 from klray.store import layout
-from klray.store.columns import Commit, committed_keys, read_column, read_commits
-from klray.store.objects import Objects
+from klray.store.columns import Commit, committed, find_commits, read_column
+from klray.store.snapshots import Manifest, read_manifest, snapshot_ids
+
+COLUMNS_AT_ONCE = 32  # checked by one thread; each has five objects
+THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Damage:
-    """A commit whose column is not what was committed, or that cannot be read itself (``path`` is then empty)."""
+    """A commit whose column is not what was committed, or that cannot be read itself (``path`` is then empty).
+
+    Or a snapshot whose objects are not what was written; ``key`` is then empty.
+    """
 
     key: str
     path: str
@@ -26,7 +36,7 @@ class Leftover:
     """A folder or object that nothing visible names, and when it was last written to (UTC)."""
 
     path: str
-    kind: str  # column, snapshot or result
+    kind: str  # column, snapshot, result, probe or temporary
     written: datetime
 
 
@@ -39,44 +49,47 @@ class Audit:
     leftovers: tuple[Leftover, ...]
 
 
-def audit(objects: Objects) -> Audit:
-    """Hash every committed column again and list what no commit, manifest or marker names."""
+def audit(objects: Objects, report: Callable[[int, int], None] | None = None) -> Audit:
+    """Hash every object of every committed column and snapshot again, and list what nothing visible names.
+
+    ``report`` is told how many of how many columns were checked.
+    """
+    listing = objects.walk("")  # before the commits: what is written from now on is not looked at
+    keys = sorted(committed(objects))
+    parts = [keys[start : start + COLUMNS_AT_ONCE] for start in range(0, len(keys), COLUMNS_AT_ONCE)]
     damages: list[Damage] = []
-    commits: list[Commit] = []
-    keys = sorted(committed_keys(objects))
-    for key in keys:
-        commit: Commit | None = None
-        try:
-            (commit,) = read_commits(objects, [key])
-            read_column(objects, commit)
-        except StoreError as error:
-            damages.append(Damage(key, commit.path if commit else "", str(error)))
-        if commit:
-            commits.append(commit)
-    named = {commit.path for commit in commits}
+    named: set[str] = set()
+    done = 0
+    with ThreadPoolExecutor(THREADS) as threads:
+        for part, (commits, found) in zip(parts, threads.map(lambda part: _check(objects, part), parts), strict=True):
+            named.update(commit.path for commit in commits)
+            damages += found
+            done += len(part)
+            if report:
+                report(done, len(keys))
     unreadable = {damage.key[:8] for damage in damages if not damage.path}
-    leftovers = [
-        *(
-            Leftover(path, "column", written)
-            for path, written in _newest(objects, "columns", depth=4).items()
-            if path not in named and path.rsplit("/", 1)[-1][:8] not in unreadable
-        ),
-        *_unfinished_snapshots(objects),
-        *_former_results(objects),
+    n_damaged = len(damages)
+    for snapshot in snapshot_ids(objects):
+        damages += _check_snapshot(objects, snapshot)
+    left = [
+        leftover
+        for leftover in leftovers(objects, named, listing)
+        if leftover.kind != "column" or leftover.path.rsplit("/", 1)[-1][:8] not in unreadable
     ]
-    return Audit(len(keys) - len(damages), tuple(damages), tuple(leftovers))
+    return Audit(len(keys) - n_damaged, tuple(damages), tuple(left))
 
 
 def repair(objects: Objects, found: Audit, grace: timedelta) -> list[str]:
     """Take damaged columns out, so that they are scored again, and remove leftovers that are older than ``grace``.
 
     Work that goes on now writes to folders that look like leftovers: ``grace`` must be longer than it may take.
-    Returns what was removed.
+    Damaged snapshots stay as they are: their ids are cited. Returns what was removed.
     """
     removed = []
     for damage in found.damages:
-        objects.delete_tree(layout.commit_path(damage.key))
-        removed.append(layout.commit_path(damage.key))
+        if damage.key:
+            objects.delete_tree(layout.commit_path(damage.key))
+            removed.append(layout.commit_path(damage.key))
     now = datetime.now(UTC)
     for leftover in found.leftovers:
         if now - leftover.written >= grace:
@@ -85,35 +98,88 @@ def repair(objects: Objects, found: Audit, grace: timedelta) -> list[str]:
     return removed
 
 
-def _newest(objects: Objects, prefix: str, depth: int) -> dict[str, datetime]:
+def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, datetime]) -> list[Leftover]:
+    """What is in ``listing`` that neither a commit (``columns``: their paths), a manifest nor a marker names."""
+    named = set(columns)
+    finished = {layout.snapshot_path(each) for each in snapshot_ids(objects)}
+    results = {str(objects.get_json(path)["path"]) for path in listing if layout.is_result_marker(path)}
+    return [
+        *(
+            Leftover(path, kind, written)
+            for kind, prefix, depth, known in (
+                ("column", "columns", 4, named),
+                ("snapshot", layout.SNAPSHOTS, 2, finished),
+                ("result", layout.RESULTS, 4, results),
+                ("probe", probe.PREFIX, 2, set[str]()),
+            )
+            for path, written in _newest(listing, prefix, depth).items()
+            if path not in known
+        ),
+        *(
+            Leftover(path, "temporary", written)
+            for path, written in listing.items()
+            if is_temporary(path) and not path.startswith("columns/")
+        ),
+    ]
+
+
+def _newest(listing: Mapping[str, datetime], prefix: str, depth: int) -> dict[str, datetime]:
     """Folders of ``depth`` parts below ``prefix`` that hold objects, with the time of the last write to each."""
     newest: dict[str, datetime] = defaultdict(lambda: datetime.min.replace(tzinfo=UTC))
-    for key, written in objects.walk(prefix).items():
+    for key, written in listing.items():
         parts = key.split("/")
-        if len(parts) > depth:
+        if parts[0] == prefix and len(parts) > depth:
             path = "/".join(parts[:depth])
             newest[path] = max(newest[path], written)
     return dict(newest)
 
 
-def _unfinished_snapshots(objects: Objects) -> list[Leftover]:
-    finished = {name.removesuffix(".json") for name in objects.names(layout.SNAPSHOTS) if name.endswith(".json")}
-    return [
-        Leftover(path, "snapshot", written)
-        for path, written in _newest(objects, layout.SNAPSHOTS, depth=2).items()
-        if path.rsplit("/", 1)[-1] not in finished
-    ]
+def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Damage]]:
+    """The commits of ``keys`` that can be read, and what is wrong with them or their columns."""
+    commits: list[Commit] = []
+    damages: list[Damage] = []
+    for key in keys:
+        try:
+            commits += find_commits(objects, [key])
+        except StoreError as error:
+            damages.append(Damage(key, "", str(error)))
+    paths = {f"{commit.path}/{name}": sha256 for commit in commits for name, sha256 in commit.objects.items()}
+    wrong = dict(_wrong(objects, paths))
+    for commit in commits:
+        found = [f"{name} {wrong[path]}" for name in commit.objects if (path := f"{commit.path}/{name}") in wrong]
+        if found:
+            where = f"store {objects.url}: column {commit.path} of {commit.identity.repository}"
+            damages.append(Damage(commit.key, commit.path, f"{where}: {', '.join(found)}; score the checkpoint again"))
+        elif not commit.objects:  # klray 0.1.0 before its first release
+            try:
+                read_column(objects, commit)
+            except StoreError as error:
+                damages.append(Damage(commit.key, commit.path, str(error)))
+    return commits, damages
 
 
-def _former_results(objects: Objects) -> list[Leftover]:
-    named = {
-        str(objects.get_json(layout.result_marker_path(snapshot, name.removesuffix(".json")))["path"])
-        for snapshot in objects.names(layout.RESULTS)
-        for name in objects.names(f"{layout.RESULTS}/{snapshot}")
-        if name.endswith(".json")
-    }
-    return [
-        Leftover(path, "result", written)
-        for path, written in _newest(objects, layout.RESULTS, depth=4).items()
-        if path not in named
-    ]
+def _check_snapshot(objects: Objects, snapshot: str) -> list[Damage]:
+    """What is wrong with a snapshot: small objects are hashed, chunks must be what their place says they are."""
+    try:
+        manifest: Manifest = read_manifest(objects, snapshot)
+    except (StoreError, TypeError) as error:
+        return [Damage("", layout.manifest_path(snapshot), str(error))]
+    folder = layout.snapshot_path(snapshot)
+    found = dict(_wrong(objects, {f"{folder}/{name}": sha256 for name, sha256 in manifest.objects.items()}))
+    if manifest.chunks:
+        prints = objects.fingerprints(f"{folder}/log_likelihood/c")
+        for number, chunk in enumerate(manifest.chunks):
+            path = layout.chunk_path(snapshot, number)
+            if prints.get(path) != chunk.fingerprint:
+                found[path] = "is not what was written" if path in prints else "is missing"
+    cure = "klray publish makes another snapshot from the columns once there is something new"
+    return [Damage("", path, f"store {objects.url}: {path} {what}; {cure}") for path, what in found.items()]
+
+
+def _wrong(objects: Objects, hashes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Paths whose objects are missing or have another SHA-256 than is announced, and what is wrong."""
+    for (path, sha256), body in zip(hashes.items(), objects.get_many(list(hashes)), strict=True):
+        if body is None:
+            yield path, "is missing"
+        elif (found := hashlib.sha256(body).hexdigest()) != sha256:
+            yield path, f"holds other bytes than were written (SHA-256 {found[:12]}, {sha256[:12]} was written)"

@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,9 +21,15 @@ import numpy.typing as npt
 import zarr
 
 from klray.errors import StoreError
+from klray.objects import Objects
 from klray.store import layout
+from klray.store.datasets import encode_group
 from klray.store.identity import Identity
-from klray.store.objects import Objects
+from klray.store.zarr_store import ZarrStore
+
+log = logging.getLogger("klray")
+
+COMMIT_WITHIN_SECONDS = 600.0  # of the beginning of its writing; verify.grace_hours is far above
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +65,12 @@ class Commit:
     versions: dict[str, str]
     timings: dict[str, float]
     created: str  # ISO 8601, UTC
+    objects: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 of each object below path
+
+    @property
+    def stored(self) -> StoredColumn:
+        """Where the column is, and what its bytes must be."""
+        return StoredColumn(self.key, self.identity.repository, self.path, self.sha256, len(self.layers))
 
     def to_json(self) -> bytes:
         """Bytes of the commit object."""
@@ -70,6 +85,17 @@ class Commit:
         return cls(**fields)
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredColumn:
+    """Where a committed column is, and what its bytes must be."""
+
+    key: str
+    repository: str
+    path: str
+    sha256: str
+    n_layers: int
+
+
 def values_sha256(values: npt.NDArray[np.float32]) -> str:
     """SHA-256 of (layer, text) float32 values as they are stored."""
     return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
@@ -77,37 +103,13 @@ def values_sha256(values: npt.NDArray[np.float32]) -> str:
 
 def write_column(objects: Objects, column: Column, attempt: str) -> Commit:
     """Write the column's group below a folder of its own; nobody sees it before ``commit_column``."""
-    values = np.ascontiguousarray(column.log_likelihood, dtype=np.float32)
-    n_layers, n_texts = values.shape
-    assert n_layers == len(column.layers) and n_texts == len(column.n_tokens)
+    values = np.ascontiguousarray(column.log_likelihood, dtype="<f4")
+    assert values.shape == (len(column.layers), len(column.n_tokens))
+    status = (np.asarray(column.n_tokens) == 0).astype(np.uint8)
+    bodies = encode_group(lambda group: _fill(group, values, column.layers, status))
     key = column.identity.key
     path = layout.column_path(column.identity.repository, str(column.facts.get("revision", "")), key, attempt)
-    group = zarr.open_group(objects.zarr(path), mode="w-", zarr_format=3)
-    dims, _, unit, meaning = layout.ARRAYS["log_likelihood"]
-    array = group.create_array(
-        "log_likelihood",
-        shape=values.shape,
-        chunks=values.shape,
-        dtype="float32",
-        fill_value=float("nan"),
-        dimension_names=dims,
-        attributes={"units": unit, "long_name": meaning, "layers": list(column.layers)},
-        config={"write_empty_chunks": True},  # an all-fill chunk would otherwise be no object, and read as if written
-    )
-    array[:] = values
-    dims, dtype, unit, meaning = layout.ARRAYS["status"]
-    status = group.create_array(
-        "status",
-        shape=(n_texts,),
-        chunks=(n_texts,),
-        dtype=dtype,
-        fill_value=0,
-        dimension_names=dims,
-        attributes={"units": unit, "long_name": meaning},
-        config={"write_empty_chunks": True},
-    )
-    status[:] = (np.asarray(column.n_tokens) == 0).astype(np.uint8)
-    objects.settle(path)
+    objects.put_many({f"{path}/{name}": body for name, body in bodies.items()})
     return Commit(
         key=key,
         path=path,
@@ -119,7 +121,46 @@ def write_column(objects: Objects, column: Column, attempt: str) -> Commit:
         versions=dict(column.versions),
         timings=dict(column.timings),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        objects={name: hashlib.sha256(body).hexdigest() for name, body in sorted(bodies.items())},
     )
+
+
+def _fill(
+    group: zarr.Group, values: npt.NDArray[np.float32], layers: tuple[int, ...], status: npt.NDArray[np.uint8]
+) -> None:
+    for name, data, fill, more in (
+        ("log_likelihood", values, float("nan"), {"layers": list(layers)}),
+        ("status", status, 0, {}),
+    ):
+        dims, _, unit, meaning = layout.ARRAYS[name]
+        array = group.create_array(
+            name,
+            shape=data.shape,
+            chunks=data.shape,
+            dtype=data.dtype,
+            fill_value=fill,
+            dimension_names=dims,
+            attributes={"units": unit, "long_name": meaning, **more},
+            compressors=None,  # the bytes of float32 noise: 8 % smaller at best, and then hashes would not be theirs
+            config={"write_empty_chunks": True},  # an all-fill chunk would be no object, and read as if written
+        )
+        array[:] = data
+
+
+def add_column(objects: Objects, column: Column) -> tuple[Commit, bool]:
+    """Write and commit a column; (its commit, whether this attempt is the first).
+
+    A process that was suspended between the two, on a laptop or by a debugger, may find that its folder was removed
+    meanwhile as left over (``klray.store.audit.repair``): what took longer than ``COMMIT_WITHIN_SECONDS`` is written
+    anew.
+    """
+    while True:
+        start = time.time()  # the time of day: it goes on while the process or the machine is stopped
+        commit = write_column(objects, column, uuid.uuid4().hex)
+        seconds = time.time() - start
+        if seconds < COMMIT_WITHIN_SECONDS:
+            return commit, commit_column(objects, commit)
+        log.warning("writing column %s took %.0f s: writing it once more", commit.path, seconds)
 
 
 def commit_column(objects: Objects, commit: Commit) -> bool:
@@ -127,12 +168,13 @@ def commit_column(objects: Objects, commit: Commit) -> bool:
     return objects.create(layout.commit_path(commit.key), commit.to_json())
 
 
-def committed_keys(objects: Objects) -> set[str]:
-    """Keys of all committed columns, from one listing."""
-    return {name.removesuffix(".json") for name in objects.names(layout.COMMITS) if name.endswith(".json")}
+def committed(objects: Objects) -> dict[str, datetime]:
+    """Keys of all committed columns and when each commit was stored, from one listing."""
+    written = objects.walk(layout.COMMITS).items()
+    return {key: when for path, when in written if (key := layout.commit_key(path)) is not None}
 
 
-def read_commits(objects: Objects, keys: list[str]) -> list[Commit]:
+def read_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
     """The commits of ``keys``, in that order.
 
     Raises
@@ -140,10 +182,26 @@ def read_commits(objects: Objects, keys: list[str]) -> list[Commit]:
     StoreError
         A commit is missing or unreadable.
     """
+    found = find_commits(objects, keys)
+    there = {commit.key for commit in found}
+    for key in keys:
+        if key not in there:
+            raise StoreError(f"store {objects.url}: there is no commit {key}; it was removed by hand, or never made")
+    return found
+
+
+def find_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
+    """The commits of ``keys``, in that order, without those that are not there.
+
+    Raises
+    ------
+    StoreError
+        A commit is unreadable.
+    """
     commits = []
     for key, body in zip(keys, objects.get_many([layout.commit_path(key) for key in keys]), strict=True):
         if body is None:
-            raise StoreError(f"store {objects.url}: there is no commit {key}; it was removed by hand, or never made")
+            continue
         try:
             commits.append(Commit.from_json(body))
         except (ValueError, TypeError, KeyError) as error:
@@ -154,29 +212,41 @@ def read_commits(objects: Objects, keys: list[str]) -> list[Commit]:
     return commits
 
 
-def read_column(objects: Objects, commit: Commit) -> npt.NDArray[np.float32]:
-    """Log-likelihoods (layer, text) of a committed column, in nats, checked against the commit's SHA-256.
+def read_columns(objects: Objects, columns: Sequence[StoredColumn]) -> list[npt.NDArray[np.float32]]:
+    """Log-likelihoods (layer, text) of several columns, in nats, each checked against its commit's SHA-256.
 
     Raises
     ------
     StoreError
-        The column's objects are missing or hold other bytes than were committed.
+        A column's objects are missing or hold other bytes than were committed.
     """
-    where = f"store {objects.url}: column {commit.path} of {commit.identity.repository}"
-    try:
-        group = zarr.open_group(objects.zarr(commit.path, read_only=True), mode="r", zarr_format=3)
+    bodies = objects.get_many([layout.values_path(column.path) for column in columns])
+    return [_checked(objects, column, body) for column, body in zip(columns, bodies, strict=True)]
+
+
+def read_column(objects: Objects, commit: Commit) -> npt.NDArray[np.float32]:
+    """``read_columns`` of one."""
+    return read_columns(objects, [commit.stored])[0]
+
+
+def _checked(objects: Objects, column: StoredColumn, body: bytes | None) -> npt.NDArray[np.float32]:
+    if body is not None and hashlib.sha256(body).hexdigest() == column.sha256:
+        return np.frombuffer(body, "<f4").reshape(column.n_layers, -1)
+    where = f"store {objects.url}: column {column.path} of {column.repository}"
+    try:  # klray 0.1.0 before its first release compressed them
+        group = zarr.open_group(ZarrStore(objects, column.path, read_only=True), mode="r", zarr_format=3)
         values = np.asarray(group["log_likelihood"][:], dtype=np.float32)
         found = values_sha256(values)
     except (FileNotFoundError, KeyError) as error:
-        raise StoreError(f"{where} is committed but its objects are missing; {_REQUEUE.format(commit.key)}") from error
+        raise StoreError(f"{where} is committed but its objects are missing; {_REQUEUE.format(column.key)}") from error
     except (ValueError, RuntimeError) as error:  # metadata that is no JSON, a chunk that does not decompress
         values, found = np.empty(0, np.float32), f"unreadable bytes ({error})"
-    if found != commit.sha256:
+    if found != column.sha256:
         raise StoreError(
-            f"{where} does not hold what was committed: SHA-256 {commit.sha256[:12]} was committed, "
-            f"{found[:80]} is there; {_REQUEUE.format(commit.key)}"
+            f"{where} does not hold what was committed: SHA-256 {column.sha256[:12]} was committed, "
+            f"{found[:80]} is there; {_REQUEUE.format(column.key)}"
         )
     return values
 
 
-_REQUEUE = "remove commits/{}.json and score the checkpoint again"
+_REQUEUE = "klray verify verify.repair=true takes commits/{}.json out; then score the checkpoint again"

@@ -1,27 +1,100 @@
-"""Datasets that plain xarray opens: written once, with consolidated metadata, read many times."""
+"""Zarr as a store uses it: groups made in memory and then put; datasets that plain xarray opens."""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import xarray as xr
+import zarr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
-from klray.store.objects import Objects
+from klray.objects import Objects
+from klray.store.zarr_store import ZarrStore
+
+
+def encode_group(fill: Callable[[zarr.Group], None]) -> dict[str, bytes]:
+    """The objects of a Zarr group that ``fill`` fills, by their keys below the group, without a place to put them."""
+    buffers: dict[str, Any] = {}
+    fill(zarr.open_group(MemoryStore(buffers), mode="w-", zarr_format=3))
+    return {key: buffer.to_bytes() for key, buffer in buffers.items()}
+
+
+def encode_dataset(data: xr.Dataset) -> dict[str, bytes]:
+    """The objects of a Dataset in memory, with consolidated metadata; of a Dask-backed variable the metadata alone."""
+    buffers: dict[str, Any] = {}
+    with _consolidating():
+        data.to_zarr(
+            MemoryStore(buffers), mode="w-", zarr_format=3, consolidated=True, compute=False, write_empty_chunks=True
+        )
+    return {key: buffer.to_bytes() for key, buffer in buffers.items()}
+
+
+def decode_dataset(bodies: dict[str, bytes], group: str = "") -> xr.Dataset:
+    """Inverse of ``encode_dataset``, of those ``bodies`` whose keys are below ``group``.
+
+    Values of variables whose chunks are not among ``bodies`` must not be read.
+    """
+    buffers = {
+        key.removeprefix(group): default_buffer_prototype().buffer.from_bytes(body)
+        for key, body in bodies.items()
+        if key.startswith(group)
+    }
+    return xr.open_dataset(MemoryStore(buffers), engine="zarr", chunks=None, consolidated=True, zarr_format=3)
 
 
 def write_dataset(objects: Objects, path: str, data: xr.Dataset) -> None:
     """Write ``data`` below ``path``, which is empty; each Dask block goes straight to its place."""
+    with _consolidating():
+        data.to_zarr(ZarrStore(objects, path), mode="w-", zarr_format=3, consolidated=True, write_empty_chunks=True)
+
+
+def open_dataset_below(objects: Objects, path: str, whole: str = "") -> xr.Dataset:
+    """The dataset below ``path``: variables Dask-backed, coordinates read when they are first looked at.
+
+    Labels are ``str`` objects: NumPy's variable-width strings cannot be cast to its fixed-width ones yet. Of the
+    arrays whose names match ``whole`` (a pattern) every chunk was written, so that a missing one raises StoreError in
+    place of reading as NaN.
+    """
+    store = ZarrStore(objects, path, whole=whole, read_only=True)
+    data = xr.open_dataset(store, engine="zarr", chunks=None, cache=False, consolidated=True, zarr_format=3)
+    chunked = {name: data[name].variable.chunk(data[name].encoding["preferred_chunks"]) for name in data.data_vars}
+    lazy = {name: _cached(each.variable) for name, each in data.coords.items() if name not in data.xindexes}
+    labels = {name: each.astype(object) for name, each in data.coords.items() if name in data.xindexes}
+    return data.assign(chunked).assign_coords(
+        {**lazy, **{k: v for k, v in labels.items() if data[k].dtype.kind == "T"}}
+    )
+
+
+@contextlib.contextmanager
+def _consolidating() -> Iterator[None]:
     with warnings.catch_warnings():
         # Zarr v3 does not specify consolidated metadata yet. It is right here, because nothing changes afterwards, and
         # readers open the dataset with one request in place of one for each array.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        data.to_zarr(objects.zarr(path), mode="w-", zarr_format=3, consolidated=True)
+        yield
 
 
-def open_dataset_below(objects: Objects, path: str) -> xr.Dataset:
-    """The dataset below ``path``: arrays Dask-backed, coordinates in memory, labels as ``str`` objects."""
-    data = xr.open_zarr(objects.zarr(path, read_only=True), consolidated=True, zarr_format=3)
-    data = data.assign_coords({name: coordinate.load() for name, coordinate in data.coords.items()})
-    labels = {name: coordinate for name, coordinate in data.coords.items() if coordinate.dtype.kind == "T"}
-    # NumPy's variable-width strings cannot be compared with or cast to its fixed-width ones everywhere yet.
-    return data.assign_coords({name: label.astype(object) for name, label in labels.items()})
+class _Labels(BackendArray):
+    """Strings of a Zarr array, as ``str`` objects."""
+
+    def __init__(self, variable: xr.Variable):
+        self.variable, self.shape, self.dtype = variable, variable.shape, np.dtype(object)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
+        return self.variable[key].to_numpy().astype(object)
+
+
+def _cached(variable: xr.Variable) -> xr.Variable:
+    """The variable, read when it is first looked at, and once."""
+    array = indexing.LazilyIndexedArray(_Labels(variable)) if variable.dtype.kind == "T" else variable._data
+    return xr.Variable(variable.dims, indexing.MemoryCachedArray(array), variable.attrs, variable.encoding)

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from klray.errors import Reason
+from klray.objects import Objects
 from klray.store import layout
-from klray.store.columns import committed_keys
+from klray.store.columns import committed
 from klray.store.identity import Identity
-from klray.store.objects import Objects
 
 log = logging.getLogger("klray")
 
@@ -46,8 +46,8 @@ def standing_failures(objects: Objects) -> list[Failure]:
 
     A later record, or a commit, of the same key outdates an earlier one.
     """
-    committed = committed_keys(objects)
-    names = [name for name in objects.names(layout.FAILURES) if name.split("-")[0] not in committed]
+    done = committed(objects)
+    names = [name for name in objects.names(layout.FAILURES) if name.split("-")[0] not in done]
     latest: dict[str, Failure] = {}
     for body in objects.get_many([f"{layout.FAILURES}/{name}" for name in names]):
         if body is None:

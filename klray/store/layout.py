@@ -14,8 +14,10 @@ ROOT = "zarr.json"
 TEXTS = "texts"
 COMMITS = "commits"
 FAILURES = "failures"
+PLANS = "plans"
 SNAPSHOTS = "snapshots"
 RESULTS = "results"
+PROVENANCE = "columns"  # group in a snapshot: from which columns its models are
 LATEST = f"{SNAPSHOTS}/LATEST.json"
 
 REFERENCES = "arXiv:2505.15353, arXiv:2502.16173"
@@ -34,9 +36,20 @@ def column_path(repository: str, revision: str, key: str, attempt: str) -> str:
     return f"columns/{_part(repository.replace('/', '--'))}/{_part(revision)}/{key[:8]}-{attempt[:8]}"
 
 
+def values_path(column: str) -> str:
+    """The one chunk of a column's log_likelihood, uncompressed: its bytes are the values, and their SHA-256 its own."""
+    return f"{column}/log_likelihood/c/0/0"
+
+
 def commit_path(key: str) -> str:
     """The object whose existence makes a column visible."""
     return f"{COMMITS}/{key}.json"
+
+
+def commit_key(path: str) -> str | None:
+    """Inverse of ``commit_path``; None for what is no commit, such as a file that is being written."""
+    found = re.fullmatch(rf"{COMMITS}/([0-9a-f]{{64}})\.json", path)
+    return found.group(1) if found else None
 
 
 def failure_path(key: str, attempt: str) -> str:
@@ -44,9 +57,24 @@ def failure_path(key: str, attempt: str) -> str:
     return f"{FAILURES}/{key}-{attempt[:8]}.json"
 
 
+def plan_path(family: str, sha256: str) -> str:
+    """What one job or more were asked to score."""
+    return f"{PLANS}/{_part(family)}-{sha256[:16]}.json"
+
+
 def snapshot_path(snapshot: str) -> str:
     """Folder of a snapshot's Zarr group."""
     return f"{SNAPSHOTS}/{snapshot}"
+
+
+def chunk_path(snapshot: str, number: int) -> str:
+    """One chunk of a snapshot's log_likelihood: some models, all texts, uncompressed."""
+    return f"{snapshot_path(snapshot)}/log_likelihood/c/{number}/0"
+
+
+def claim_path(snapshot: str) -> str:
+    """The object whose creation gives a publisher a snapshot's id."""
+    return f"{SNAPSHOTS}/{snapshot}.claim"
 
 
 def manifest_path(snapshot: str) -> str:
@@ -62,6 +90,11 @@ def result_path(snapshot: str, name: str, attempt: str) -> str:
 def result_marker_path(snapshot: str, name: str) -> str:
     """The object that says which attempt at an analysis is the result."""
     return f"{RESULTS}/{snapshot}/{name}.json"
+
+
+def is_result_marker(path: str) -> bool:
+    """Whether an object says which attempt at an analysis is the result."""
+    return re.fullmatch(rf"{RESULTS}/[^/]+/[^/.][^/]*\.json", path) is not None
 
 
 def is_name(text: str) -> bool:

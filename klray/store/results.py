@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import xarray as xr
 
 from klray.errors import StoreError
+from klray.objects import Objects
 from klray.store import layout
 from klray.store.datasets import open_dataset_below, write_dataset
-from klray.store.objects import Objects
 
 
 def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset) -> str:
@@ -46,9 +46,9 @@ def open_finished(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
     """
     marker = objects.get_json(layout.result_marker_path(snapshot, name))
     if marker is None:
+        there = f" ({', '.join(result_names(objects, snapshot)) or 'none'} there)" if objects.listable else ""
         raise StoreError(
-            f"analysis.name={name}: snapshot {snapshot} of store {objects.url} has no such result "
-            f"({', '.join(result_names(objects, snapshot)) or 'none'} there); "
+            f"analysis.name={name}: snapshot {snapshot} of store {objects.url} has no such result{there}; "
             f"run: klray analyze store.url={objects.url} analysis.name={name}"
         )
     return open_dataset_below(objects, str(marker["path"]))

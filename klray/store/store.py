@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -13,14 +13,16 @@ import xarray as xr
 import zarr
 
 from klray.errors import Reason, StoreError
+from klray.objects import FolderObjects, Objects, open_objects, probe
 from klray.store import audit as audits
-from klray.store import columns, failures, layout, results, snapshots
-from klray.store.audit import Audit
+from klray.store import columns, failures, layout, plans, publishing, results, snapshots
+from klray.store.audit import Audit, Leftover
+from klray.store.catalog import Catalog, read_catalog
 from klray.store.columns import Column, Commit
 from klray.store.failures import Failure
 from klray.store.identity import Identity
-from klray.store.objects import Objects, open_objects
 from klray.store.snapshots import Manifest, TextFacts
+from klray.store.zarr_store import ZarrStore
 from klray.texts import TextSet
 
 
@@ -37,13 +39,23 @@ class Store:
         return self.objects.url
 
     @classmethod
-    def create(cls, url: str, text_set: TextSet, storage_options: Mapping[str, Any] | None = None) -> Store:
+    def create(
+        cls,
+        url: str,
+        text_set: TextSet,
+        storage_options: Mapping[str, Any] | None = None,
+        single_writer: bool = False,
+    ) -> Store:
         """Create the store for ``text_set``, or open the one that is there if it is for the same texts.
+
+        On S3 it is found out first whether the server creates objects conditionally, which the store rests on as soon
+        as two jobs write to it; ``single_writer`` promises that no two do, and leaves that out.
 
         Raises
         ------
         StoreError
-            The store there is for another text set or of a newer schema, or the place is taken by something else.
+            The store there is for another text set or of a newer schema, the place is taken by something else, or
+            its server would let two jobs overwrite each other's commits.
         """
         objects = open_objects(url, storage_options)
         facts = TextFacts(text_set.name, text_set.fingerprint, text_set.n_bytes.astype(np.int32), text_set.domains)
@@ -55,17 +67,19 @@ class Store:
             "created_by": uuid.uuid4().hex,
         }
         body = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
-        strangers = objects.names("")
+        strangers = [name for name in objects.names("") if name != probe.PREFIX]
         if strangers and layout.ROOT not in strangers:
             raise StoreError(
                 f"store.url={objects.url} is not empty and no klray store: {', '.join(strangers[:3])} are there; "
                 "name a new place"
             )
+        if not single_writer and not isinstance(objects, FolderObjects):
+            probe.check_conditional(objects)
         objects.create(layout.ROOT, body)  # the claim: the first creator's text set is the store's
         _check_text_set(objects.url, _read_root(objects), text_set)
         if objects.get(f"{layout.TEXTS}/zarr.json") is None:
             _write_texts(objects, facts)
-        return cls.open(url, storage_options)
+        return cls._of(objects)
 
     @classmethod
     def find(cls, url: str, text_set: TextSet, storage_options: Mapping[str, Any] | None = None) -> Store | None:
@@ -80,7 +94,7 @@ class Store:
         if objects.get(layout.ROOT) is None:
             return None
         _check_text_set(objects.url, _read_root(objects), text_set)
-        return cls.open(url, storage_options)
+        return cls._of(objects)
 
     @classmethod
     def open(cls, url: str, storage_options: Mapping[str, Any] | None = None) -> Store:
@@ -91,11 +105,14 @@ class Store:
         StoreError
             There is none, it is of a newer schema, or its text set was never written whole.
         """
-        objects = open_objects(url, storage_options)
+        return cls._of(open_objects(url, storage_options))
+
+    @classmethod
+    def _of(cls, objects: Objects) -> Store:
         root = _read_root(objects)
         if objects.get(f"{layout.TEXTS}/zarr.json") is None:
             raise StoreError(f"store {objects.url}: its creation was cut short; run klray score on it once more")
-        group = zarr.open_group(objects.zarr(layout.TEXTS, read_only=True), mode="r", zarr_format=3)
+        group = zarr.open_group(ZarrStore(objects, layout.TEXTS, read_only=True), mode="r", zarr_format=3)
         facts = TextFacts(
             name=root["text_set_name"],
             fingerprint=root["text_set"],
@@ -108,7 +125,7 @@ class Store:
 
     def committed_keys(self) -> set[str]:
         """Keys of all committed columns."""
-        return columns.committed_keys(self.objects)
+        return set(columns.committed(self.objects))
 
     def is_committed(self, key: str) -> bool:
         """Whether the column of ``key`` is there now, from one request."""
@@ -126,6 +143,10 @@ class Store:
         StoreError
             The column has another number of texts, or another text set, than the store.
         """
+        self._check_column(column)
+        return columns.write_column(self.objects, column, attempt)
+
+    def _check_column(self, column: Column) -> None:
         n_texts = column.log_likelihood.shape[1]
         if n_texts != len(self.texts.text_bytes) or column.identity.text_set != self.texts.fingerprint:
             raise StoreError(
@@ -134,7 +155,11 @@ class Store:
                 f"(text set {self.texts.fingerprint[:8]}...): it was scored with another text set; set texts= as the "
                 "store has it"
             )
-        return columns.write_column(self.objects, column, attempt)
+
+    def add_column(self, column: Column) -> tuple[Commit, bool]:
+        """Write a column and commit it; (commit, False if another attempt had committed the same column before)."""
+        self._check_column(column)
+        return columns.add_column(self.objects, column)
 
     def commit(self, commit: Commit) -> bool:
         """Make a written column visible; False if another attempt had committed the same column before."""
@@ -158,15 +183,36 @@ class Store:
         """Remove the failures of what could not be resolved before and can be now."""
         failures.withdraw_failures(self.objects, identities)
 
+    # plans
+
+    def record_plan(self, family: str, keys: Iterable[str]) -> None:
+        """Write down that the columns of ``keys`` are wanted."""
+        plans.record_plan(self.objects, family, keys)
+
+    def wanted_keys(self) -> dict[str, set[str]]:
+        """Keys of all columns that were ever asked for, by family."""
+        return plans.wanted_keys(self.objects)
+
     # snapshots
 
-    def publish(self) -> tuple[Manifest, bool]:
-        """Gather all committed columns into a snapshot; (manifest, whether it is new)."""
-        return snapshots.publish(self.objects, self.texts)
+    def publish(self, report: publishing.Report | None = None) -> tuple[Manifest, bool]:
+        """Gather all committed columns into a snapshot; (manifest, whether it is new).
+
+        ``report`` is called with what is being done, how much of it is done, and of how much.
+        """
+        return publishing.publish(self.objects, self.texts, report)
+
+    def catalog(self) -> Catalog:
+        """Facts about all committed columns; of what is published no commit is read again."""
+        return read_catalog(self.objects, snapshots.last_finished(self.objects)[0])
 
     def snapshot_ids(self) -> list[str]:
         """Ids of the snapshots, oldest first."""
         return snapshots.snapshot_ids(self.objects)
+
+    def manifests(self, ids: list[str]) -> list[Manifest]:
+        """What several snapshots hold."""
+        return snapshots.read_manifests(self.objects, ids)
 
     def manifest(self, snapshot: str = "latest") -> Manifest:
         """What a snapshot holds."""
@@ -178,9 +224,13 @@ class Store:
 
     # audit
 
-    def audit(self) -> Audit:
-        """What is damaged, and what is left over from work that was cut short."""
-        return audits.audit(self.objects)
+    def audit(self, report: Callable[[int, int], None] | None = None) -> Audit:
+        """What is damaged, and what is left over; ``report`` is told how many of how many columns were checked."""
+        return audits.audit(self.objects, report)
+
+    def leftovers(self, catalog: Catalog) -> list[Leftover]:
+        """What is left over from work that was cut short, came second or was replaced."""
+        return audits.leftovers(self.objects, catalog.rows["path"].tolist(), self.objects.walk(""))
 
     def repair(self, found: Audit, grace: timedelta) -> list[str]:
         """Take damaged columns out and remove leftovers older than ``grace``; returns what was removed."""
@@ -285,7 +335,9 @@ def _write_texts(objects: Objects, facts: TextFacts) -> None:
     for name, values in (("text_bytes", facts.text_bytes), ("domain", np.array(facts.domains, dtype=object))):
         dims, dtype, unit, meaning = layout.ARRAYS[name]
         array = zarr.open_array(  # "a" creates or opens: another creator's chunk is replaced whole, never removed
-            objects.zarr(f"{layout.TEXTS}/{name}"),  # as a path of TEXTS, Zarr would make the group, our marker, first
+            ZarrStore(
+                objects, f"{layout.TEXTS}/{name}"
+            ),  # as a path of TEXTS, Zarr would make the group, our marker, first
             mode="a",
             shape=values.shape,
             chunks=values.shape,

@@ -5,6 +5,8 @@ Credentials, endpoint and region come from the usual environment variables and p
 
 from __future__ import annotations
 
+import functools
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -12,36 +14,51 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import s3fs
-import zarr.abc.store
-import zarr.storage
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from klray.errors import StoreError
-from klray.store.objects import Objects
+from klray.objects.base import Objects
 
 T = TypeVar("T")
 
+log = logging.getLogger("klray")
+
+REQUESTS_AT_ONCE = 32
 ATTEMPTS = 8
 FIRST_PAUSE_SECONDS = 0.2  # doubled each time: 0.2 s ... 12.8 s, 25 s in all
 REFUSED = {"PreconditionFailed", "412"}
 BUSY = {"ConditionalRequestConflict", "409", "SlowDown", "ServiceUnavailable", "503", "InternalError", "500", "429"}
 DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+GONE = {"NoSuchKey", "404"}
+UNABLE = {"NotImplemented", "501", "MethodNotAllowed", "405"}
 
 
 class S3Objects(Objects):
-    """Objects below ``s3://bucket/prefix``; ``create`` is a put with ``If-None-Match: *``."""
+    """Objects below ``s3://bucket/prefix``; ``conditional_put`` is a put with ``If-None-Match: *``."""
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]):
         self.url = url.rstrip("/")
         self._root = self.url.removeprefix("s3://")
-        # A listing cache would hide chunks that others write later: Zarr would read fill values, without an error.
-        self._options = {**storage_options, "use_listings_cache": False}
-        self._files = s3fs.S3FileSystem(**self._options)
+        self._options = {
+            **storage_options,
+            # A listing cache would hide chunks that others write later: Zarr would read fill values, without an error.
+            "use_listings_cache": False,
+            "skip_instance_cache": True,  # an instance of before would keep the endpoint and credentials of then
+            "max_concurrency": 1,  # within one object: with more, s3fs asks for each object's size before reading it
+            "config_kwargs": {
+                "max_pool_connections": REQUESTS_AT_ONCE,
+                **storage_options.get("config_kwargs", {}),
+            },
+        }
+
+    @functools.cached_property
+    def _files(self) -> s3fs.S3FileSystem:
+        return s3fs.S3FileSystem(**self._options)
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root
 
-    def create(self, key: str, body: bytes) -> bool:
+    def conditional_put(self, key: str, body: bytes) -> bool:
         def attempt() -> bool:
             try:
                 self._files.pipe_file(self._path(key), body, mode="create")
@@ -57,8 +74,33 @@ class S3Objects(Objects):
     def put(self, key: str, body: bytes) -> None:
         self._patiently(lambda: self._files.pipe_file(self._path(key), body), key)
 
-    def settle(self, prefix: str) -> None:
-        """S3 answers a write no earlier than that."""
+    def put_many(self, bodies: Mapping[str, bytes]) -> None:
+        for some in _batches(list(bodies)):
+            paths = {self._path(key): bodies[key] for key in some}
+            self._patiently(functools.partial(self._files.pipe, paths, batch_size=REQUESTS_AT_ONCE), some[0])
+
+    def copy(self, source: str, target: str, fingerprint: str) -> bool:
+        bucket, _, prefix = self._root.partition("/")
+
+        def attempt() -> bool:
+            try:
+                self._files.call_s3(
+                    "copy_object",
+                    Bucket=bucket,
+                    Key=f"{prefix}/{target}".lstrip("/"),
+                    CopySource={"Bucket": bucket, "Key": f"{prefix}/{source}".lstrip("/")},
+                    CopySourceIfMatch=fingerprint,
+                )
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) or _codes(error) & (REFUSED | GONE | UNABLE):
+                    return False
+                raise
+            return True
+
+        return self._patiently(attempt, target)
+
+    def fingerprints(self, prefix: str) -> dict[str, str]:
+        return {key: str(facts["ETag"]) for key, facts in self._find(prefix).items()}
 
     def get(self, key: str) -> bytes | None:
         def attempt() -> bytes | None:
@@ -68,15 +110,17 @@ class S3Objects(Objects):
                 return None
             return body
 
-        return self._patiently(attempt, key)
+        return self._patiently(attempt, key, reading=True)
 
     def get_many(self, keys: list[str]) -> list[bytes | None]:
-        if not keys:
-            return []
-        paths = [self._path(key) for key in keys]
-        found = self._patiently(lambda: self._files.cat(paths, on_error="return"), keys[0])
-        bodies = [found[path] for path in paths]
-        return [body if isinstance(body, bytes) else self.get(key) for key, body in zip(keys, bodies, strict=True)]
+        bodies: list[bytes | None] = []
+        for some in _batches(keys):
+            paths = [self._path(key) for key in some]
+            found = self._files.cat(paths, on_error="return", batch_size=REQUESTS_AT_ONCE)
+            for key, path in zip(some, paths, strict=True):
+                body = found[path]
+                bodies.append(body if isinstance(body, bytes) else self.get(key))
+        return bodies
 
     def names(self, prefix: str) -> list[str]:
         def attempt() -> list[str]:
@@ -88,35 +132,42 @@ class S3Objects(Objects):
                 name for path in paths if (name := path.rstrip("/").rsplit("/", 1)[-1]) and path != self._path(prefix)
             )
 
-        return self._patiently(attempt, prefix)
+        return self._patiently(attempt, prefix, reading=True)
 
     def walk(self, prefix: str) -> dict[str, datetime]:
-        def attempt() -> dict[str, datetime]:
-            found: dict[str, dict[str, Any]] = self._files.find(self._path(prefix), detail=True)
-            return {path.removeprefix(f"{self._root}/"): facts["LastModified"] for path, facts in found.items()}
+        return {key: facts["LastModified"] for key, facts in self._find(prefix).items()}
 
-        return self._patiently(attempt, prefix)
+    def _find(self, prefix: str) -> dict[str, dict[str, Any]]:
+        def attempt() -> dict[str, dict[str, Any]]:
+            found: dict[str, dict[str, Any]] = self._files.find(self._path(prefix), detail=True)
+            return {path.removeprefix(f"{self._root}/"): facts for path, facts in found.items()}
+
+        return self._patiently(attempt, prefix, reading=True)
 
     def delete_tree(self, prefix: str) -> None:
-        def attempt() -> None:
-            try:
-                self._files.rm(self._path(prefix), recursive=True)
-            except FileNotFoundError:
-                return
+        # One by one: of a bulk deletion s3fs passes over what S3 answers for single keys, such as that it is forbidden.
+        for key in self.walk(prefix):
+            self._patiently(functools.partial(self._files.rm_file, self._path(key)), key)
 
-        self._patiently(attempt, prefix)
+    @property
+    def _anonymous(self) -> bool:
+        return bool(self._options.get("anon"))
 
-    def zarr(self, prefix: str, *, read_only: bool = False) -> zarr.abc.store.Store:
-        url = f"{self.url}/{prefix}"
-        return zarr.storage.FsspecStore.from_url(url, storage_options=dict(self._options), read_only=read_only)
+    def _become_anonymous(self) -> None:
+        log.info("no S3 credentials were found: reading %s anonymously", self.url)
+        self._options["anon"] = True
+        self.__dict__.pop("_files", None)  # made again with the new options when it is next used
 
-    def _patiently(self, attempt: Callable[[], T], key: str) -> T:
+    def _patiently(self, attempt: Callable[[], T], key: str, *, reading: bool = False) -> T:
         """Repeat while the server is busy; put what it refuses into words."""
         pause = FIRST_PAUSE_SECONDS
         for last in [False] * (ATTEMPTS - 1) + [True]:
             try:
                 return attempt()
             except NoCredentialsError as error:
+                if reading and not self._anonymous:
+                    self._become_anonymous()
+                    continue
                 raise StoreError(
                     f"store {self.url}: no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
                     "or AWS_PROFILE, or read anonymously with store.storage_options.anon=true"
@@ -124,9 +175,12 @@ class S3Objects(Objects):
             except OSError as error:
                 codes = _codes(error)
                 if codes & DENIED or isinstance(error, PermissionError):
+                    asked = (
+                        "set credentials (this was asked anonymously)" if self._anonymous else "check the credentials"
+                    )
                     raise StoreError(
                         f"store {self.url}: {self._path(key)} was refused ({', '.join(sorted(codes)) or error}); "
-                        "check the credentials and that the bucket's policy allows this"
+                        f"{asked}, and see that the bucket's policy allows this"
                     ) from error
                 if "NoSuchBucket" in codes:
                     raise StoreError(f"store {self.url}: there is no such bucket; create it first") from error
@@ -140,6 +194,10 @@ class S3Objects(Objects):
             time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not cryptography
             pause *= 2
         raise AssertionError("the last attempt returns or raises")
+
+
+def _batches(keys: list[str], size: int = 8 * REQUESTS_AT_ONCE) -> list[list[str]]:
+    return [keys[start : start + size] for start in range(0, len(keys), size)]
 
 
 def _codes(error: BaseException | None) -> set[str]:

@@ -1,0 +1,52 @@
+"""Check everything that the other verbs need, from the store's server to the disk, and say what to do."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from klray import config as configs
+from klray.config import Config
+from klray.doctor import examine
+from klray.job import verb
+from klray.objects.probe import Finding
+from klray.table import text_table
+
+FOUND_WIDTH, CURE_WIDTH = 64, 44  # columns of a terminal
+
+
+def _table(findings: Sequence[Finding]) -> str:
+    """Long sentences go on in lines below."""
+    rows = []
+    for each in findings:
+        found, cure = (
+            textwrap.wrap(words, width, break_long_words=False, break_on_hyphens=False)
+            for words, width in ((each.found, FOUND_WIDTH), (each.cure, CURE_WIDTH))
+        )
+        rows += list(zip_longest([each.check], [each.verdict], found, cure, fillvalue=""))
+    return text_table(("check", "verdict", "what was found", "what to do"), rows, text_columns=4)
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 1 if something is refused; what is only a warning does not count."""
+    findings = list(
+        examine(
+            configs.store_url(config.store) if config.store.url else None,
+            config.store.storage_options,
+            functools.partial(configs.hub, config.models),
+            configs.scoring_settings(config.scoring),
+            configs.ray_settings(config.ray, config.scoring),
+            config.dask.scheduler,
+            config.dask.address,
+            config.store.single_writer,
+        )
+    )
+    print(_table(findings))
+    return 1 if any(each.verdict == "refused" for each in findings) else 0
+
+
+if __name__ == "__main__":
+    main()

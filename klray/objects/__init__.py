@@ -1,0 +1,16 @@
+"""Objects: named bytes in a folder, on S3, or behind a web server.
+
+base      the operations
+folder    on a local file system
+s3        on S3, through s3fs
+web       over https, for reading
+opening   from a URL to one of these
+endpoint  whether anybody is at an S3 endpoint
+probe     whether a place keeps the promises that the store rests on
+"""
+
+from klray.objects.base import Objects, is_temporary
+from klray.objects.folder import FolderObjects
+from klray.objects.opening import open_objects
+
+__all__ = ["FolderObjects", "Objects", "is_temporary", "open_objects"]

@@ -1,0 +1,97 @@
+"""Named objects in one place: the few operations that the store's protocol rests on.
+
+``create`` is the one that matters: it makes an object only if none has that name, whole or not at all, whoever else
+tries at the same moment. Everything that becomes visible in a store becomes visible through one ``create``.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from klray.errors import StoreError
+
+TEMPORARY = ".tmp"  # end of the name of a file that is being written
+
+
+def is_temporary(key: str) -> bool:
+    """Whether a key is that of a file that is being written, or was when its writer died."""
+    name = key.rsplit("/", 1)[-1]
+    return name.startswith(".") and name.endswith(TEMPORARY)
+
+
+class Objects(abc.ABC):
+    """Objects below one URL; keys are relative, with ``/`` between their parts."""
+
+    url: str
+    listable = True
+
+    def create(self, key: str, body: bytes) -> bool:
+        """Make the object if none has this key; True if this call made it. No two calls have the same body.
+
+        It looks first, so that one after another is safe even where the place ignores the condition of a put.
+        """
+        there = self.get(key)
+        return self.conditional_put(key, body) if there is None else there == body
+
+    @abc.abstractmethod
+    def conditional_put(self, key: str, body: bytes) -> bool:
+        """``create`` as the place decides it, with no look before: one put that is to be refused if the key is taken.
+
+        True also if the key is taken by this very body: the answer to an earlier try was lost.
+        """
+
+    @abc.abstractmethod
+    def put(self, key: str, body: bytes) -> None:
+        """Write the object, replacing what was there, whole or not at all; it outlives a power loss."""
+
+    @abc.abstractmethod
+    def put_many(self, bodies: Mapping[str, bytes]) -> None:
+        """``put`` of several keys, several at a time, in no order."""
+
+    @abc.abstractmethod
+    def copy(self, source: str, target: str, fingerprint: str) -> bool:
+        """Copy an object where it is stored; False, and nothing is copied, unless ``source`` has that fingerprint."""
+
+    @abc.abstractmethod
+    def fingerprints(self, prefix: str) -> dict[str, str]:
+        """Keys of all objects below ``prefix``, each with a short text that changes when its content does."""
+
+    @abc.abstractmethod
+    def get(self, key: str) -> bytes | None:
+        """The object's bytes, or None when there is none."""
+
+    def get_json(self, key: str) -> Any:
+        """The object parsed as JSON, or None when there is none.
+
+        Raises
+        ------
+        StoreError
+            The object is there and is no JSON.
+        """
+        body = self.get(key)
+        try:
+            return None if body is None else json.loads(body)
+        except ValueError as error:
+            raise StoreError(
+                f"store {self.url}: {key} is damaged ({error}); remove it and run the command that wrote it again"
+            ) from error
+
+    @abc.abstractmethod
+    def get_many(self, keys: list[str]) -> list[bytes | None]:
+        """``get`` of several keys, several at a time."""
+
+    @abc.abstractmethod
+    def names(self, prefix: str) -> list[str]:
+        """Sorted names of the objects and folders directly below ``prefix``."""
+
+    @abc.abstractmethod
+    def walk(self, prefix: str) -> dict[str, datetime]:
+        """Keys of all objects below ``prefix``, with the time (UTC) at which each was written."""
+
+    @abc.abstractmethod
+    def delete_tree(self, prefix: str) -> None:
+        """Remove every object below ``prefix``; nothing happens when there is none."""

@@ -1,0 +1,217 @@
+"""Catalog: the facts about every committed column, a row for each model that a snapshot of now would hold.
+
+Commits are small objects in their thousands. A snapshot carries their facts as coordinates, so the catalog is the
+latest snapshot's coordinates and the commits that it lacks: what costs requests is only what is new.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from klray.objects import Objects
+from klray.store import layout
+from klray.store.columns import Commit, StoredColumn, committed, find_commits
+from klray.store.datasets import decode_dataset
+from klray.store.snapshots import Manifest, open_snapshot
+
+log = logging.getLogger("klray")
+
+Rows = dict[str, np.ndarray]  # name of a coordinate: (model,) values
+
+COMMITS_AT_ONCE = 512
+NO_NUMBER = "-1 when there is none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Coordinate:
+    """One fact about each model: what it means, and where in a commit it is (given the commit and the layer)."""
+
+    kind: Literal["label", "number", "time"]
+    of: Callable[[Commit, int], Any]
+    long_name: str = ""
+
+    def array(self, values: Iterable[Any]) -> np.ndarray:
+        """(model,) values as they are stored; what a commit does not say is "" or -1."""
+        if self.kind == "label":
+            return np.array([str(value or "") for value in values], dtype=np.dtypes.StringDType())
+        if self.kind == "time":
+            return np.array([np.datetime64(value.replace(tzinfo=None), "us") for value in values], "datetime64[us]")
+        return np.array([-1 if value is None else int(value) for value in values], dtype=np.int64)
+
+
+def _fact(name: str) -> Callable[[Commit, int], Any]:
+    return lambda commit, _: commit.facts.get(name)
+
+
+def _identity(name: str) -> Callable[[Commit, int], Any]:
+    return lambda commit, _: getattr(commit.identity, name)
+
+
+def _variant(commit: Commit, _: int) -> str:
+    identity = commit.identity
+    return "+".join(each for each in (identity.dtype, identity.quantization, identity.lens) if each != "none")
+
+
+COORDINATES: Final = {
+    "key": Coordinate("label", lambda commit, _: commit.key, "identity of the column"),
+    "repository": Coordinate("label", _identity("repository")),
+    "revision": Coordinate("label", _fact("revision")),
+    "commit": Coordinate("label", _identity("commit"), "resolved commit of the repository"),
+    "family": Coordinate("label", _fact("family")),
+    "run": Coordinate("label", _fact("run"), "training run: its checkpoints are one trajectory"),
+    "step": Coordinate("number", _fact("step"), f"training step, {NO_NUMBER}"),
+    "size": Coordinate("label", _fact("size")),
+    "seed": Coordinate("number", _fact("seed"), f"seed of the training run, {NO_NUMBER}"),
+    "base_model": Coordinate("label", _fact("base_model")),
+    "architecture": Coordinate("label", _fact("architecture")),
+    "variant": Coordinate("label", _variant, "compute dtype, and quantisation and lens if any"),
+    "dtype": Coordinate("label", _identity("dtype")),
+    "quantization": Coordinate("label", _identity("quantization")),
+    "lens": Coordinate("label", _identity("lens")),
+    "layer": Coordinate("number", lambda _, layer: layer, "layer, -1 for the model's own output"),
+    "parameters": Coordinate("number", _fact("parameters")),
+    "tokens": Coordinate("number", _fact("tokens"), "counted tokens over all texts"),
+    "sha256": Coordinate("label", lambda commit, _: commit.sha256, "of the column's (layer, text) float32 values"),
+}
+# Facts about the columns, not about the models: another store with the same columns has the same snapshot but these.
+PROVENANCE: Final = {
+    "path": Coordinate("label", lambda commit, _: commit.path, "folder of the column in the store"),
+    "committed": Coordinate("time", lambda _, __: None, "when the commit was stored, by the store's clock (UTC)"),
+}
+_ALL: Final = {**COORDINATES, **PROVENANCE}
+_LABELS, _TIMES = COORDINATES["key"], PROVENANCE["committed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalog:
+    """Rows of all committed columns; those of ``base`` come first and in its order, a column's rows side by side.
+
+    ``unchanged`` (model,): the row is in ``base`` at the same place with the same values.
+    """
+
+    rows: Rows
+    base: Manifest | None
+    unchanged: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows["key"])
+
+    @property
+    def first_rows(self) -> np.ndarray:
+        """Where each column begins."""
+        keys = self.rows["key"]
+        return np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.arange(0)
+
+    @property
+    def content(self) -> str:
+        """SHA-256 over the key and the SHA-256 of each column, in order."""
+        first = self.first_rows
+        pairs = zip(self.rows["key"][first], self.rows["sha256"][first], strict=True)
+        return hashlib.sha256("".join(key + sha256 for key, sha256 in pairs).encode()).hexdigest()
+
+    def columns(self, start: int, stop: int) -> list[tuple[int, StoredColumn]]:
+        """The columns that have rows from ``start`` to ``stop``, each with the row at which it begins."""
+        first = self.first_rows
+        ends = np.append(first[1:], len(self))
+        chosen = np.flatnonzero((first < stop) & (ends > start))
+        names = ("key", "repository", "path", "sha256")
+        return [
+            (int(row), StoredColumn(**{name: str(self.rows[name][row]) for name in names}, n_layers=int(end - row)))
+            for row, end in zip(first[chosen], ends[chosen], strict=True)
+        ]
+
+    def labels(self) -> np.ndarray:
+        """A name for every row, each another: repository@revision, and what tells it from others of that revision."""
+        names = ("repository", "revision", "commit", "dtype", "quantization", "layer")
+        facts = list(zip(*(self.rows[name] for name in names), strict=True))
+        labels = []
+        for repository, revision, commit, dtype, quantization, layer in facts:
+            label = f"{repository}@{revision or commit[:12]}"
+            label += "".join(f"+{each}" for each in (dtype, quantization) if each not in ("float32", "none"))
+            labels.append(label + (f"#layer{layer}" if layer >= 0 else ""))
+        counts = Counter(labels)  # a branch that has moved: the same revision at two commits
+        return _LABELS.array(
+            f"{label}~{commit[:8]}" if counts[label] > 1 else label
+            for label, (_, _, commit, *_) in zip(labels, facts, strict=True)
+        )
+
+
+def read_catalog(objects: Objects, base: Manifest | None, report: Callable[[int, int], None] | None = None) -> Catalog:
+    """Facts about all columns that are committed now, ``base`` being the latest snapshot; reads the commits it lacks.
+
+    ``report`` is told how many of how many commits were read. A commit that is taken out meanwhile is passed over; one
+    that was made anew since, because its column had been damaged and taken out, is known by the time at which it was
+    stored.
+    """
+    written = committed(objects)
+    old = _rows_of(objects, base) if base else None
+    times = {key: np.datetime64(when.replace(tzinfo=None), "us") for key, when in written.items()}
+    kept = np.array([], dtype=bool)
+    if old is not None and "path" in old:
+        kept = np.array([times.get(key) == time for key, time in zip(old["key"], old["committed"], strict=True)], bool)
+    known = set(old["key"][kept].tolist()) if old is not None and len(kept) else set()
+    fresh = sorted(set(written) - known)
+    parts = [_take(old, kept)] if old is not None and len(kept) else []
+    for start in range(0, len(fresh), COMMITS_AT_ONCE):
+        keys = fresh[start : start + COMMITS_AT_ONCE]
+        parts.append(_rows(find_commits(objects, keys), written))
+        if report:
+            report(start + len(keys), len(fresh))
+    rows = {name: np.concatenate([part[name] for part in parts] or [each.array([])]) for name, each in _ALL.items()}
+    rows = _take(rows, _order(rows, old["key"].tolist() if old is not None else []))
+    return Catalog(rows, base, _unchanged(rows, old if base and base.chunks else None))
+
+
+def _rows_of(objects: Objects, base: Manifest) -> Rows | None:
+    """Coordinates of a snapshot, or its keys alone when it does not say where its columns are; None if damaged."""
+    if not base.objects:  # klray 0.1.0 before its first release
+        return {"key": _LABELS.array(open_snapshot(objects, base.id)["key"].values)}
+    folder = layout.snapshot_path(base.id)
+    bodies: dict[str, bytes] = {}
+    for name, body in zip(base.objects, objects.get_many([f"{folder}/{name}" for name in base.objects]), strict=True):
+        if body is None or hashlib.sha256(body).hexdigest() != base.objects[name]:
+            log.warning("%s/%s of the snapshot before is missing or damaged: reading every commit", folder, name)
+            return None
+        bodies[name] = body
+    models, columns = decode_dataset(bodies), decode_dataset(bodies, f"{layout.PROVENANCE}/")
+    return {name: (models if name in COORDINATES else columns)[name].values for name in _ALL}
+
+
+def _rows(commits: Sequence[Commit], written: Mapping[str, datetime]) -> Rows:
+    models = [(commit, layer) for commit in commits for layer in commit.layers]
+    rows = {
+        name: each.array(each.of(commit, layer) for commit, layer in models)
+        for name, each in _ALL.items()
+        if each is not _TIMES
+    }
+    return {**rows, "committed": _TIMES.array(written[commit.key] for commit, _ in models)}
+
+
+def _take(rows: Rows, places: np.ndarray) -> Rows:
+    return {name: values[places] for name, values in rows.items()}
+
+
+def _order(rows: Rows, before: list[str]) -> np.ndarray:
+    """Places of all rows: those of ``before`` as they were, the others by family, repository and step."""
+    place = {key: number for number, key in enumerate(dict.fromkeys(before))}
+    names = ("family", "repository", "step", "key")
+    facts = zip(*(rows[name].tolist() for name in names), strict=True)
+    ranks = [(place.get(each[-1], len(place)), *each) for each in facts]
+    return np.array(sorted(range(len(ranks)), key=ranks.__getitem__), dtype=np.int64)  # stable: layers stay in order
+
+
+def _unchanged(rows: Rows, old: Rows | None) -> np.ndarray:
+    unchanged = np.zeros(len(rows["key"]), dtype=bool)
+    if old is not None and "sha256" in old:
+        n = min(len(unchanged), len(old["key"]))
+        same = [rows[name][:n] == old[name][:n] for name in ("key", "sha256", "layer")]
+        unchanged[:n] = np.logical_and.reduce(same)
+    return unchanged

@@ -1,0 +1,28 @@
+"""Plans: what jobs were asked to score, so that a store can say how far it is. Equal plans are one object."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+
+from klray.objects import Objects
+from klray.store import layout
+
+
+def record_plan(objects: Objects, family: str, keys: Iterable[str]) -> None:
+    """Write down that the columns of ``keys`` are wanted; a plan that is there already is not written again."""
+    body = json.dumps({"family": family, "keys": sorted(set(keys))}, indent=0).encode()
+    objects.create(layout.plan_path(family, hashlib.sha256(body).hexdigest()), body)
+
+
+def wanted_keys(objects: Objects) -> dict[str, set[str]]:
+    """Keys of all columns that were ever asked for, by family."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    names = [name for name in objects.names(layout.PLANS) if name.endswith(".json")]
+    for body in objects.get_many([f"{layout.PLANS}/{name}" for name in names]):
+        if body is not None:
+            plan = json.loads(body)
+            wanted[str(plan["family"])].update(plan["keys"])
+    return dict(wanted)
