@@ -140,7 +140,9 @@ class S3Objects(Objects):
     def _find(self, prefix: str) -> dict[str, dict[str, Any]]:
         def attempt() -> dict[str, dict[str, Any]]:
             found: dict[str, dict[str, Any]] = self._files.find(self._path(prefix), detail=True)
-            return {path.removeprefix(f"{self._root}/"): facts for path, facts in found.items()}
+            # Where a listing is empty s3fs asks for the prefix itself: it is a "directory" if an object came meanwhile.
+            files = {path: facts for path, facts in found.items() if facts["type"] == "file"}
+            return {path.removeprefix(f"{self._root}/"): facts for path, facts in files.items()}
 
         return self._patiently(attempt, prefix, reading=True)
 
