@@ -52,7 +52,7 @@ class Inline(Executor):
 
 @contextlib.contextmanager
 def small_snapshots() -> Iterator[None]:
-    """Snapshots of several chunks, read in one thread, without the coordinates that say nothing of where columns are."""
+    """Snapshots of several chunks, read in one thread, without coordinates that nothing here looks at."""
     few = {name: each for name, each in catalog.COORDINATES.items() if name not in LEFT_OUT}
     with (
         mock.patch.dict(catalog._ALL, {**few, **catalog.PROVENANCE}, clear=True),
