@@ -82,14 +82,16 @@ class S3Objects(Objects):
     def copy(self, source: str, target: str, fingerprint: str) -> bool:
         bucket, _, prefix = self._root.partition("/")
 
+        place = {"Bucket": bucket, "Key": f"{prefix}/{source}".lstrip("/")}
+
         def attempt() -> bool:
             try:
+                # Ceph 16 copies whatever CopySourceIfMatch says, so it is looked at first; sources are never changed.
+                if self._files.call_s3("head_object", **place)["ETag"] != fingerprint:
+                    return False
+                to = f"{prefix}/{target}".lstrip("/")
                 self._files.call_s3(
-                    "copy_object",
-                    Bucket=bucket,
-                    Key=f"{prefix}/{target}".lstrip("/"),
-                    CopySource={"Bucket": bucket, "Key": f"{prefix}/{source}".lstrip("/")},
-                    CopySourceIfMatch=fingerprint,
+                    "copy_object", Bucket=bucket, Key=to, CopySource=place, CopySourceIfMatch=fingerprint
                 )
             except OSError as error:
                 if isinstance(error, FileNotFoundError) or _codes(error) & (REFUSED | GONE | UNABLE):
