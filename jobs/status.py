@@ -19,7 +19,7 @@ SNAPSHOTS_SHOWN = 10
 @verb()
 def main(config: Config) -> int:
     """Exit code 0, also when there are failures: they are what was asked for."""
-    store = Store.open(configs.store_url(config.store), config.store.storage_options)
+    store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     catalog, failures = store.catalog(), store.failures()
     first = catalog.first_rows
     published = catalog.base.n_columns if catalog.base else 0

@@ -42,12 +42,14 @@ def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     return new_place(s3_server, monkeypatch)
 
 
-@pytest.fixture(params=["folder", "moto", "ceph"])
+@pytest.fixture(params=["folder", "moto", "ceph", "moto-obstore", "ceph-obstore"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A URL for a new store: a folder, and every S3 server."""
+    """A URL for a new store: a folder, and every S3 server through every backend, which is then the default."""
     if request.param == "folder":
         return str(tmp_path / "store")
-    return new_place(request.getfixturevalue(request.param), monkeypatch)
+    server, _, backend = request.param.partition("-")
+    monkeypatch.setattr("klray.objects.opening.DEFAULT_BACKEND", backend or "s3fs")
+    return new_place(request.getfixturevalue(server), monkeypatch)
 
 
 def new_place(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
