@@ -42,14 +42,15 @@ def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     return new_place(s3_server, monkeypatch)
 
 
-@pytest.fixture(params=["folder", "moto", "ceph", "moto-obstore", "ceph-obstore"])
+@pytest.fixture(params=["folder", "moto", "ceph", "obstore"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A URL for a new store: a folder, and every S3 server through every backend, which is then the default."""
+    """A URL for a new store: a folder, every S3 server, and the best one here with obstore as the default backend."""
     if request.param == "folder":
         return str(tmp_path / "store")
-    server, _, backend = request.param.partition("-")
-    monkeypatch.setattr("klray.objects.opening.DEFAULT_BACKEND", backend or "s3fs")
-    return new_place(request.getfixturevalue(server), monkeypatch)
+    if request.param == "obstore":
+        monkeypatch.setattr("klray.objects.opening.DEFAULT_BACKEND", "obstore")
+        return new_place(request.getfixturevalue("moto" if why_no_ceph() else "ceph"), monkeypatch)
+    return new_place(request.getfixturevalue(request.param), monkeypatch)
 
 
 def new_place(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:

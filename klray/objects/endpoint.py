@@ -26,7 +26,7 @@ def impatient(storage_options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def why_silent(objects: Objects) -> str:
-    """Why no connection can be made to the S3 server of objects; "" if one can, and behind a proxy, which may know more.
+    """Why no connection can be made to the objects' S3 server; "" if one can, and behind a proxy, which may know more.
 
     Raises
     ------

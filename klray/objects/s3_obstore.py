@@ -31,13 +31,15 @@ CONNECT_SECONDS = 60.0  # botocore's
 ANSWER_SECONDS = 300.0  # to a whole request: 50 MiB at 1.4 Mbit/s
 PARTS_ABOVE_BYTES = 50 * 2**20  # s3fs's: larger objects go up in parts, and their ETags say so
 CREDENTIALS_KEPT = timedelta(minutes=5)  # botocore renews what expires, 10 to 15 minutes before it does
-OPTIONS: dict[str, set[str]] = {
-    "anon": set(),
-    "endpoint_url": set(),
-    "profile": set(),
-    "client_kwargs": {"endpoint_url", "region_name"},
-    "config_kwargs": {"connect_timeout", "read_timeout"},
-}
+OPTIONS = (
+    "anon",
+    "endpoint_url",
+    "profile",
+    "client_kwargs.endpoint_url",
+    "client_kwargs.region_name",
+    "config_kwargs.connect_timeout",
+    "config_kwargs.read_timeout",
+)
 
 
 class ObstoreObjects(BucketObjects):
@@ -47,18 +49,11 @@ class ObstoreObjects(BucketObjects):
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]):
         super().__init__(url, storage_options)
-        unknown = sorted(
-            name if name not in OPTIONS else f"{name}.{below}"
-            for name, value in storage_options.items()
-            for below in (value if OPTIONS.get(name) else [""])
-            if name not in OPTIONS or (OPTIONS[name] and below not in OPTIONS[name])
-        )
+        unknown = sorted(set(_names(storage_options)) - set(OPTIONS))
         if unknown:
-            known = [f"{name}.{below}" for name in OPTIONS for below in sorted(OPTIONS[name])]
             raise StoreError(
                 f"store.storage_options has {', '.join(unknown)}, which mean nothing with store.backend=obstore; it "
-                f"knows {', '.join([name for name in OPTIONS if not OPTIONS[name]] + known)}; take them out, or set "
-                "store.backend=s3fs"
+                f"knows {', '.join(OPTIONS)}; take them out, or set store.backend=s3fs"
             )
 
     @functools.cached_property
@@ -160,6 +155,11 @@ class ObstoreObjects(BucketObjects):
         return {
             code for pair in re.findall(r"status code: (\d{3})[^(]*(?:\((\w+)\))?", str(error)) for code in pair
         } - {""}
+
+
+def _names(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        yield from (f"{name}.{below}" for below in value) if isinstance(value, Mapping) else (name,)
 
 
 def _credentials(session: Any) -> S3CredentialProvider:
