@@ -1,11 +1,12 @@
 # make demo   the whole way on the embedded family: train, score, publish, analyse, report
 # make test   lint, types and all tests
+# make faults  crashes, a misbehaving network and races against the store: SCHEDULES=10000 SEED=1
 # make bench  speed and memory, as ratios against named peers measured in the same run
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint faults bench clean
 
 # What is installed: the exact versions of constraints.txt. The stamp is renewed when what it depends on changes.
 $(VENV)/%.stamp: pyproject.toml constraints.txt
@@ -27,6 +28,10 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m tests.benchmarks
+
+SCHEDULES ?= 10000
+faults: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.faults --schedules $(SCHEDULES) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) build dist

@@ -154,6 +154,22 @@ def test_store_whose_creation_was_cut_short_is_completed(tmp_path: Path) -> None
     np.testing.assert_array_equal(again.texts.text_bytes, TEXTS.n_bytes)
 
 
+def test_store_whose_creator_died_between_two_arrays_is_completed(
+    folder_store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def dies(objects: FolderObjects, key: str, body: bytes) -> None:
+        raise KeyboardInterrupt(key)
+
+    monkeypatch.setattr(FolderObjects, "put", dies)  # the marker, which is written last
+    with pytest.raises(KeyboardInterrupt, match=r"texts/zarr\.json"):
+        Store.create(str(tmp_path / "other"), TEXTS)
+    monkeypatch.undo()
+    assert not (tmp_path / "other" / "texts" / "zarr.json").exists()
+    with pytest.raises(StoreError, match="its creation was cut short"):
+        Store.open(str(tmp_path / "other"))
+    assert Store.create(str(tmp_path / "other"), TEXTS).texts.domains == TEXTS.domains
+
+
 def test_failure_stands_until_the_checkpoint_is_committed(store: Store) -> None:
     each = column("a", 1)
     store.record_failure(each.identity, "step1", "download_failed", "first", attempt="1" * 32)

@@ -19,6 +19,7 @@ from klray.store import columns, failures, layout, plans, publishing, results, s
 from klray.store.audit import Audit, Leftover
 from klray.store.catalog import Catalog, read_catalog
 from klray.store.columns import Column, Commit
+from klray.store.datasets import encode_group
 from klray.store.failures import Failure
 from klray.store.identity import Identity
 from klray.store.snapshots import Manifest, TextFacts
@@ -333,21 +334,22 @@ def _check_text_set(url: str, root: Mapping[str, Any], given: TextSet) -> None:
 
 def _write_texts(objects: Objects, facts: TextFacts) -> None:
     """Two creators of one store write the same bytes here: the root has settled which text set it is."""
-    store = ZarrStore(objects, layout.TEXTS)
+    bodies = encode_group(lambda group: _fill_texts(group, facts))
+    marker = bodies.pop("zarr.json")
+    objects.put_many({f"{layout.TEXTS}/{name}": body for name, body in bodies.items()})
+    objects.put(f"{layout.TEXTS}/zarr.json", marker)  # last: its being there says that the others are
+
+
+def _fill_texts(group: zarr.Group, facts: TextFacts) -> None:
+    group.attrs.update({"text_set": facts.fingerprint, "text_set_name": facts.name})
     for name, values in (("text_bytes", facts.text_bytes), ("domain", np.array(facts.domains, dtype=object))):
         dims, dtype, unit, meaning = layout.ARRAYS[name]
-        array = zarr.open_array(  # "a" creates or opens: another creator's chunk is replaced whole, never removed
-            store,
-            path=name,
-            mode="a",
+        array = group.create_array(
+            name,
             shape=values.shape,
             chunks=values.shape,
             dtype=dtype,
             dimension_names=dims,
             attributes={"units": unit, "long_name": meaning},
-            zarr_format=3,
         )
         array[:] = values
-    attributes = {"text_set": facts.fingerprint, "text_set_name": facts.name}
-    body = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}).encode()
-    objects.put(f"{layout.TEXTS}/zarr.json", body)
