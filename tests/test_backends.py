@@ -221,7 +221,9 @@ def test_options_and_backends_that_mean_nothing_are_named(monkeypatch: pytest.Mo
         opened()
 
 
-def test_config_chooses_for_every_opener(server: CarelessS3) -> None:
+def test_config_chooses_for_every_opener(
+    server: CarelessS3, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert configs.storage_options(StoreConfig()) == {"backend": "s3fs"}
     chosen = StoreConfig(backend=Backend.obstore, storage_options={"anon": True})
     assert configs.storage_options(chosen) == {"backend": "obstore", "anon": True}
