@@ -16,9 +16,8 @@ REPOSITORIES_SHOWN = 30
 SNAPSHOTS_SHOWN = 10
 
 
-@verb()
-def main(config: Config) -> int:
-    """Exit code 0, also when there are failures: they are what was asked for."""
+def status(config: Config) -> None:
+    """Print it; of what is published no commit is read again."""
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     catalog, failures = store.catalog(), store.failures()
     first = catalog.first_rows
@@ -40,7 +39,6 @@ def main(config: Config) -> int:
     left = Counter(each.kind for each in store.leftovers(catalog))
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()))
     print(f"leftovers  {left.total():,}{f' ({kinds}); klray verify lists them' if left else ''}")
-    return 0
 
 
 def _families(catalog: Catalog, failures: Sequence[Failure], wanted: dict[str, set[str]]) -> str:
@@ -68,6 +66,13 @@ def _repositories(catalog: Catalog) -> str:
     table = text_table(("repository", "variant", "columns"), rows[:REPOSITORIES_SHOWN], text_columns=2)
     more = len(rows) - REPOSITORIES_SHOWN
     return table + (f"\n... and {more:,} more" if more > 0 else "")
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 0, also when there are failures: they are what was asked for."""
+    status(config)
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from klray.objects import Objects, open_objects
 from klray.store import Store
 from tests.careless_s3 import CarelessS3, careless_s3
 from tests.s3_server import CREDENTIALS
+from tests.test_cli import klray
 from tests.test_store import N_TEXTS, TEXTS, add, column
 
 URL = "s3://bucket/some/store"
@@ -77,7 +77,7 @@ def test_both_give_the_same_answers(s3_url: str) -> None:
         assert objects.get_many(keys) == expected
         assert objects.names("") == ["many", "many.json", "odd"] and objects.names("many")[:2] == ["000", "001"]
         assert objects.names("many.json") == objects.names("nothing") == []
-        assert sorted(objects.walk("many")) == sorted(bodies) and list(objects.walk(ODD)) == [ODD]
+        assert list(objects.walk("many")) == sorted(bodies) and list(objects.walk("odd")) == [ODD]
         assert objects.walk("nothing") == objects.fingerprints("nothing") == {}
     # as far as this server has them: some give whole seconds when asked for one object
     for prefix in ("", "many", "many.json"):
@@ -95,6 +95,14 @@ def test_both_give_the_same_answers(s3_url: str) -> None:
     assert second.endpoint == first.endpoint != ""
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_listing_goes_on_over_pages(s3_url: str, backend: str) -> None:
+    objects = opened(backend, s3_url)
+    keys = [f"pages/{number:04d}" for number in range(1001)]
+    opened(url=s3_url).put_many(dict.fromkeys(keys, b""))
+    assert list(objects.walk("pages")) == keys and len(objects.walk("")) == 1001
+
+
 def test_object_is_copied_only_while_it_is_what_it_was(s3_url: str) -> None:
     objects = opened(url=s3_url)
     objects.put("a/source", b"one")
@@ -109,8 +117,8 @@ def test_large_object_goes_up_in_parts(s3_url: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("klray.objects.s3_obstore.PARTS_ABOVE_BYTES", 2**20)
     body = np.random.default_rng(0).bytes(6 * 2**20)
     objects = opened(url=s3_url)
-    objects.put("large", body)
-    assert objects.get("large") == body and "-" in objects.fingerprints("large")["large"]
+    objects.put("large/body", body)
+    assert objects.get("large/body") == body and "-" in objects.fingerprints("large")["large/body"]
 
 
 def test_store_of_one_backend_is_continued_by_the_other(
@@ -152,6 +160,11 @@ def test_both_refuse_in_the_same_words(server: CarelessS3, monkeypatch: pytest.M
     server.denied = set()
     first, second = refusals(lambda each: each.conditional_put("a", b""), "s3://other/store")
     assert first == second == "store s3://other/store: there is no such bucket; create it first"
+    first, second = refusals(lambda each: each.walk("a"), "s3://other/store")
+    assert first == second == "store s3://other/store: there is no such bucket; create it first"
+    for backend in BACKENDS:
+        assert opened(backend, "s3://other/store").names("a") == []
+        assert opened(backend, "s3://other/store").get("a") is None
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     first, second = refusals(lambda each: each.create("a", b""))
     assert first == second and "was refused (403, InvalidAccessKeyId)" in first
@@ -229,9 +242,8 @@ def test_config_chooses_for_every_opener(
     assert configs.storage_options(chosen) == {"backend": "obstore", "anon": True}
     store = Store.create(URL, TEXTS)
     add(store, column("a", 1))
-    command = [sys.executable, "-m", "jobs.status", f"store.url={URL}", "store.backend=obstore"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "fam" in done.stdout, done.stderr
-    command.append("+store.storage_options.default_block_size=1")
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode != 0 and "default_block_size, which mean nothing with store.backend=obstore" in done.stderr
+    words = ["status", f"store.url={URL}", "store.backend=obstore"]
+    code, out, errors = klray(capfd, monkeypatch, *words)
+    assert code == 0 and "fam" in out, errors
+    code, _, errors = klray(capfd, monkeypatch, *words, "+store.storage_options.default_block_size=1")
+    assert code != 0 and "default_block_size, which mean nothing with store.backend=obstore" in errors

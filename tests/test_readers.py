@@ -16,6 +16,8 @@ import xarray as xr
 import klray
 from klray.errors import StoreError
 from klray.store import Store
+from tests.conftest import new_place
+from tests.faults.proxy import Plan, proxy
 from tests.s3_server import S3Server
 from tests.test_store import TEXTS, add, column
 
@@ -122,6 +124,25 @@ def test_snapshot_on_s3_in_plain_xarray_without_a_warning(s3_url: str, s3_server
         options = {"endpoint_url": s3_server.endpoint}
         plain = xr.open_zarr(f"{s3_url}/snapshots/{manifest.id}", storage_options=options).load()
     xr.testing.assert_equal(plain, klray.open_dataset(s3_url).load())
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_model_on_s3_in_at_most_ten_requests(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
+    url = new_place(s3_server, monkeypatch).replace("some/store", "schedule-reader")
+    store = Store.create(url, TEXTS)
+    add(store, *(column("a", step) for step in STEPS))
+    manifest, _ = store.publish()
+    with proxy(s3_server.endpoint) as network:
+        plan = network.schedules["schedule-reader"] = Plan("", share=0.0)
+        options = {"endpoint_url": network.endpoint}
+        if plain:
+            data = xr.open_zarr(f"{url}/snapshots/{manifest.id}", storage_options=options)
+        else:
+            data = klray.open_dataset(url, storage_options=options)
+        values = data["log_likelihood"].sel(model="org/a@step3").values
+        data.close()
+    np.testing.assert_array_equal(values, column("a", 3).log_likelihood[0].astype(np.float32))
+    assert 0 < plan.requests <= 10
 
 
 def test_reader_that_opened_before_a_commit_sees_the_old_state_or_the_new(place: str) -> None:

@@ -10,9 +10,9 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from botocore.exceptions import NoCredentialsError
 
@@ -31,6 +31,14 @@ BUSY = {"ConditionalRequestConflict", "409", "SlowDown", "ServiceUnavailable", "
 DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 GONE = {"NoSuchKey", "404"}
 UNABLE = {"NotImplemented", "501", "MethodNotAllowed", "405"}
+
+
+class Facts(NamedTuple):
+    """What a listing says of an object."""
+
+    key: str
+    etag: str
+    written: datetime
 
 
 class BucketObjects(Objects):
@@ -68,8 +76,8 @@ class BucketObjects(Objects):
         """Names of objects and folders directly below ``prefix``."""
 
     @abc.abstractmethod
-    def _find(self, prefix: str) -> dict[str, tuple[str, datetime]]:
-        """(ETag, time of writing) of every object below ``prefix``, or of the one with this very key."""
+    def _page(self, prefix: str, mark: str) -> tuple[list[Facts], str]:
+        """Some of the objects below ``prefix``, from ``mark`` on, and the mark of what follows; "" at either end."""
 
     @abc.abstractmethod
     def _remove(self, key: str) -> None:
@@ -110,7 +118,7 @@ class BucketObjects(Objects):
         return self._patiently(attempt, target)
 
     def fingerprints(self, prefix: str) -> dict[str, str]:
-        return {key: etag for key, (etag, _) in self._facts(prefix).items()}
+        return {each.key: each.etag for each in self._find(prefix)}
 
     def get(self, key: str) -> bytes | None:
         def attempt() -> bytes | None:
@@ -131,14 +139,19 @@ class BucketObjects(Objects):
         return self._patiently(attempt, prefix, reading=True)
 
     def walk(self, prefix: str) -> dict[str, datetime]:
-        return {key: written for key, (_, written) in self._facts(prefix).items()}
+        return {each.key: each.written for each in self._find(prefix)}
 
-    def _facts(self, prefix: str) -> dict[str, tuple[str, datetime]]:
-        return self._patiently(lambda: self._find(prefix), prefix, reading=True)
+    def _find(self, prefix: str) -> Iterator[Facts]:
+        mark = ""
+        while True:
+            page, mark = self._patiently(functools.partial(self._page, prefix, mark), prefix, reading=True)
+            yield from page
+            if not mark:
+                return
 
     def delete_tree(self, prefix: str) -> None:
         # One by one: of a bulk deletion s3fs passes over what S3 answers for single keys, such as that it is forbidden.
-        for key in self.walk(prefix):
+        for key in [*self.walk(prefix), prefix]:
             self._patiently(functools.partial(self._remove, key), key)
 
     @property

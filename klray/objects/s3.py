@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
 
-from klray.objects.bucket import REQUESTS_AT_ONCE, BucketObjects
+from klray.objects.bucket import REQUESTS_AT_ONCE, BucketObjects, Facts
 
 
 class S3Objects(BucketObjects):
@@ -79,12 +78,17 @@ class S3Objects(BucketObjects):
         paths: list[str] = self._files.ls(self._path(prefix), detail=False, refresh=True)
         return [name for path in paths if (name := path.rstrip("/").rsplit("/", 1)[-1]) and path != self._path(prefix)]
 
-    def _find(self, prefix: str) -> dict[str, tuple[str, datetime]]:
-        found: dict[str, dict[str, Any]] = self._files.find(self._path(prefix), detail=True)
-        return {
-            path.removeprefix(f"{self._root}/"): (str(facts["ETag"]), facts["LastModified"])
-            for path, facts in found.items()
-        }
+    def _page(self, prefix: str, mark: str) -> tuple[list[Facts], str]:
+        # s3fs's own find takes 3.5 times as long for 10,000.
+        bucket, _, root = self._root.partition("/")
+        asked = {"Bucket": bucket, "Prefix": f"{root}/{prefix}/".replace("//", "/").removeprefix("/")}
+        page = self._files.call_s3("list_objects_v2", **asked, **({"ContinuationToken": mark} if mark else {}))
+        above = f"{root}/" if root else ""
+        found = [
+            Facts(each["Key"].removeprefix(above), str(each["ETag"]), each["LastModified"])
+            for each in page.get("Contents", ())
+        ]
+        return found, page["NextContinuationToken"] if page.get("IsTruncated") else ""
 
     def _remove(self, key: str) -> None:
         self._files.rm_file(self._path(key))

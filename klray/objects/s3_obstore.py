@@ -22,13 +22,14 @@ from obstore.exceptions import BaseError, GenericError, PermissionDeniedError, U
 from obstore.store import S3Store
 
 from klray.errors import StoreError
-from klray.objects.bucket import REQUESTS_AT_ONCE, BucketObjects
+from klray.objects.bucket import REQUESTS_AT_ONCE, BucketObjects, Facts
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential, S3CredentialProvider
 
 CONNECT_SECONDS = 60.0  # botocore's
 ANSWER_SECONDS = 300.0  # to a whole request: 50 MiB at 1.4 Mbit/s
+PAGE_OBJECTS = 1000  # S3's
 PARTS_ABOVE_BYTES = 50 * 2**20  # s3fs's: larger objects go up in parts, and their ETags say so
 CREDENTIALS_KEPT = timedelta(minutes=5)  # botocore renews what expires, 10 to 15 minutes before it does
 OPTIONS = (
@@ -139,13 +140,11 @@ class ObstoreObjects(BucketObjects):
         paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         return [path.rsplit("/", 1)[-1] for path in paths]
 
-    def _find(self, prefix: str) -> dict[str, tuple[str, datetime]]:
+    def _page(self, prefix: str, mark: str) -> tuple[list[Facts], str]:
         with _in_words():
-            found = self._files.list(prefix, chunk_size=1000).collect()
-        if not found and prefix:
-            with contextlib.suppress(FileNotFoundError), _in_words():
-                found = [self._files.head(prefix)]
-        return {each["path"]: (str(each["e_tag"]), each["last_modified"].astimezone(UTC)) for each in found}
+            page = next(self._files.list(prefix, offset=mark or None, chunk_size=PAGE_OBJECTS), ())
+        found = [Facts(each["path"], str(each["e_tag"]), each["last_modified"].astimezone(UTC)) for each in page]
+        return found, found[-1].key if len(found) == PAGE_OBJECTS else ""
 
     def _remove(self, key: str) -> None:
         with _in_words():
@@ -191,7 +190,7 @@ def _in_words() -> Iterator[None]:
         words = str(error).partition("\n\nDebug source")[0]
         code = re.search(r"<Code>(\w+)</Code>", words)
         words = words.partition(": <")[0] + (f" ({code[1]})" if code else "")
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) or "status code: 404" in words:
             raise FileNotFoundError(words) from error
         if isinstance(error, PermissionDeniedError | UnauthenticatedError):
             raise PermissionError(words) from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from tests.benchmarks import all_pairs, machine, publishing, scoring
+from tests.benchmarks import all_pairs, machine, publishing, scoring, status
 
-BENCHMARKS = {"all_pairs": all_pairs.main, "scoring": scoring.main, "publishing": publishing.main}
+BENCHMARKS = {each.__name__.rsplit(".", 1)[-1]: each.main for each in (all_pairs, scoring, publishing, status)}
 
 print(machine.describe(), end="\n\n", flush=True)
 for name in sys.argv[1:] or BENCHMARKS:
