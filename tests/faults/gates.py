@@ -1,25 +1,22 @@
 """Gates: production code in threads, of which exactly one runs, and every storage operation of which can go wrong.
 
-An ``Actor`` runs a function of the store in a thread of its own on ``GatedObjects``. Every operation on objects, also
-those that Zarr makes below ``objects.zarr(...)``, stops at the actor's gate until the schedule lets it go on. What
-runs between two operations touches no storage, so a schedule is a list of (actor, operations, fault).
+An ``Actor`` runs a function of the store in a thread of its own on ``GatedObjects``. Every operation on objects stops
+at the actor's gate until the schedule lets it go on. What runs between two operations touches no storage, so a
+schedule is a list of (actor, operations, fault).
 """
 
 from __future__ import annotations
 
 import abc
-import asyncio
 import collections
 import enum
 import errno
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import zarr.abc.store
-from klray.store.objects import Objects
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from klray.objects import Objects
 
 STUCK_SECONDS = 60.0  # an operation on a folder in memory takes 0.1 ms
 
@@ -54,7 +51,7 @@ class Actor:
         self._fault = Fault.NONE  # befalls the last of them
         self._arrived: queue.SimpleQueue[None] = queue.SimpleQueue()  # an entry when the actor stops, and when it ends
         self._announced = False
-        self._waiting: list[Callable[[], Any]] = []  # one entry for each thread and coroutine that is at the gate
+        self._waiting: list[Callable[[], Any]] = []  # one entry for each thread that is at the gate
         self._mutex = threading.Lock()
         self._objects = GatedObjects(inner, self)
         self._work = work
@@ -70,13 +67,13 @@ class Actor:
         self._open()
         self._wait()
         if self._waiting and fault in (Fault.ERROR_BEFORE, Fault.ERROR_AFTER):
-            # Zarr waits for several coroutines at once: one has failed, which may end the actor while others stop here.
+            # Zarr waits for several threads at once: one has failed, which may end the actor while others stop here.
             self._thread.join(0.02)
         if self.killed or self.finished:
             self.kill()
 
     def kill(self) -> None:
-        """End the actor: what is left of it, coroutines that nobody waits for any more too, has no effect."""
+        """End the actor: what is left of it, threads that nobody waits for any more too, has no effect."""
         self.killed = True
         self._open()
         self._thread.join(STUCK_SECONDS)
@@ -104,23 +101,13 @@ class Actor:
         self._arrived.put(None)
 
     def pass_gate(self, operation: str, effect: Callable[[], Any]) -> Any:
-        """An operation of the actor's own threads."""
+        """One operation, in any of the actor's threads."""
         while True:
             go = threading.Event()
             with self._mutex:
                 if self._passes(go.set):
                     return self._happen(operation, effect)
             go.wait()
-
-    async def pass_gate_async(self, operation: str, effect: Callable[[], Any]) -> Any:
-        """An operation of a coroutine on Zarr's loop, which all actors share: it must not wait there."""
-        loop = asyncio.get_running_loop()
-        while True:
-            go = loop.create_future()
-            with self._mutex:
-                if self._passes(lambda go=go: loop.call_soon_threadsafe(go.set_result, None)):
-                    return self._happen(operation, effect)
-            await go
 
     def _passes(self, resume: Callable[[], Any]) -> bool:
         if self.killed or self._credit > 0:
@@ -164,13 +151,10 @@ class GatedObjects(Objects):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def put_many(self, bodies: dict[str, bytes]) -> None:
+    def put_many(self, bodies: Mapping[str, bytes]) -> None:
         """One gate for each object: a crash leaves some of them."""
         for key, body in bodies.items():
             self.actor.pass_gate(f"put_many {key}", lambda key=key, body=body: self.inner.put_many({key: body}))
-
-    def zarr(self, prefix: str, *, read_only: bool = False) -> zarr.abc.store.Store:
-        return GatedZarr(self, prefix, read_only=read_only)
 
 
 def _through_gate(name: str) -> Callable[..., Any]:
@@ -181,76 +165,6 @@ def _through_gate(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in Objects.__abstractmethods__ - {"put_many", "zarr"}:
+for _name in Objects.__abstractmethods__ - {"put_many"}:
     setattr(GatedObjects, _name, _through_gate(_name))
 abc.update_abstractmethods(GatedObjects)
-
-
-class GatedZarr(zarr.abc.store.Store):
-    """A Zarr store whose every request is one operation on objects, and passes the actor's gate."""
-
-    supports_writes = True
-    supports_deletes = True
-    supports_listing = True
-
-    def __init__(self, objects: GatedObjects, prefix: str, *, read_only: bool = False):
-        super().__init__(read_only=read_only)
-        self._objects = objects
-        self._prefix = prefix.rstrip("/")
-
-    def with_read_only(self, read_only: bool = False) -> GatedZarr:
-        return GatedZarr(self._objects, self._prefix, read_only=read_only)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, GatedZarr) and (self._objects, self._prefix) == (other._objects, other._prefix)
-
-    __hash__ = zarr.abc.store.Store.__hash__
-
-    async def _pass(self, name: str, key: str, *args: Any) -> Any:
-        path = f"{self._prefix}/{key}".rstrip("/")
-        inner = self._objects.inner
-        return await self._objects.actor.pass_gate_async(
-            f"zarr {name} {path}", lambda: getattr(inner, name)(path, *args)
-        )
-
-    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
-        body = await self._pass("get", key)
-        if body is None:
-            return None
-        if isinstance(byte_range, RangeByteRequest):
-            body = body[byte_range.start : byte_range.end]
-        elif isinstance(byte_range, OffsetByteRequest):
-            body = body[byte_range.offset :]
-        elif isinstance(byte_range, SuffixByteRequest):
-            body = body[max(0, len(body) - byte_range.suffix) :]
-        return (prototype or zarr.core.buffer.default_buffer_prototype()).buffer.from_bytes(body)
-
-    async def get_partial_values(self, prototype: Any, key_ranges: Iterable[tuple[str, Any]]) -> list[Any]:
-        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
-
-    async def exists(self, key: str) -> bool:
-        return await self._pass("get", key) is not None
-
-    async def set(self, key: str, value: Any) -> None:
-        self._check_writable()
-        await self._pass("put", key, value.to_bytes())
-
-    async def delete(self, key: str) -> None:
-        self._check_writable()
-        await self._pass("delete_tree", key)
-
-    async def delete_dir(self, prefix: str) -> None:
-        self._check_writable()
-        await self._pass("delete_tree", prefix)
-
-    async def list(self) -> AsyncIterator[str]:
-        async for key in self.list_prefix(""):
-            yield key
-
-    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        for key in await self._pass("walk", prefix):
-            yield key.removeprefix(f"{self._prefix}/")
-
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        for name in await self._pass("names", prefix):
-            yield name

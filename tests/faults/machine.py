@@ -14,8 +14,7 @@ all of them production code in threads (``gates``), stopped after any number of 
 after any operation; an OSError from an operation that was not done, and from one that was (lost acknowledgement);
 damage to columns, commits and snapshots; leftovers that grow old; two publishers in one millisecond.
 
-Not production: the clock that names snapshots, Zarr's store (``gates.GatedZarr``), and snapshots with few coordinates,
-because 21 of them take most of the time.
+Not production: the clock that names snapshots, pools of one thread, and snapshots without half of the coordinates.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ import zarr
 from hypothesis import HealthCheck, Phase, note, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from klray.store.objects import FolderObjects, Objects
 
 from klray.errors import StoreError
-from klray.store import Store, snapshots
+from klray.objects import FolderObjects
+from klray.store import Store, audit, publishing
 from tests.faults.gates import Actor, Fault
-from tests.faults.model import TEXTS, Model, make_column, sha256, small_snapshots
+from tests.faults.model import TEXTS, Inline, Model, make_column, sha256, small_snapshots
 
 N_KEYS = 5
 SPARE_KEY = 99  # committed at the end where the newest snapshot was damaged, so that there is something to publish
@@ -64,10 +63,12 @@ tally: collections.Counter[str] = collections.Counter()
 
 
 class Clock:
-    """Stands in for ``datetime`` in ``klray.store.snapshots``: moves when the schedule says so."""
+    """Stands in for ``datetime`` in ``klray.store.publishing``: moves when the schedule says so."""
 
     def __init__(self) -> None:
         self.milliseconds = 0
+
+    strptime = staticmethod(datetime.strptime)
 
     def now(self, _: Any) -> datetime:
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(milliseconds=self.milliseconds)
@@ -91,7 +92,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.damaged_snapshots: set[str] = set()
         self.judges: dict[str, Callable[[Any], None]] = {}
         self.patches = contextlib.ExitStack()
-        self.patches.enter_context(mock.patch.object(snapshots, "datetime", self.clock))
+        self.patches.enter_context(mock.patch.object(publishing, "datetime", self.clock))
 
     # actors
 
@@ -163,12 +164,11 @@ class StoreMachine(RuleBasedStateMachine):
         return work, judge
 
     def _retrying_writer(self, number: int) -> tuple[Callable[[Store], bool], Callable[[bool], None]]:
-        return self._writer(number, retries=hasattr(Objects, "conditional_put"))
+        return self._writer(number, retries=True)
 
     def _publisher(self, _: int) -> tuple[Callable[[Store], Any], Callable[[Any], None]]:
         def judge(published: Any) -> None:
             manifest, _ = published
-            assert set(manifest.keys) <= set(self.model.ever)
             assert manifest.id in self.model.snapshots, f"publish returned {manifest.id}, which is not visible"
 
         return lambda store: store.publish(), judge
@@ -178,8 +178,10 @@ class StoreMachine(RuleBasedStateMachine):
         ever_tainted = self.history_of_damage
 
         def judge(found: Any) -> None:
-            wrong = {damage.key for damage in found.damages} - ever_tainted
+            wrong = {damage.key for damage in found.damages if damage.key} - ever_tainted
             assert not wrong, f"verify calls sound columns damaged: {wrong}"
+            wrong = {damage.path for damage in found.damages if not damage.key}
+            assert all(any(each in path for each in self.damaged_snapshots) for path in wrong), wrong
             assert found.sound + len(found.damages) >= len(sound_before - ever_tainted)
 
         return lambda store: store.audit(), judge
@@ -216,7 +218,6 @@ class StoreMachine(RuleBasedStateMachine):
         def work(store: Store) -> Any:
             data = store.dataset(snapshot)
             store.commits()  # other requests between opening and reading
-            data = data.load()
             return str(data.attrs["snapshot"]), data["key"].values.tolist(), data["log_likelihood"].values
 
         def judge(got: Any) -> None:
@@ -308,7 +309,7 @@ class StoreMachine(RuleBasedStateMachine):
         group = zarr.open_group(self.folder / "snapshots" / snapshot, mode="r", zarr_format=3)
         keys = [str(key) for key in group["key"][:]]
         manifest = json.loads((self.folder / "snapshots" / f"{snapshot}.json").read_bytes())
-        assert manifest["keys"] == keys
+        assert manifest["n_models"] == len(keys)
         return keys, group["log_likelihood"][:]
 
     def teardown(self) -> None:
@@ -338,7 +339,9 @@ class StoreMachine(RuleBasedStateMachine):
     def _judge_audit(self) -> None:
         """Verify says exactly what is wrong; repair takes exactly that out."""
         found = self.store.audit()
-        assert {damage.key for damage in found.damages} == self.model.tainted & set(self.model.stands)
+        assert {damage.key for damage in found.damages if damage.key} == self.model.tainted & set(self.model.stands)
+        bad = {damage.path.split("/")[1] for damage in found.damages if not damage.key}
+        assert bad == self.damaged_snapshots, f"snapshots {bad} are called damaged, {self.damaged_snapshots} are"
         assert found.sound == len(set(self.model.stands) - self.model.tainted)
         commits = [path.read_bytes() for path in sorted((self.folder / "commits").glob("[!.]*.json"))]
         named = {json.loads(body)["path"] for body in commits if body != b"{cut"}
@@ -356,7 +359,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.repair(found, timedelta(0))
         self._see(repairing=True)
         again = self.store.audit()
-        assert not again.damages and again.sound == len(self.model.stands)
+        assert not any(damage.key for damage in again.damages) and again.sound == len(self.model.stands)
         for commit in self.store.commits():
             values = self.store.read_column(commit)
             np.testing.assert_array_equal(values[0], self.model.values[self.model.stands[commit.key]])
@@ -373,7 +376,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert len(self.model.stands) == len(numbers)
         manifest, _ = self.store.publish()
         self._see(repairing=False)
-        data = self.store.dataset().load()
+        data = self.store.dataset()
         assert data.attrs["snapshot"] == manifest.id
         assert not np.isnan(data["log_likelihood"].values).any()
         held = self.model.see_rows(data["key"].values.tolist(), data["log_likelihood"].values)
@@ -420,6 +423,8 @@ def prepared() -> Iterator[None]:
     with (
         tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None, prefix="klray-faults-") as folder,
         small_snapshots(),
+        mock.patch.object(publishing, "ThreadPoolExecutor", Inline),
+        mock.patch.object(audit, "ThreadPoolExecutor", Inline),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # of actors that crashed

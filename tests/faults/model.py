@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from typing import Any
 from unittest import mock
 
 import dask
 import numpy as np
 import numpy.typing as npt
+import zarr
 
-from klray.store import Column, Identity, snapshots
+from klray.store import Column, Identity, catalog, publishing
 from klray.store.columns import values_sha256
 from klray.texts import TextSet
 
 N_TEXTS = 8
 TEXTS = TextSet("faults", tuple(f"text {i} " * 40 for i in range(N_TEXTS)), tuple("ab"[i % 2] for i in range(N_TEXTS)))
 CHUNK_BYTES = 4 * N_TEXTS * 2  # two models a chunk: snapshots of a handful of models have several
-KEPT_COORDINATES = {"model", "key", "step", "text", "text_bytes"}
+LEFT_OUT = {"run", "size", "seed", "base_model", "architecture", "variant", "lens", "parameters", "tokens"}
+ZARR_THREADS = 64  # actors that stopped hold some
 
 
 def make_column(number: int, variant: int) -> Column:
@@ -35,18 +38,28 @@ def sha256(column: Column) -> str:
     return values_sha256(column.log_likelihood.astype(np.float32))
 
 
+class Inline(Executor):
+    """Stands in for the store's pools of threads: the order of operations is then the schedule's alone."""
+
+    def __init__(self, *_: int):
+        pass
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(work(*args, **kwargs))
+        return future
+
+
 @contextlib.contextmanager
 def small_snapshots() -> Iterator[None]:
-    """Snapshots of several chunks with few coordinates, of which 21 take most of the time, read in one thread."""
-    whole = snapshots._coordinates
-
-    def few(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {name: value for name, value in whole(*args, **kwargs).items() if name in KEPT_COORDINATES}
-
+    """Snapshots of several chunks, read in one thread, without coordinates that nothing here looks at."""
+    few = {name: each for name, each in catalog.COORDINATES.items() if name not in LEFT_OUT}
     with (
-        mock.patch.object(snapshots, "CHUNK_BYTES", CHUNK_BYTES),
-        mock.patch.object(snapshots, "_coordinates", few),
+        mock.patch.dict(catalog._ALL, {**few, **catalog.PROVENANCE}, clear=True),
+        mock.patch.dict(catalog.COORDINATES, few, clear=True),
+        mock.patch.object(publishing, "CHUNK_BYTES", CHUNK_BYTES),
         dask.config.set(scheduler="synchronous"),
+        zarr.config.set({"threading.max_workers": ZARR_THREADS}),
     ):
         yield
 
