@@ -18,7 +18,7 @@ from klray.store import Store
 
 def analyze(config: Config) -> xr.Dataset:
     """Analyse, write the result to the store, and return it."""
-    store = Store.open(configs.store_url(config.store), config.store.storage_options)
+    store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     asked = config.analysis
     snapshot = store.manifest(asked.snapshot).id
     earlier = _earlier(store, snapshot, asked) if asked.recipe == "keep" else None

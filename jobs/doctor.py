@@ -35,7 +35,7 @@ def main(config: Config) -> int:
     findings = list(
         examine(
             configs.store_url(config.store) if config.store.url else None,
-            config.store.storage_options,
+            configs.storage_options(config.store),
             functools.partial(configs.hub, config.models),
             configs.scoring_settings(config.scoring),
             configs.ray_settings(config.ray, config.scoring),

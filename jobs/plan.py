@@ -21,7 +21,7 @@ def main(config: Config) -> int:
     text_set = configs.text_set(config.texts)
     with configs.hub(config.models) as hub:
         checkpoints, unavailable = resolve(hub, selection)
-    store = Store.find(url, text_set, config.store.storage_options)
+    store = Store.find(url, text_set, configs.storage_options(config.store))
     committed = store.committed_keys() if store else set()
     todo, present = missing(checkpoints, committed, settings, text_set.fingerprint)
     print(f"family      {selection.family}, {len(selection.repositories)} repositories")

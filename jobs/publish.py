@@ -11,7 +11,7 @@ from klray.store import Manifest, Store
 
 def publish(config: Config) -> Manifest:
     """Publish, and say which snapshot is the newest now."""
-    store = Store.open(configs.store_url(config.store), config.store.storage_options)
+    store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     with Stages("publish") as stages:
         manifest, new = store.publish(stages)
     size = f"{manifest.n_models:,} models, {manifest.n_texts:,} texts"

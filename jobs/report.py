@@ -13,7 +13,7 @@ from klray.store import Store
 
 def report(config: Config) -> Path:
     """Write the report and say where it is."""
-    store = Store.open(configs.store_url(config.store), config.store.storage_options)
+    store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     snapshot = store.manifest(config.analysis.snapshot).id
     result = store.result(snapshot, config.analysis.name).load()
     page = write_report(result, Path(config.report.dir), title=config.report.title, failures=store.failures())

@@ -24,7 +24,7 @@ def score(config: Config) -> SweepReport:
     settings = configs.scoring_settings(config.scoring)
     ray_settings = configs.ray_settings(config.ray, config.scoring)
     text_set = configs.text_set(config.texts)
-    store = Store.create(url, text_set, config.store.storage_options, config.store.single_writer)
+    store = Store.create(url, text_set, configs.storage_options(config.store), config.store.single_writer)
     with configs.hub(config.models) as hub:
         checkpoints, unavailable = resolve(hub, selection)
         if not checkpoints and not unavailable:
@@ -40,7 +40,7 @@ def score(config: Config) -> SweepReport:
             hub,
             settings,
             ray_settings,
-            config.store.storage_options,
+            configs.storage_options(config.store),
             resolved=_resolved(selection, unavailable),
         )
     _print(report, checkpoints, store)

@@ -18,7 +18,7 @@ SNAPSHOTS_SHOWN = 10
 
 def status(config: Config) -> None:
     """Print it; of what is published no commit is read again."""
-    store = Store.open(configs.store_url(config.store), config.store.storage_options)
+    store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     catalog, failures = store.catalog(), store.failures()
     first = catalog.first_rows
     published = catalog.base.n_columns if catalog.base else 0

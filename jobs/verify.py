@@ -17,7 +17,7 @@ def main(config: Config) -> int:
     """Exit code 1 if a column is damaged and was not taken out, or a snapshot is damaged."""
     if config.verify.grace_hours < 0:
         raise KlrayError(f"verify.grace_hours={config.verify.grace_hours}: must be 0 or more")
-    store = Store.open(configs.store_url(config.store), config.store.storage_options)
+    store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     with Stages("verify") as stages:
         found = store.audit(lambda done, total: stages("columns", done, total))
     columns = [damage for damage in found.damages if damage.key]

@@ -35,7 +35,7 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 15.0  # with one step of what may never answer
 RAY_SECONDS = 60.0  # a cluster of this machine takes 5 s to start, and much longer on a busy one
 TRIAL_BYTES = 1 << 20
-LIBRARIES = ("torch", "transformers", "huggingface_hub", "ray", "dask", "zarr", "xarray", "numpy", "s3fs")
+LIBRARIES = ("torch", "transformers", "huggingface_hub", "ray", "dask", "zarr", "xarray", "numpy", "s3fs", "obstore")
 SECRET_LENGTH = 4  # what is shorter keeps no secret, and would take words apart
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -242,7 +242,7 @@ def _store(url: str | None, storage_options: Mapping[str, Any]) -> Iterator[Find
     options = impatient(storage_options) if url.startswith("s3://") else dict(storage_options)
     try:
         objects = open_objects(url, options)
-        silent = bounded(lambda: why_silent(url, options))
+        silent = bounded(lambda: why_silent(objects))
     except (StoreError, ValueError, TimeoutError) as error:
         yield _refusal("store", error)
         return

@@ -40,6 +40,9 @@ class CarelessS3(ThreadingHTTPServer):
         self.clock = timedelta(0)  # how far it is ahead
         self.lenient = False  # accepts signatures of any age
         self.denied: set[str] = set()  # methods that are refused
+        self.busy: list[tuple[int, str]] = []  # (status, code) of the next answers
+        self.lost = 0  # so many of the next puts are done and not answered
+        self.requests = 0
         self.objects: dict[str, tuple[bytes, datetime]] = {}
         self.lock = threading.Lock()
 
@@ -78,7 +81,11 @@ class _Handler(BaseHTTPRequestHandler):
         user = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
         signed = datetime.strptime(self.headers.get("X-Amz-Date", "19700101T000000Z"), "%Y%m%dT%H%M%S%z")
         skew = abs((self.server.now() - signed).total_seconds())
-        if user is None or user[1] != CREDENTIALS["AWS_ACCESS_KEY_ID"]:
+        self.server.requests += 1
+        if self.server.busy:
+            status, error = self.server.busy.pop(0)
+            self.answer(status, error=error)
+        elif user is None or user[1] != CREDENTIALS["AWS_ACCESS_KEY_ID"]:
             self.answer(403, error="InvalidAccessKeyId")
         elif skew > SKEW_REFUSED_SECONDS and not self.server.lenient:
             self.answer(403, error="RequestTimeTooSkewed")
@@ -113,6 +120,10 @@ class _Handler(BaseHTTPRequestHandler):
             if conditional and self.server.conditions == "raced":
                 time.sleep(WINDOW_SECONDS)
             self.server.objects[key] = (body, self.server.now())
+        if self.server.lost:
+            self.server.lost -= 1
+            self.close_connection = True
+            return
         self.answer(200, ETag=_etag(body))
 
     def give(self, body: bytes, written: datetime) -> None:

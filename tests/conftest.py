@@ -42,11 +42,14 @@ def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     return new_place(s3_server, monkeypatch)
 
 
-@pytest.fixture(params=["folder", "moto", "ceph"])
+@pytest.fixture(params=["folder", "moto", "ceph", "obstore"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A URL for a new store: a folder, and every S3 server."""
+    """A URL for a new store: a folder, every S3 server, and the best one here with obstore as the default backend."""
     if request.param == "folder":
         return str(tmp_path / "store")
+    if request.param == "obstore":
+        monkeypatch.setattr("klray.objects.opening.DEFAULT_BACKEND", "obstore")
+        return new_place(request.getfixturevalue("moto" if why_no_ceph() else "ceph"), monkeypatch)
     return new_place(request.getfixturevalue(request.param), monkeypatch)
 
 

@@ -8,11 +8,13 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "klray-test-key", "AWS_SECRET_ACCESS_KEY": "klray-test-secret"}
@@ -70,9 +72,19 @@ def why_no_ceph() -> str | None:
 
 @contextlib.contextmanager
 def moto_server() -> Iterator[S3Server]:
-    """A moto server. It believes every user and enforces no policy."""
+    """A moto server. It believes every user and enforces no policy.
+
+    Its threads take turns at puts: on its own, moto looks whether a key is taken and then writes, and two could win.
+    """
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    put, turn = S3Response.put_object, threading.Lock()
+
+    def put_in_turn(self: S3Response) -> Any:
+        with turn:
+            return put(self)
+
+    S3Response.put_object = put_in_turn
     server.start()
     try:
         host, port = server.get_host_and_port()
@@ -80,6 +92,7 @@ def moto_server() -> Iterator[S3Server]:
         yield S3Server({**CREDENTIALS, **place})
     finally:
         server.stop()
+        S3Response.put_object = put
 
 
 @contextlib.contextmanager

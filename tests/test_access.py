@@ -149,12 +149,15 @@ def test_reader_reads_values_and_is_refused_to_write(published: str, as_user: Be
         store.record_failure(column("b").identity, "main", "out_of_memory", "no", "0" * 32)
 
 
-def test_anybody_reads_where_anybody_is_a_reader(published: str, users: dict[str, S3Server], as_user: Become) -> None:
+@pytest.mark.parametrize("backend", ["s3fs", "obstore"])
+def test_anybody_reads_where_anybody_is_a_reader(
+    published: str, users: dict[str, S3Server], as_user: Become, backend: str
+) -> None:
     bucket = published.split("/")[2]
     made = bucket_policy(published, "reader=*").stdout
     users["owner"].client().put_bucket_policy(Bucket=bucket, Policy=made)
     as_user("stranger")
-    options = {"anon": True, "endpoint_url": users["owner"].endpoint}
+    options = {"anon": True, "endpoint_url": users["owner"].endpoint, "backend": backend}
     assert klray.open_dataset(published, storage_options=options)["log_likelihood"].shape == (2, len(TEXTS))
     with pytest.raises(StoreError, match=REFUSED.format("snapshots/LATEST.json")):
         Store.open(published, options).objects.put("snapshots/LATEST.json", b"{}")

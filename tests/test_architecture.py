@@ -64,6 +64,7 @@ DOORS = {
     "fsspec": {"objects"},
     "aiohttp": {"objects"},
     "botocore": {"objects"},
+    "obstore": {"objects"},
     "tqdm": {"progress"},
 }
 

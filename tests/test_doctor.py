@@ -65,8 +65,8 @@ def asked(hub: Hub) -> Finding:
     return _hub(lambda: contextlib.nullcontext(hub))
 
 
-def store_verdicts(port: int) -> list[Finding]:
-    return list(_store(URL, {"endpoint_url": f"http://127.0.0.1:{port}"}))
+def store_verdicts(port: int, backend: str = "s3fs") -> list[Finding]:
+    return list(_store(URL, {"endpoint_url": f"http://127.0.0.1:{port}", "backend": backend}))
 
 
 def test_where_all_is_well_the_answer_is_0_and_no_secret_is_said(
@@ -118,19 +118,21 @@ def test_store_that_is_not_named_is_skipped_and_foreign_schemes_are_refused() ->
     assert refused.verdict == "refused" and "not gs://" in refused.found + refused.cure
 
 
-def test_store_where_nobody_is_is_refused_at_once(server: CarelessS3, closed_port: int) -> None:
+@pytest.mark.parametrize("backend", ["s3fs", "obstore"])
+def test_store_where_nobody_is_is_refused_at_once(server: CarelessS3, closed_port: int, backend: str) -> None:
     start = time.monotonic()
-    (finding,) = store_verdicts(closed_port)
+    (finding,) = store_verdicts(closed_port, backend)
     assert time.monotonic() - start < 10
     assert finding.verdict == "refused" and f"http://127.0.0.1:{closed_port} does not answer" in finding.found
     assert "refused" in finding.found and finding.cure == "check AWS_ENDPOINT_URL and the network"
 
 
+@pytest.mark.parametrize("backend", ["s3fs", "obstore"])
 def test_store_that_says_nothing_is_given_up(
-    server: CarelessS3, silent_port: int, monkeypatch: pytest.MonkeyPatch
+    server: CarelessS3, silent_port: int, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     monkeypatch.setattr("klray.doctor.PATIENCE_SECONDS", 1.0)
-    (finding,) = store_verdicts(silent_port)
+    (finding,) = store_verdicts(silent_port, backend)
     assert finding.verdict == "refused" and finding.found == f"{URL} has not answered within 1 s"
 
 

@@ -29,6 +29,11 @@ class Objects(abc.ABC):
     url: str
     listable = True
 
+    @property
+    def endpoint(self) -> str:
+        """URL of the S3 server; "" where there is none."""
+        return ""
+
     def create(self, key: str, body: bytes) -> bool:
         """Make the object if none has this key; True if this call made it. No two calls have the same body.
 

@@ -11,18 +11,27 @@ from klray.errors import StoreError
 from klray.objects.base import Objects
 from klray.objects.folder import FolderObjects
 
+DEFAULT_BACKEND = "s3fs"
+BACKENDS = {  # library, extra that brings it, module, class
+    "s3fs": ("s3fs", "s3", "s3", "S3Objects"),
+    "obstore": ("obstore", "obstore", "s3_obstore", "ObstoreObjects"),
+}
+WEB = ("s3fs", "s3", "web", "WebObjects")  # aiohttp comes with s3fs
+
 
 def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> Objects:
     """The objects below ``url``.
 
-    A path or ``file://`` for a folder, ``s3://bucket/prefix`` for S3 through s3fs, ``https://`` (or ``http://``) for
-    reading what a web server shows.
+    A path or ``file://`` for a folder, ``s3://bucket/prefix`` for S3, ``https://`` (or ``http://``) for reading what a
+    web server shows. ``storage_options["backend"]`` says through which library S3 is asked: s3fs or obstore.
 
     Raises
     ------
     StoreError
-        The URL has another scheme or holds a password, or s3fs is not installed.
+        The URL has another scheme or holds a password, the backend is unknown, or the library is not installed.
     """
+    options = dict(storage_options or {})
+    backend = options.pop("backend", DEFAULT_BACKEND)
     scheme, separator, rest = url.partition("://")
     if not separator:
         return FolderObjects(Path(url))
@@ -33,13 +42,16 @@ def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> 
         )
     if scheme == "file":
         return FolderObjects(Path(rest))
-    modules = {"s3": ("s3", "S3Objects"), "https": ("web", "WebObjects"), "http": ("web", "WebObjects")}
-    if scheme not in modules:
+    if scheme not in ("s3", "https", "http"):
         raise StoreError(f"store.url={url}: klray opens folders, s3:// and https:// stores, not {scheme}://")
-    name, kind = modules[scheme]
+    if backend not in BACKENDS:
+        raise StoreError(f"store.backend={backend}: klray asks S3 through {' or '.join(BACKENDS)}")
+    library, extra, name, kind = BACKENDS[backend] if scheme == "s3" else WEB
     try:
-        module = importlib.import_module(f"klray.objects.{name}")  # s3fs, which brings aiohttp, is an extra
+        module = importlib.import_module(f"klray.objects.{name}")  # the libraries are extras
     except ModuleNotFoundError as error:
-        raise StoreError(f"store.url={url} needs s3fs, which is not installed; pip install 'klray[s3]'") from error
-    objects: Objects = getattr(module, kind)(url, dict(storage_options or {}))
+        raise StoreError(
+            f"store.url={url} needs {library}, which is not installed; pip install 'klray[{extra}]'"
+        ) from error
+    objects: Objects = getattr(module, kind)(url, options)
     return objects

@@ -259,7 +259,8 @@ def open_dataset(url: str, snapshot: str = "latest", storage_options: Mapping[st
     ----------
     url : path of a folder, or s3://bucket/prefix
     snapshot : a snapshot's id, or ``latest``
-    storage_options : options for s3fs, such as ``{"anon": True, "endpoint_url": ...}``
+    storage_options : options for s3fs, such as ``{"anon": True, "endpoint_url": ...}``; with ``"backend": "obstore"``
+        for obstore
 
     Returns
     -------

@@ -29,6 +29,7 @@ import botocore.retryhandler
 import s3fs
 
 from klray.errors import StoreError
+from klray.objects import bucket as bucket_module
 from klray.objects import s3
 from klray.store import Store
 from tests.faults.model import TEXTS, Model, make_column, sha256, small_snapshots
@@ -191,7 +192,7 @@ def quick_retries() -> Iterator[None]:
         return random.uniform(0.5, 1.5) * FIRST_PAUSE_SECONDS * growth_factor ** (attempts - 1)
 
     with (
-        mock.patch.object(s3, "FIRST_PAUSE_SECONDS", FIRST_PAUSE_SECONDS),
+        mock.patch.object(bucket_module, "FIRST_PAUSE_SECONDS", FIRST_PAUSE_SECONDS),
         mock.patch.object(botocore.retryhandler, "delay_exponential", delay),
     ):
         yield

@@ -14,9 +14,11 @@ def test_machine_finds_no_schedule_that_breaks_a_promise() -> None:
     assert done["publisher"] and done["repair"] and done["rows read"]
 
 
-def test_jobs_survive_a_network_that_misbehaves() -> None:
-    done = network.run(5, seed=1)
-    assert done["schedules"] == 5
+@pytest.mark.parametrize(("backend", "schedules"), [("s3fs", 5), ("obstore", 2)])
+def test_jobs_survive_a_network_that_misbehaves(backend: str, schedules: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("klray.objects.opening.DEFAULT_BACKEND", backend)
+    done = network.run(schedules, seed=1)
+    assert done["schedules"] == schedules
 
 
 @pytest.mark.parametrize("place", ["folder", "moto"])

@@ -1,0 +1,249 @@
+"""S3 through s3fs and through obstore: the same promises, the same words, the same stores."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from klray import config as configs
+from klray.config import Backend, StoreConfig
+from klray.errors import StoreError
+from klray.objects import Objects, open_objects
+from klray.store import Store
+from tests.careless_s3 import CarelessS3, careless_s3
+from tests.s3_server import CREDENTIALS
+from tests.test_cli import klray
+from tests.test_store import N_TEXTS, TEXTS, add, column
+
+URL = "s3://bucket/some/store"
+BACKENDS = ("s3fs", "obstore")
+ODD = "odd/a b+c=d&e~f'g#h%25é.json"
+
+Open = Callable[..., Objects]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[CarelessS3]:
+    with careless_s3("kept") as running:
+        for name, value in {
+            **CREDENTIALS,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": running.endpoint,
+        }.items():
+            monkeypatch.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("klray.objects.bucket.FIRST_PAUSE_SECONDS", 0.001)
+        yield running
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+
+
+def opened(backend: str = "obstore", url: str = URL, **options: object) -> Objects:
+    return open_objects(url, {"backend": backend, **options})
+
+
+def refusals(work: Callable[[Objects], object], url: str = URL, **options: object) -> list[str]:
+    """What each backend says."""
+    said = []
+    for backend in BACKENDS:
+        with pytest.raises(StoreError) as told:
+            work(opened(backend, url, **options))
+        said.append(str(told.value))
+    return said
+
+
+def test_both_give_the_same_answers(s3_url: str) -> None:
+    first, second = (opened(backend, s3_url) for backend in BACKENDS)
+    bodies = {f"many/{number:03d}/x": b"%d" % number * number for number in range(100)}
+    second.put_many({**bodies, ODD: b"odd", "many.json": b"beside"})
+    keys = [*bodies, "many/none", ODD, "many"]
+    expected = [*bodies.values(), None, b"odd", None]
+    for objects in (first, second):
+        assert objects.get_many(keys) == expected
+        assert objects.names("") == ["many", "many.json", "odd"] and objects.names("many")[:2] == ["000", "001"]
+        assert objects.names("many.json") == objects.names("nothing") == []
+        assert list(objects.walk("many")) == sorted(bodies) and list(objects.walk("odd")) == [ODD]
+        assert objects.walk("nothing") == objects.fingerprints("nothing") == {}
+    # as far as this server has them: some give whole seconds when asked for one object
+    for prefix in ("", "many", "many.json"):
+        assert first.fingerprints(prefix) == second.fingerprints(prefix)
+    assert {key: time.replace(microsecond=0) for key, time in first.walk("").items()} == {
+        key: time.replace(microsecond=0) for key, time in second.walk("").items()
+    }
+    assert all(
+        time.utcoffset().total_seconds() == 0 for time in second.walk("").values() if time.utcoffset() is not None
+    )
+    second.delete_tree("many.json")
+    second.delete_tree("many/000")
+    second.delete_tree("nothing")
+    assert len(first.walk("many")) == 99 and first.get("many.json") is None and first.get(ODD) == b"odd"
+    assert second.endpoint == first.endpoint != ""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_listing_goes_on_over_pages(s3_url: str, backend: str) -> None:
+    objects = opened(backend, s3_url)
+    keys = [f"pages/{number:04d}" for number in range(1001)]
+    opened(url=s3_url).put_many(dict.fromkeys(keys, b""))
+    assert list(objects.walk("pages")) == keys and len(objects.walk("")) == 1001
+
+
+def test_object_is_copied_only_while_it_is_what_it_was(s3_url: str) -> None:
+    objects = opened(url=s3_url)
+    objects.put("a/source", b"one")
+    before = objects.fingerprints("a")["a/source"]
+    assert objects.copy("a/source", "b/target", before) and objects.get("b/target") == b"one"
+    objects.put("a/source", b"two")
+    assert not objects.copy("a/source", "c/target", before) and objects.get("c/target") is None
+    assert not objects.copy("a/none", "c/target", before)
+
+
+def test_large_object_goes_up_in_parts(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("klray.objects.s3_obstore.PARTS_ABOVE_BYTES", 2**20)
+    body = np.random.default_rng(0).bytes(6 * 2**20)
+    objects = opened(url=s3_url)
+    objects.put("large/body", body)
+    assert objects.get("large/body") == body and "-" in objects.fingerprints("large")["large/body"]
+
+
+def test_store_of_one_backend_is_continued_by_the_other(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("klray.store.publishing.CHUNK_BYTES", 4 * N_TEXTS * 2)  # two models a chunk
+    columns = [column("a", step) for step in range(6)]
+    for number, backend in enumerate(("s3fs", "obstore", "s3fs")):
+        store = Store.create(s3_url, TEXTS, {"backend": backend})
+        add(store, *columns[2 * number : 2 * number + 2])
+        assert store.publish()[0].n_models == 2 * number + 2
+    assert "could not be copied" not in caplog.text
+    for backend in BACKENDS:
+        store = Store.open(s3_url, {"backend": backend})
+        values = np.concatenate([each.log_likelihood for each in columns]).astype(np.float32)
+        np.testing.assert_array_equal(store.dataset()["log_likelihood"].values, values)
+        assert store.audit().damages == ()
+
+
+def test_objects_can_be_sent_to_another_process_and_asked_by_many_threads(s3_url: str) -> None:
+    objects = opened(url=s3_url)
+    objects.put("a", b"body")
+    copy = pickle.loads(pickle.dumps(objects))
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda _: copy.get_many(["a", "b"]), range(20))) == [[b"body", None]] * 20
+
+
+def test_both_refuse_in_the_same_words(server: CarelessS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.denied = {"PUT", "DELETE", "POST"}
+    server.objects["some/store/a/b"] = (b"", server.now())
+    for work in (lambda each: each.put("a/b", b""), lambda each: each.delete_tree("a")):
+        first, second = refusals(work)
+        assert first == second
+        assert "some/store/a/b was refused (403, AccessDenied); check the credentials, and see that" in first
+    server.denied = {"GET", "HEAD"}
+    for work in (lambda each: each.get("a/b"), lambda each: each.walk("a"), lambda each: each.names("a")):
+        first, second = refusals(work)
+        assert first == second and "was refused (403, AccessDenied)" in first
+    server.denied = set()
+    first, second = refusals(lambda each: each.conditional_put("a", b""), "s3://other/store")
+    assert first == second == "store s3://other/store: there is no such bucket; create it first"
+    first, second = refusals(lambda each: each.walk("a"), "s3://other/store")
+    assert first == second == "store s3://other/store: there is no such bucket; create it first"
+    for backend in BACKENDS:
+        assert opened(backend, "s3://other/store").names("a") == []
+        assert opened(backend, "s3://other/store").get("a") is None
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    first, second = refusals(lambda each: each.create("a", b""))
+    assert first == second and "was refused (403, InvalidAccessKeyId)" in first
+
+
+def test_without_credentials_writers_are_refused_and_readers_are_anonymous(
+    server: CarelessS3, no_credentials: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = refusals(lambda each: each.put("a", b""))
+    assert first == second and "no S3 credentials were found; set AWS_ACCESS_KEY_ID and" in first
+    caplog.set_level(logging.INFO, "klray")
+    first, second = refusals(lambda each: each.get("a"))
+    assert first == second and "set credentials (this was asked anonymously)" in first
+    assert caplog.text.count(f"no S3 credentials were found: reading {URL} anonymously") == 2
+
+
+def test_busy_server_is_asked_again_once_each_time(server: CarelessS3) -> None:
+    objects = opened()
+    server.busy = [(503, "SlowDown"), (409, "ConditionalRequestConflict"), (429, "SlowDown"), (500, "InternalError")]
+    assert objects.conditional_put("a", b"body")
+    assert server.requests == 5 and server.objects["some/store/a"][0] == b"body"
+    server.busy = [(503, "SlowDown")] * 8
+    with pytest.raises(OSError, match=r"status code: 503 .*\(SlowDown\)$"):
+        objects.get("a")
+
+
+def test_create_whose_answer_was_lost_is_known_by_its_body(server: CarelessS3) -> None:
+    objects = opened()
+    server.lost = 1
+    assert objects.conditional_put("a", b"mine")
+    assert not objects.conditional_put("a", b"another's")
+    assert objects.get("a") == b"mine"
+
+
+def test_server_that_does_not_answer_is_named(server: CarelessS3) -> None:
+    objects = opened(endpoint_url="http://127.0.0.1:9")
+    with pytest.raises(StoreError, match=r"the server did not answer \(.*127\.0\.0\.1:9/.*\); check AWS_ENDPOINT_URL"):
+        objects.get("a")
+
+
+def test_profile_says_who_and_where(
+    server: CarelessS3, no_credentials: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key, secret = CREDENTIALS["AWS_ACCESS_KEY_ID"], CREDENTIALS["AWS_SECRET_ACCESS_KEY"]
+    lines = (
+        f"aws_access_key_id={key}\naws_secret_access_key={secret}\nregion=eu-west-1\nendpoint_url={server.endpoint}\n"
+    )
+    (tmp_path / "config").write_text(f"[profile lab]\n{lines}")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    opened(profile="lab").put("a", b"by option")
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    assert opened().get("a") == b"by option"
+
+
+def test_options_and_backends_that_mean_nothing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        StoreError, match=r"client_kwargs\.verify, default_block_size, which mean nothing with store\.ba"
+    ):
+        opened(default_block_size=1, client_kwargs={"verify": False, "region_name": "eu-west-1"}, anon=True)
+    with pytest.raises(StoreError, match=r"store\.backend=boto: klray asks S3 through s3fs or obstore"):
+        opened("boto")
+    monkeypatch.delitem(sys.modules, "klray.objects.s3_obstore", raising=False)
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(StoreError, match=r"needs obstore, which is not installed; pip install 'klray\[obstore\]'"):
+        opened()
+
+
+def test_config_chooses_for_every_opener(
+    server: CarelessS3, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert configs.storage_options(StoreConfig()) == {"backend": "s3fs"}
+    chosen = StoreConfig(backend=Backend.obstore, storage_options={"anon": True})
+    assert configs.storage_options(chosen) == {"backend": "obstore", "anon": True}
+    store = Store.create(URL, TEXTS)
+    add(store, column("a", 1))
+    words = ["status", f"store.url={URL}", "store.backend=obstore"]
+    code, out, errors = klray(capfd, monkeypatch, *words)
+    assert code == 0 and "fam" in out, errors
+    code, _, errors = klray(capfd, monkeypatch, *words, "+store.storage_options.default_block_size=1")
+    assert code != 0 and "default_block_size, which mean nothing with store.backend=obstore" in errors
