@@ -212,6 +212,19 @@ def test_damaged_coordinates_of_the_snapshot_before_are_not_handed_on(
     assert sorted(store.dataset()["step"].values) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("lost", ["log_likelihood/c/0/0", "step/c/0", "zarr.json"])
+def test_damaged_snapshot_is_made_up_for_by_another(place: str, lost: str) -> None:
+    store = Store.create(place, TEXTS)
+    add(store, column("a", 1), column("a", 2))
+    first, _ = store.publish()
+    store.objects.put(f"snapshots/{first.id}/{lost}", b"other bytes")
+    assert [damage.path for damage in store.audit().damages] == [f"snapshots/{first.id}/{lost}"]
+    second, new = store.publish()
+    assert new and second.content == first.content and second.id > first.id
+    assert_holds(store, column("a", 1), column("a", 2))
+    assert store.publish() == (second, False)
+
+
 def test_progress_is_told_in_stages(tmp_path: Path) -> None:
     store = Store.create(str(tmp_path), TEXTS)
     add(store, column("a", 1), column("a", 2))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -13,7 +12,7 @@ from klray.errors import StoreError
 from klray.objects import Objects, is_temporary, probe
 from klray.store import layout
 from klray.store.columns import Commit, committed, find_commits, read_column
-from klray.store.snapshots import Manifest, read_manifest, snapshot_ids
+from klray.store.snapshots import damaged_objects, read_manifest, snapshot_ids, wrong_objects
 
 COLUMNS_AT_ONCE = 32  # checked by one thread; each has five objects
 THREADS = 4
@@ -144,7 +143,7 @@ def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Da
         except StoreError as error:
             damages.append(Damage(key, "", str(error)))
     paths = {f"{commit.path}/{name}": sha256 for commit in commits for name, sha256 in commit.objects.items()}
-    wrong = dict(_wrong(objects, paths))
+    wrong = wrong_objects(objects, paths)
     for commit in commits:
         found = [f"{name} {wrong[path]}" for name in commit.objects if (path := f"{commit.path}/{name}") in wrong]
         if found:
@@ -159,27 +158,13 @@ def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Da
 
 
 def _check_snapshot(objects: Objects, snapshot: str) -> list[Damage]:
-    """What is wrong with a snapshot: small objects are hashed, chunks must be what their place says they are."""
+    """What is wrong with a snapshot."""
     try:
-        manifest: Manifest = read_manifest(objects, snapshot)
+        manifest = read_manifest(objects, snapshot)
     except (StoreError, TypeError) as error:
         return [Damage("", layout.manifest_path(snapshot), str(error))]
-    folder = layout.snapshot_path(snapshot)
-    found = dict(_wrong(objects, {f"{folder}/{name}": sha256 for name, sha256 in manifest.objects.items()}))
-    if manifest.chunks:
-        prints = objects.fingerprints(f"{folder}/log_likelihood/c")
-        for number, chunk in enumerate(manifest.chunks):
-            path = layout.chunk_path(snapshot, number)
-            if prints.get(path) != chunk.fingerprint:
-                found[path] = "is not what was written" if path in prints else "is missing"
-    cure = "klray publish makes another snapshot from the columns once there is something new"
-    return [Damage("", path, f"store {objects.url}: {path} {what}; {cure}") for path, what in found.items()]
-
-
-def _wrong(objects: Objects, hashes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Paths whose objects are missing or have another SHA-256 than is announced, and what is wrong."""
-    for (path, sha256), body in zip(hashes.items(), objects.get_many(list(hashes)), strict=True):
-        if body is None:
-            yield path, "is missing"
-        elif (found := hashlib.sha256(body).hexdigest()) != sha256:
-            yield path, f"holds other bytes than were written (SHA-256 {found[:12]}, {sha256[:12]} was written)"
+    cure = "klray publish makes another snapshot from the columns"
+    return [
+        Damage("", path, f"store {objects.url}: {path} {what}; {cure}")
+        for path, what in damaged_objects(objects, manifest).items()
+    ]

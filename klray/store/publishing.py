@@ -24,7 +24,7 @@ from klray.store import layout
 from klray.store.catalog import COORDINATES, PROVENANCE, Catalog, Coordinate, read_catalog
 from klray.store.columns import StoredColumn, read_columns
 from klray.store.datasets import encode_dataset
-from klray.store.snapshots import Chunk, Manifest, TextFacts, move_latest
+from klray.store.snapshots import Chunk, Manifest, TextFacts, damaged_objects, move_latest
 
 log = logging.getLogger("klray")
 
@@ -39,6 +39,8 @@ THREADS = 4
 
 def publish(objects: Objects, texts: TextFacts, report: Report | None = None) -> tuple[Manifest, bool]:
     """Gather every committed column into a snapshot; (manifest, True), or (the latest, False) when nothing is new.
+
+    A latest snapshot that is damaged is made up for by another with the same content.
 
     Models keep their places: a snapshot starts with those of the one before, as far as their columns still stand, so
     that analyses can be continued.
@@ -55,7 +57,10 @@ def publish(objects: Objects, texts: TextFacts, report: Report | None = None) ->
         raise StoreError(f"store {objects.url} has no committed column to publish; run: klray score")
     content = catalog.content
     if base and base.content == content:
-        return base, False
+        damaged = damaged_objects(objects, base)
+        if not damaged:
+            return base, False
+        log.warning("snapshot %s is damaged (%s ...): making another", base.id, next(iter(damaged)))
     now = datetime.now(UTC)
     identifier = _identifier(now, content, base)
     if not objects.create(layout.claim_path(identifier), uuid.uuid4().hex.encode()):

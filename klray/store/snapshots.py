@@ -7,8 +7,10 @@ old snapshot or the new one, never a part.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -137,6 +139,32 @@ def read_manifests(objects: Objects, ids: list[str]) -> list[Manifest]:
         except (ValueError, TypeError) as error:
             log.warning("snapshot %s of store %s cannot be read (%s)", identifier, objects.url, error)
     return manifests
+
+
+def damaged_objects(objects: Objects, manifest: Manifest) -> dict[str, str]:
+    """Objects of a snapshot that are not what was written, and what is wrong with each.
+
+    Small objects are hashed; chunks must have the fingerprint that they had.
+    """
+    folder = layout.snapshot_path(manifest.id)
+    found = wrong_objects(objects, {f"{folder}/{name}": sha256 for name, sha256 in manifest.objects.items()})
+    prints = objects.fingerprints(f"{folder}/log_likelihood/c") if manifest.chunks else {}
+    for number, chunk in enumerate(manifest.chunks):
+        path = layout.chunk_path(manifest.id, number)
+        if prints.get(path) != chunk.fingerprint:
+            found[path] = "is not what was written" if path in prints else "is missing"
+    return found
+
+
+def wrong_objects(objects: Objects, hashes: Mapping[str, str]) -> dict[str, str]:
+    """Paths whose objects are missing or have another SHA-256 than announced, and what is wrong with each."""
+    wrong = {}
+    for (path, sha256), body in zip(hashes.items(), objects.get_many(list(hashes)), strict=True):
+        if body is None:
+            wrong[path] = "is missing"
+        elif (found := hashlib.sha256(body).hexdigest()) != sha256:
+            wrong[path] = f"holds other bytes than were written (SHA-256 {found[:12]}, {sha256[:12]} was written)"
+    return wrong
 
 
 def open_snapshot(objects: Objects, snapshot: str) -> xr.Dataset:
