@@ -155,6 +155,17 @@ def test_store_whose_creation_was_cut_short_is_completed(tmp_path: Path) -> None
     np.testing.assert_array_equal(again.texts.text_bytes, TEXTS.n_bytes)
 
 
+def test_repair_leaves_a_column_that_was_written_anew_since_the_audit(folder_store: Store) -> None:
+    add(folder_store, column("a", 1))
+    (commit,) = folder_store.commits()
+    folder_store.objects.delete_tree(f"{commit.path}/log_likelihood/c")
+    found = folder_store.audit()
+    assert folder_store.repair(folder_store.audit(), timedelta(hours=1)) == [f"commits/{commit.key}.json"]
+    assert folder_store.commit(folder_store.write_column(column("a", 1), "e" * 32))
+    assert folder_store.repair(found, timedelta(hours=1)) == []
+    assert [each.attempt for each in folder_store.commits()] == ["e" * 32]
+
+
 def test_store_whose_creator_died_between_two_arrays_is_completed(
     folder_store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

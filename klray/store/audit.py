@@ -86,7 +86,7 @@ def repair(objects: Objects, found: Audit, grace: timedelta) -> list[str]:
     """
     removed = []
     for damage in found.damages:
-        if damage.key:
+        if damage.key and _stands(objects, damage):
             objects.delete_tree(layout.commit_path(damage.key))
             removed.append(layout.commit_path(damage.key))
     now = datetime.now(UTC)
@@ -95,6 +95,17 @@ def repair(objects: Objects, found: Audit, grace: timedelta) -> list[str]:
             objects.delete_tree(leftover.path)
             removed.append(leftover.path)
     return removed
+
+
+def _stands(objects: Objects, damage: Damage) -> bool:
+    """Whether the commit is the one that was found damaged, and not one made anew after another repair took it out.
+
+    Between this look and the deletion that can still happen: no S3 server at large deletes conditionally.
+    """
+    try:
+        return [commit.path for commit in find_commits(objects, [damage.key])] == [damage.path]
+    except StoreError:
+        return not damage.path  # unreadable, as it was
 
 
 def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, datetime]) -> list[Leftover]:

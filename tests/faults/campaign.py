@@ -135,7 +135,7 @@ def campaign(planned: list[Batch], workers: int) -> int:
             if violation:
                 violations[batch.kind] += 1
                 print(f"\nVIOLATION\n{violation}\nagain: {batch.line}\n", flush=True)
-            elif sys.stdout.isatty() or done % 20 == 0:
+            elif sys.stdout.isatty() or done % 5 == 0:
                 print(f"{done} of {len(planned)} batches, {sum(violations.values())} violations", flush=True)
     print(table(planned, tallies, violations, seconds))
     return 1 if violations else 0

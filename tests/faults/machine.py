@@ -14,6 +14,9 @@ all of them production code in threads (``gates``), stopped after any number of 
 after any operation; an OSError from an operation that was not done, and from one that was (lost acknowledgement);
 damage to columns, commits and snapshots; leftovers that grow old; two publishers in one millisecond.
 
+Not injected: two repairs at the same moment, between whose look and deletion a column can be written anew; S3 has no
+conditional deletion that is the same everywhere.
+
 Not production: the clock that names snapshots, pools of one thread, and snapshots without half of the coordinates.
 """
 
@@ -42,10 +45,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from klray.errors import StoreError
 from klray.objects import FolderObjects
 from klray.store import Store, audit, publishing
-from tests.faults.gates import Actor, Fault
+from tests.faults.gates import TO_THE_BRINK, UNLIMITED, Actor, Fault
 from tests.faults.model import TEXTS, Inline, Model, make_column, sha256, small_snapshots
 
-N_KEYS = 5
+N_KEYS = 3
 SPARE_KEY = 99  # committed at the end where the newest snapshot was damaged, so that there is something to publish
 MOST_ACTORS = 4
 GRACE = timedelta(days=1)
@@ -55,9 +58,9 @@ SHRINK = bool(os.environ.get("SHRINK"))
 
 KINDS = ["writer"] * 6 + ["retrying writer"] * 2 + ["publisher"] * 3 + ["audit", "repair", "repair", "reader", "reader"]
 DISTURBANCES = ["tick", "age", "damage", "damage snapshot"]
-MOVES = ["advance"] * 25 + KINDS + DISTURBANCES
+MOVES = ["advance"] * 25 + KINDS + ["publisher", "reader"] + DISTURBANCES + ["damage snapshot"] * 3
 FAULTS = [Fault.NONE] * 6 + [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.ERROR_BEFORE, Fault.ERROR_AFTER]
-OPERATIONS = [1, 1, 1, 2, 2, 3, 4, 6, 9, 14, 25, 60, 1000]
+OPERATIONS = [*[TO_THE_BRINK] * 5, 1, 1, 2, 3, 4, 6, 9, 14, 25, 1000]
 
 tally: collections.Counter[str] = collections.Counter()
 
@@ -115,6 +118,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _start(self, kind: str, number: int) -> None:
         """Another job begins and stops at its first operation."""
+        if kind == "repair" and any(actor.name.startswith("repair") for actor in self.actors):
+            kind = "audit"
         self.began += 1
         name = f"{kind} {self.began}"
         tally[kind] += 1
@@ -135,6 +140,8 @@ class StoreMachine(RuleBasedStateMachine):
             note(f"{actor.name}: {' | '.join(actor.operations)} -> {actor.error or actor.result}")
             if actor.error is None and not actor.crashed:
                 self.judges[actor.name](actor.result)
+            elif isinstance(actor.error, ValueError) and "reader" in actor.name and self.damaged_snapshots:
+                pass  # Zarr's own words for a chunk that was cut: an error, not other values
             elif isinstance(actor.error, StoreError):
                 self._judge_refusal(actor)
             elif actor.error is not None and not _injected(actor.error):
@@ -281,7 +288,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A chunk of a snapshot is no longer what was written."""
         if not self.model.snapshots or self.damaged_snapshots:
             return
-        snapshot = sorted(self.model.snapshots)[who % len(self.model.snapshots)]
+        snapshot = sorted(self.model.snapshots)[-1 - (who // 6) % len(self.model.snapshots)]
         chunks = _chunks(self.folder / "snapshots" / snapshot)
         _damage(chunks[who % len(chunks) :], ["flip", "cut", "lose"][who % 3])
         self.damaged_snapshots.add(snapshot)
@@ -304,6 +311,10 @@ class StoreMachine(RuleBasedStateMachine):
         for snapshot in finished - self.model.snapshots.keys():
             self.model.see_snapshot(snapshot, *self._rows(snapshot))
             tally["snapshots"] += 1
+        latest = self.folder / "snapshots" / "LATEST.json"
+        if latest.exists():
+            named = json.loads(latest.read_bytes())["id"]
+            assert named in self.model.snapshots, f"LATEST names {named}, which is not finished"
 
     def _rows(self, snapshot: str) -> tuple[list[str], np.ndarray]:
         group = zarr.open_group(self.folder / "snapshots" / snapshot, mode="r", zarr_format=3)
@@ -317,7 +328,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             self.clock.milliseconds += 1
             while self.actors:
-                self._advance(self.actors[0], 10**6, Fault.NONE)
+                self._advance(self.actors[0], UNLIMITED, Fault.NONE)
             self._judge_failures()
             self._judge_audit()
             self._complete()
