@@ -175,8 +175,10 @@ def _rows_of(objects: Objects, base: Manifest) -> Rows | None:
     if not base.objects:  # klray 0.1.0 before its first release
         return {"key": _LABELS.array(open_snapshot(objects, base.id)["key"].values)}
     folder = layout.snapshot_path(base.id)
+    arrays = {name for name in base.objects if name.endswith("/zarr.json") and name != f"{layout.PROVENANCE}/zarr.json"}
+    names = [name for name in base.objects if name not in arrays]
     bodies: dict[str, bytes] = {}
-    for name, body in zip(base.objects, objects.get_many([f"{folder}/{name}" for name in base.objects]), strict=True):
+    for name, body in zip(names, objects.get_many([f"{folder}/{name}" for name in names]), strict=True):
         if body is None or hashlib.sha256(body).hexdigest() != base.objects[name]:
             log.warning("%s/%s of the snapshot before is missing or damaged: reading every commit", folder, name)
             return None

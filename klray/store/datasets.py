@@ -26,20 +26,22 @@ def encode_group(fill: Callable[[zarr.Group], None]) -> dict[str, bytes]:
     return {key: buffer.to_bytes() for key, buffer in buffers.items()}
 
 
-def encode_dataset(data: xr.Dataset) -> dict[str, bytes]:
-    """The objects of a Dataset in memory, with consolidated metadata; of a Dask-backed variable the metadata alone."""
+def encode_dataset(data: xr.Dataset, fill: Callable[[zarr.Group], None] | None = None) -> dict[str, bytes]:
+    """The objects of a Dataset in memory, with consolidated metadata; ``fill`` may add arrays to its group."""
     buffers: dict[str, Any] = {}
     with _consolidating():
-        data.to_zarr(
-            MemoryStore(buffers), mode="w-", zarr_format=3, consolidated=True, compute=False, write_empty_chunks=True
-        )
+        data.to_zarr(MemoryStore(buffers), mode="w-", zarr_format=3, consolidated=False, write_empty_chunks=True)
+        if fill is not None:
+            fill(zarr.open_group(MemoryStore(buffers), mode="r+", zarr_format=3))
+        zarr.consolidate_metadata(MemoryStore(buffers), zarr_format=3)
     return {key: buffer.to_bytes() for key, buffer in buffers.items()}
 
 
 def decode_dataset(bodies: dict[str, bytes], group: str = "") -> xr.Dataset:
     """Inverse of ``encode_dataset``, of those ``bodies`` whose keys are below ``group``.
 
-    Values of variables whose chunks are not among ``bodies`` must not be read.
+    Metadata of single arrays are not needed, because the group's are consolidated. Values of variables whose chunks are
+    not among ``bodies`` must not be read.
     """
     buffers = {
         key.removeprefix(group): default_buffer_prototype().buffer.from_bytes(body)

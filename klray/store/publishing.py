@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+import zarr
 
 from klray.errors import StoreError
 from klray.objects import Objects
@@ -68,11 +68,10 @@ def publish(objects: Objects, texts: TextFacts, report: Report | None = None) ->
             f"store {objects.url}: another publisher is writing snapshot {identifier} this moment; run publish again"
         )
     chunk_models = min(len(catalog), max(1, CHUNK_BYTES // (4 * len(texts.text_bytes))))
+    shape = len(catalog), len(texts.text_bytes)
+    models = encode_dataset(_dataset(texts, catalog, identifier), lambda group: _describe(group, shape, chunk_models))
     columns = encode_dataset(_provenance(catalog))
-    bodies = {
-        **encode_dataset(_dataset(texts, catalog, chunk_models, identifier)),
-        **{f"{layout.PROVENANCE}/{name}": body for name, body in columns.items()},
-    }
+    bodies = {**models, **{f"{layout.PROVENANCE}/{name}": body for name, body in columns.items()}}
     folder = layout.snapshot_path(identifier)
     objects.put_many({f"{folder}/{name}": body for name, body in bodies.items()})
     manifest = Manifest(
@@ -102,19 +101,15 @@ def _identifier(now: datetime, content: str, base: Manifest | None) -> str:
     return identifier
 
 
-def _dataset(texts: TextFacts, catalog: Catalog, chunk_models: int, identifier: str) -> xr.Dataset:
-    """The snapshot as Zarr describes it, without its log-likelihoods."""
-    shape = len(catalog), len(texts.text_bytes)
-    _, _, unit, meaning = layout.ARRAYS["log_likelihood"]
-    _, _, bytes_unit, bytes_meaning = layout.ARRAYS["text_bytes"]
-    values = da.empty(shape, dtype=np.float32, chunks=shape)
-    data = xr.Dataset(
-        {"log_likelihood": (("model", "text"), values, _described(unit, meaning))},
+def _dataset(texts: TextFacts, catalog: Catalog, identifier: str) -> xr.Dataset:
+    """The coordinates of a snapshot."""
+    _, _, unit, meaning = layout.ARRAYS["text_bytes"]
+    return xr.Dataset(
         coords={
             "model": catalog.labels(),
             **_variables(catalog, COORDINATES),
-            "text": np.arange(shape[1], dtype=np.int64),
-            "text_bytes": ("text", texts.text_bytes, _described(bytes_unit, bytes_meaning)),
+            "text": np.arange(len(texts.text_bytes), dtype=np.int64),
+            "text_bytes": ("text", texts.text_bytes, {"units": unit, "long_name": meaning}),
             "domain": ("text", np.array(texts.domains, dtype=np.dtypes.StringDType())),
         },
         attrs={
@@ -126,8 +121,21 @@ def _dataset(texts: TextFacts, catalog: Catalog, chunk_models: int, identifier: 
             "references": layout.REFERENCES,
         },
     )
-    data["log_likelihood"].encoding = {"chunks": (chunk_models, shape[1]), "_FillValue": np.nan, "compressors": None}
-    return data
+
+
+def _describe(group: zarr.Group, shape: tuple[int, int], chunk_models: int) -> None:
+    """Make the array of a snapshot's log-likelihoods, whose chunks are written one by one."""
+    _, dtype, unit, meaning = layout.ARRAYS["log_likelihood"]
+    group.create_array(
+        "log_likelihood",
+        shape=shape,
+        chunks=(chunk_models, shape[1]),
+        dtype=dtype,
+        fill_value=float("nan"),
+        dimension_names=("model", "text"),
+        attributes={"units": unit, "long_name": meaning},
+        compressors=None,  # the bytes of a chunk are its values
+    )
 
 
 def _provenance(catalog: Catalog) -> xr.Dataset:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import dask.array  # noqa: F401 - xarray imports it when it is first used: 0.9 s that are no work
 import numpy as np
 import s3fs
 

@@ -30,7 +30,7 @@ import s3fs
 
 from klray.errors import StoreError
 from klray.objects import bucket as bucket_module
-from klray.objects import s3
+from klray.objects import opening, s3
 from klray.store import Store
 from tests.faults.model import TEXTS, Model, make_column, sha256, small_snapshots
 from tests.faults.proxy import Plan, Proxy, proxy
@@ -51,8 +51,10 @@ class Outcome:
     told: list[tuple[str, str, bool]] = dataclasses.field(default_factory=list)
 
 
-def run(schedules: int, seed: int, name: str = "moto") -> collections.Counter[str]:
+def run(schedules: int, seed: int, name: str = "moto", backend: str = "s3fs") -> collections.Counter[str]:
     """Run that many schedules with the seeds ``seed`` and above; returns what happened how often.
+
+    ``name`` is the server's, ``backend`` the library through which klray asks it.
 
     Raises
     ------
@@ -61,6 +63,7 @@ def run(schedules: int, seed: int, name: str = "moto") -> collections.Counter[st
     """
     tally: collections.Counter[str] = collections.Counter()
     with (
+        mock.patch.object(opening, "DEFAULT_BACKEND", backend),
         server(name) as running,
         proxy(running.endpoint) as network,
         quick_retries(),

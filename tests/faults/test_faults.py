@@ -15,9 +15,8 @@ def test_machine_finds_no_schedule_that_breaks_a_promise() -> None:
 
 
 @pytest.mark.parametrize(("backend", "schedules"), [("s3fs", 5), ("obstore", 2)])
-def test_jobs_survive_a_network_that_misbehaves(backend: str, schedules: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("klray.objects.opening.DEFAULT_BACKEND", backend)
-    done = network.run(schedules, seed=1)
+def test_jobs_survive_a_network_that_misbehaves(backend: str, schedules: int) -> None:
+    done = network.run(schedules, 1, "moto", backend)
     assert done["schedules"] == schedules
 
 
