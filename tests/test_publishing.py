@@ -197,19 +197,22 @@ def test_id_is_above_that_of_the_snapshot_before_when_the_clock_is_behind(
     assert store.publish()[0].id > second.id and store.manifest().n_models == 3
 
 
-def test_damaged_coordinates_of_the_snapshot_before_are_not_handed_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["step/c/0", layout.CATALOG])
+def test_damaged_facts_of_the_snapshot_before_are_not_handed_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     store = Store.create(str(tmp_path), TEXTS)
     add(store, column("a", 1), column("a", 2))
     first, _ = store.publish()
-    steps = tmp_path / "snapshots" / first.id / "step" / "c" / "0"
-    steps.write_bytes(steps.read_bytes()[::-1])
-    assert [damage.path for damage in store.audit().damages] == [f"snapshots/{first.id}/step/c/0"]
+    damaged = tmp_path / "snapshots" / first.id / name
+    damaged.write_bytes(damaged.read_bytes()[::-1])
+    assert [damage.path for damage in store.audit().damages] == [f"snapshots/{first.id}/{name}"]
     add(store, column("a", 3))
     store.publish()
-    assert "step/c/0 of the snapshot before is missing or damaged: reading every commit" in caplog.text
-    assert sorted(store.dataset()["step"].values) == [1, 2, 3]
+    said = f"{layout.CATALOG} of the snapshot before is missing or damaged: reading every commit" in caplog.text
+    assert said == (name == layout.CATALOG)
+    assert store.dataset()["step"].values.tolist() == [1, 2, 3]
+    assert_holds(store, *(column("a", step) for step in (1, 2, 3)))
 
 
 @pytest.mark.parametrize("lost", ["log_likelihood/c/0/0", "step/c/0", "zarr.json"])

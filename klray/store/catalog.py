@@ -1,13 +1,15 @@
 """Catalog: the facts about every committed column, a row for each model that a snapshot of now would hold.
 
-Commits are small objects in their thousands. A snapshot carries their facts as coordinates, so the catalog is the
-latest snapshot's coordinates and the commits that it lacks: what costs requests is only what is new.
+Commits are small objects in their thousands. A snapshot keeps their facts in one object, so the catalog is that of the
+latest snapshot and the commits that it lacks: what costs requests is only what is new.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +21,6 @@ import numpy as np
 from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import Commit, StoredColumn, committed, find_commits
-from klray.store.datasets import decode_dataset
 from klray.store.snapshots import Manifest, open_snapshot
 
 log = logging.getLogger("klray")
@@ -28,6 +29,10 @@ Rows = dict[str, np.ndarray]  # name of a coordinate: (model,) values
 
 COMMITS_AT_ONCE = 512
 NO_NUMBER = "-1 when there is none"
+
+
+def _microseconds(when: datetime) -> np.datetime64:
+    return np.datetime64(when.replace(tzinfo=None), "us")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Coordinate:
         if self.kind == "label":
             return np.array([str(value or "") for value in values], dtype=np.dtypes.StringDType())
         if self.kind == "time":
-            return np.array([np.datetime64(value.replace(tzinfo=None), "us") for value in values], "datetime64[us]")
+            return np.array([_microseconds(value) for value in values], "datetime64[us]")
         return np.array([-1 if value is None else int(value) for value in values], dtype=np.int64)
 
 
@@ -128,6 +133,13 @@ class Catalog:
             for row, end in zip(first[chosen], ends[chosen], strict=True)
         ]
 
+    def to_json(self) -> bytes:
+        """The rows as a snapshot keeps them for the next one: gzipped JSON, a list for each name, times in us."""
+        values = {
+            name: (row.astype(np.int64) if row.dtype.kind == "M" else row).tolist() for name, row in self.rows.items()
+        }
+        return gzip.compress(json.dumps(values, separators=(",", ":")).encode(), compresslevel=1, mtime=0)
+
     def labels(self) -> np.ndarray:
         """A name for every row, each another: repository@revision, and what tells it from others of that revision."""
         names = ("repository", "revision", "commit", "dtype", "quantization", "layer")
@@ -153,7 +165,7 @@ def read_catalog(objects: Objects, base: Manifest | None, report: Callable[[int,
     """
     written = committed(objects)
     old = _rows_of(objects, base) if base else None
-    times = {key: np.datetime64(when.replace(tzinfo=None), "us") for key, when in written.items()}
+    times = {key: _microseconds(when) for key, when in written.items()}
     kept = np.array([], dtype=bool)
     if old is not None and "path" in old:
         kept = np.array([times.get(key) == time for key, time in zip(old["key"], old["committed"], strict=True)], bool)
@@ -171,20 +183,19 @@ def read_catalog(objects: Objects, base: Manifest | None, report: Callable[[int,
 
 
 def _rows_of(objects: Objects, base: Manifest) -> Rows | None:
-    """Coordinates of a snapshot, or its keys alone when it does not say where its columns are; None if damaged."""
+    """Rows of a snapshot, or its keys alone when it does not say where its columns are; None if damaged."""
     if not base.objects:  # klray 0.1.0 before its first release
         return {"key": _LABELS.array(open_snapshot(objects, base.id)["key"].values)}
-    folder = layout.snapshot_path(base.id)
-    arrays = {name for name in base.objects if name.endswith("/zarr.json") and name != f"{layout.PROVENANCE}/zarr.json"}
-    names = [name for name in base.objects if name not in arrays]
-    bodies: dict[str, bytes] = {}
-    for name, body in zip(names, objects.get_many([f"{folder}/{name}" for name in names]), strict=True):
-        if body is None or hashlib.sha256(body).hexdigest() != base.objects[name]:
-            log.warning("%s/%s of the snapshot before is missing or damaged: reading every commit", folder, name)
-            return None
-        bodies[name] = body
-    models, columns = decode_dataset(bodies), decode_dataset(bodies, f"{layout.PROVENANCE}/")
-    return {name: (models if name in COORDINATES else columns)[name].values for name in _ALL}
+    path = f"{layout.snapshot_path(base.id)}/{layout.CATALOG}"
+    body = objects.get(path)
+    if body is None or hashlib.sha256(body).hexdigest() != base.objects.get(layout.CATALOG):
+        log.warning("%s of the snapshot before is missing or damaged: reading every commit", path)
+        return None
+    values = json.loads(gzip.decompress(body))
+    return {
+        name: np.array(values[name], "datetime64[us]") if each is _TIMES else each.array(values[name])
+        for name, each in _ALL.items()
+    }
 
 
 def _rows(commits: Sequence[Commit], written: Mapping[str, datetime]) -> Rows:

@@ -12,7 +12,6 @@ import xarray as xr
 import zarr
 from xarray.backends import BackendArray
 from xarray.core import indexing
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from klray.objects import Objects
@@ -35,20 +34,6 @@ def encode_dataset(data: xr.Dataset, fill: Callable[[zarr.Group], None] | None =
             fill(zarr.open_group(MemoryStore(buffers), mode="r+", zarr_format=3))
         zarr.consolidate_metadata(MemoryStore(buffers), zarr_format=3)
     return {key: buffer.to_bytes() for key, buffer in buffers.items()}
-
-
-def decode_dataset(bodies: dict[str, bytes], group: str = "") -> xr.Dataset:
-    """Inverse of ``encode_dataset``, of those ``bodies`` whose keys are below ``group``.
-
-    Metadata of single arrays are not needed, because the group's are consolidated. Values of variables whose chunks are
-    not among ``bodies`` must not be read.
-    """
-    buffers = {
-        key.removeprefix(group): default_buffer_prototype().buffer.from_bytes(body)
-        for key, body in bodies.items()
-        if key.startswith(group)
-    }
-    return xr.open_dataset(MemoryStore(buffers), engine="zarr", chunks=None, consolidated=True, zarr_format=3)
 
 
 def write_dataset(objects: Objects, path: str, data: xr.Dataset) -> None:

@@ -17,7 +17,7 @@ FAILURES = "failures"
 PLANS = "plans"
 SNAPSHOTS = "snapshots"
 RESULTS = "results"
-PROVENANCE = "columns"  # group in a snapshot: from which columns its models are
+CATALOG = "catalog.json.gz"  # in a snapshot: all facts about its models, and from which columns they are
 LATEST = f"{SNAPSHOTS}/LATEST.json"
 
 REFERENCES = "arXiv:2505.15353, arXiv:2502.16173"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -21,7 +21,7 @@ import zarr
 from klray.errors import StoreError
 from klray.objects import Objects
 from klray.store import layout
-from klray.store.catalog import COORDINATES, PROVENANCE, Catalog, Coordinate, read_catalog
+from klray.store.catalog import COORDINATES, Catalog, read_catalog
 from klray.store.columns import StoredColumn, read_columns
 from klray.store.datasets import encode_dataset
 from klray.store.snapshots import Chunk, Manifest, TextFacts, damaged_objects, move_latest
@@ -69,9 +69,8 @@ def publish(objects: Objects, texts: TextFacts, report: Report | None = None) ->
         )
     chunk_models = min(len(catalog), max(1, CHUNK_BYTES // (4 * len(texts.text_bytes))))
     shape = len(catalog), len(texts.text_bytes)
-    models = encode_dataset(_dataset(texts, catalog, identifier), lambda group: _describe(group, shape, chunk_models))
-    columns = encode_dataset(_provenance(catalog))
-    bodies = {**models, **{f"{layout.PROVENANCE}/{name}": body for name, body in columns.items()}}
+    bodies = encode_dataset(_dataset(texts, catalog, identifier), lambda group: _describe(group, shape, chunk_models))
+    bodies[layout.CATALOG] = catalog.to_json()
     folder = layout.snapshot_path(identifier)
     objects.put_many({f"{folder}/{name}": body for name, body in bodies.items()})
     manifest = Manifest(
@@ -107,7 +106,10 @@ def _dataset(texts: TextFacts, catalog: Catalog, identifier: str) -> xr.Dataset:
     return xr.Dataset(
         coords={
             "model": catalog.labels(),
-            **_variables(catalog, COORDINATES),
+            **{
+                name: ("model", catalog.rows[name], {"long_name": each.long_name} if each.long_name else {})
+                for name, each in COORDINATES.items()
+            },
             "text": np.arange(len(texts.text_bytes), dtype=np.int64),
             "text_bytes": ("text", texts.text_bytes, {"units": unit, "long_name": meaning}),
             "domain": ("text", np.array(texts.domains, dtype=np.dtypes.StringDType())),
@@ -138,24 +140,6 @@ def _describe(group: zarr.Group, shape: tuple[int, int], chunk_models: int) -> N
     )
 
 
-def _provenance(catalog: Catalog) -> xr.Dataset:
-    """From which columns the models are."""
-    data = xr.Dataset(_variables(catalog, PROVENANCE))
-    data["committed"].encoding = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
-    return data
-
-
-def _variables(catalog: Catalog, names: Mapping[str, Coordinate]) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
-    return {
-        name: ("model", catalog.rows[name], {"long_name": each.long_name} if each.long_name else {})
-        for name, each in names.items()
-    }
-
-
-def _described(unit: str, meaning: str) -> dict[str, str]:
-    return {"units": unit, "long_name": meaning}
-
-
 def _write_chunks(
     objects: Objects, catalog: Catalog, identifier: str, chunk_models: int, n_texts: int, told: Report
 ) -> tuple[Chunk, ...]:
@@ -163,9 +147,13 @@ def _write_chunks(
     hashes: list[str] = []
     with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None  # a chunk is written while the next is put together
-        for number, start in enumerate(range(0, n_models, chunk_models)):
-            stop = min(start + chunk_models, n_models)
-            sha256 = _copied(objects, catalog, identifier, number, start, stop, chunk_models)
+        ranges = [(start, min(start + chunk_models, n_models)) for start in range(0, n_models, chunk_models)]
+        copying = [
+            readers.submit(_copied, objects, catalog, identifier, number, start, stop, chunk_models)
+            for number, (start, stop) in enumerate(ranges)
+        ]
+        for number, (start, stop) in enumerate(ranges):
+            sha256 = copying[number].result()
             if sha256 is None:
                 block = np.full((chunk_models, n_texts), np.nan, dtype="<f4")
                 for rows in _gather(objects, catalog, number, start, stop, block, readers):
