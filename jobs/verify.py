@@ -26,7 +26,7 @@ def main(config: Config) -> int:
     print(f"columns    {found.sound:,} hold what was committed, {len(columns):,} do not")
     for damage in columns:
         print(f"  {damage.message}")
-    print(f"snapshots  {len(store.snapshot_ids()):,}, {len(snapshots):,} objects of them damaged or missing")
+    print(f"snapshots  {len(store.snapshot_ids()):,}; {len(snapshots):,} objects of snapshots and results are damaged")
     for damage in snapshots:
         print(f"  {damage.message}")
     print(f"leftovers  {len(found.leftovers):,}, of work that was cut short, came second or was replaced")

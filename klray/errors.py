@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
+
+# Of a URL, user and password before the host and the signature in the query give access; the rest may be shown.
+URL = re.compile(r"""(\w+://)(?:([^\s/?#]*)@)?([^\s?#'"<>]*)([?#][^\s'"<>]*)?""")
+# httpx says of a token that no header can hold: Illegal header value b'Bearer hf_...'
+HEADER = re.compile(r"""(['"](?:Bearer|Basic) )[^'"]*""")
 
 Reason = Literal[
     "repository_not_found",  # missing, private, or a wrong name
@@ -39,3 +45,12 @@ class CheckpointError(KlrayError):
 
 class StoreError(KlrayError):
     """The store cannot do what was asked: another text set, a newer schema, damaged or missing objects."""
+
+
+def without_secrets(words: str) -> str:
+    """Take user, password, query and fragment out of each URL in ``words``, and the credentials out of a header.
+
+    >>> without_secrets("404 for url 'https://me:word@host/a/b?signature=1f', twice")
+    "404 for url 'https://host/a/b', twice"
+    """
+    return HEADER.sub(r"\1...", URL.sub(r"\1\3", words))

@@ -97,9 +97,13 @@ def test_what_the_web_cannot_do_is_refused_in_words(served: tuple[str, Store, ty
         klray.open_dataset(f"{url}/elsewhere")
     with pytest.raises(StoreError, match=r"cannot be read \(.*check the address"):
         klray.open_dataset("http://127.0.0.1:9/store")
-    with pytest.raises(StoreError, match=r"store.url=https://\.\.\.@host/x holds a user or a password") as raised:
-        klray.open_dataset("https://me:word@host/x")
-    assert "word@" not in str(raised.value)
+    with pytest.raises(StoreError, match=r"store.url=https://\.\.\. holds a user, a password or a sig") as raised:
+        klray.open_dataset("https://me:wo@rd@host/x")
+    assert "rd@" not in str(raised.value)
+    for place in ("s3://KEY:se/cret@bucket/x", "https://host/x?X-Amz-Signature=secret"):
+        with pytest.raises(StoreError, match="take them out") as raised:
+            klray.open_dataset(place)
+        assert "cret" not in str(raised.value)
 
 
 def test_missing_chunk_is_an_error_and_not_nan(served: tuple[str, Store, type[Served]]) -> None:

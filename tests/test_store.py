@@ -367,7 +367,10 @@ def test_damaged_and_foreign_places_are_named(folder_store: Store, tmp_path: Pat
     folder_store.publish()
     (Path(folder_store.url) / "snapshots" / "LATEST.json").write_text("{cut")
     with pytest.raises(StoreError, match=r"snapshots/LATEST\.json is damaged .*remove it and run"):
-        folder_store.publish()
+        folder_store.dataset()
+    assert [damage.path for damage in folder_store.audit().damages] == ["snapshots/LATEST.json"]
+    folder_store.publish()
+    assert folder_store.dataset().sizes["model"] == 1 and folder_store.audit().damages == ()
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="is a file; name a folder"):
         Store.create(str(tmp_path / "file"), TEXTS)

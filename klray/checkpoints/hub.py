@@ -39,19 +39,15 @@ from huggingface_hub.utils import (
 )
 
 from klray.checkpoints.identity import RemoteFile
-from klray.errors import CheckpointError, Reason
+from klray.errors import URL, CheckpointError, Reason, without_secrets
 
 log = logging.getLogger("klray")
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# Of a URL, user and password before the host and the signature in the query give access; the rest may be shown.
-URL = re.compile(r"""(\w+://)(?:([^\s/?#]*)@)?([^\s?#'"<>]*)([?#][^\s'"<>]*)?""")
 CONTACT_SECONDS = 5.0  # to connect, and between two parts of an answer, when the hub is only asked who we are
 TIMEOUT_SECONDS = 60.0  # without one, huggingface_hub 2.4 waits for ever for a hub that accepts and then says nothing
 PAUSES_SECONDS = (1.0, 5.0)  # before the second and the third attempt at a file
-# httpx says of a token that no header can hold: Illegal header value b'Bearer hf_...'
-HEADER = re.compile(r"""(['"](?:Bearer|Basic) )[^'"]*""")
 TOO_MANY = 429
 TRANSIENT_STATUS = (408, TOO_MANY, 500, 502, 503, 504)
 # RuntimeError: after a refused connection huggingface_hub closes the client that all threads share, and the others find
@@ -92,15 +88,6 @@ class Hub:
     def from_environment(cls) -> Hub:
         """Hub of ``HF_ENDPOINT`` (default https://huggingface.co) with the token of ``HF_TOKEN`` or the saved login."""
         return cls((os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"), get_token())
-
-
-def without_secrets(words: str) -> str:
-    """Take user, password, query and fragment out of each URL in ``words``, and the credentials out of a header.
-
-    >>> without_secrets("404 for url 'https://me:word@host/a/b?signature=1f', twice")
-    "404 for url 'https://host/a/b', twice"
-    """
-    return HEADER.sub(r"\1...", URL.sub(r"\1\3", words))
 
 
 @dataclass(frozen=True)

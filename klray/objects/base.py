@@ -69,17 +69,20 @@ class Objects(abc.ABC):
     def get(self, key: str) -> bytes | None:
         """The object's bytes, or None when there is none."""
 
-    def get_json(self, key: str) -> Any:
-        """The object parsed as JSON, or None when there is none.
+    def get_json(self, key: str) -> dict[str, Any] | None:
+        """The object parsed as a JSON object, or None when there is none.
 
         Raises
         ------
         StoreError
-            The object is there and is no JSON.
+            The object is there and is no JSON object.
         """
         body = self.get(key)
         try:
-            return None if body is None else json.loads(body)
+            found = None if body is None else json.loads(body)
+            if found is not None and not isinstance(found, dict):
+                raise ValueError(f"it holds a {type(found).__name__}")
+            return found
         except ValueError as error:
             raise StoreError(
                 f"store {self.url}: {key} is damaged ({error}); remove it and run the command that wrote it again"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from botocore.exceptions import NoCredentialsError
 
-from klray.errors import StoreError
+from klray.errors import StoreError, without_secrets
 from klray.objects.base import Objects
 
 T = TypeVar("T")
@@ -180,7 +180,8 @@ class BucketObjects(Objects):
             except self.silence as error:
                 if last:
                     raise StoreError(
-                        f"store {self.url}: the server did not answer ({error}); check AWS_ENDPOINT_URL and the network"
+                        f"store {self.url}: the server did not answer ({without_secrets(str(error))}); check "
+                        "AWS_ENDPOINT_URL and the network"
                     ) from error
             except OSError as error:
                 codes = self._codes(error)

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from klray.errors import StoreError
 from klray.objects.base import TEMPORARY, Objects, is_temporary
@@ -114,10 +115,16 @@ class FolderObjects(Objects):
     def delete_tree(self, prefix: str) -> None:
         path = self.root / prefix
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, onerror=_unless_gone)
         else:
             path.unlink(missing_ok=True)
 
 
 def _fingerprint(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
+
+
+def _unless_gone(_: Any, __: str, found: tuple[type[BaseException], BaseException, Any]) -> None:
+    """What another process has removed meanwhile is removed."""
+    if not issubclass(found[0], FileNotFoundError):
+        raise found[1]

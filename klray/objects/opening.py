@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> 
     backend = options.pop("backend", DEFAULT_BACKEND)
     scheme, separator, rest = url.partition("://")
     if not separator:
+        if re.match(r"(s3|https?|file):", url):
+            raise StoreError(f"store.url={url}: write {url.split(':')[0]}:// with two slashes")
         return FolderObjects(Path(url))
-    if "@" in rest.split("/")[0]:
+    if scheme != "file" and ("@" in rest or (scheme != "s3" and re.search(r"[?#]", rest))):
         raise StoreError(
-            f"store.url={scheme}://...@{rest.split('@', 1)[1]} holds a user or a password, which would be shown and "
-            "kept; take them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+            f"store.url={scheme}://... holds a user, a password or a signature, which would be shown and kept; take "
+            "them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         )
     if scheme == "file":
         return FolderObjects(Path(rest))
@@ -46,6 +49,9 @@ def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> 
         raise StoreError(f"store.url={url}: klray opens folders, s3:// and https:// stores, not {scheme}://")
     if backend not in BACKENDS:
         raise StoreError(f"store.backend={backend}: klray asks S3 through {' or '.join(BACKENDS)}")
+    bucket = rest.split("/")[0]
+    if scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
+        raise StoreError(f"store.url={url}: {bucket!r} cannot be the name of a bucket; write s3://bucket/prefix")
     library, extra, name, kind = BACKENDS[backend] if scheme == "s3" else WEB
     try:
         module = importlib.import_module(f"klray.objects.{name}")  # the libraries are extras

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
+from fsspec.asyn import sync
 
 from klray.objects.bucket import REQUESTS_AT_ONCE, BucketObjects, Facts
 
@@ -64,14 +66,20 @@ class S3Objects(BucketObjects):
         return body
 
     def get_many(self, keys: list[str]) -> list[bytes | None]:
-        bodies: list[bytes | None] = []
-        for some in _batches(keys):
-            paths = [self._path(key) for key in some]
-            found = self._files.cat(paths, on_error="return", batch_size=REQUESTS_AT_ONCE)
-            for key, path in zip(some, paths, strict=True):
-                body = found[path]
-                bodies.append(body if isinstance(body, bytes) else self.get(key))
-        return bodies
+        bodies = sync(self._files.loop, self._fetch_all, [self._path(key) for key in keys])
+        found = zip(keys, bodies, strict=True)
+        return [body if isinstance(body, bytes) else self.get(key) for key, body in found]
+
+    async def _fetch_all(self, paths: list[str]) -> list[bytes | BaseException]:
+        # Not s3fs's cat of a list, which takes [ and * in a key for a pattern.
+        turn = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+        async def fetch(path: str) -> bytes:
+            async with turn:
+                body: bytes = await self._files._cat_file(path)
+                return body
+
+        return await asyncio.gather(*map(fetch, paths), return_exceptions=True)
 
     def _list(self, prefix: str) -> list[str]:
         paths: list[str] = self._files.ls(self._path(prefix), detail=False, refresh=True)

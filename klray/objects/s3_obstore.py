@@ -85,12 +85,6 @@ class ObstoreObjects(BucketObjects):
             credential_provider=None if self._anonymous else _credentials(session),
         )
 
-    @functools.cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        # obstore lets go of the interpreter while it waits; its coroutines took 1.4 times the CPU time of threads
-        # (2,000 objects of 40 kB). One pool for all callers: this many requests at once, however many ask.
-        return ThreadPoolExecutor(REQUESTS_AT_ONCE, "klray-s3")
-
     @property
     def endpoint(self) -> str:
         return str(self._client(self._session()).meta.endpoint_url)
@@ -117,7 +111,7 @@ class ObstoreObjects(BucketObjects):
                 self._files.put(key, body, use_multipart=len(body) > PARTS_ABOVE_BYTES)
 
     def put_many(self, bodies: Mapping[str, bytes]) -> None:
-        list(self._threads.map(self.put, bodies.keys(), bodies.values()))
+        list(_threads().map(self.put, bodies.keys(), bodies.values()))
 
     def _copy(self, source: str, target: str, fingerprint: str) -> bool:
         # obstore copies without a condition. Looking first will do: what a snapshot's chunk holds is never replaced.
@@ -132,7 +126,7 @@ class ObstoreObjects(BucketObjects):
             return self._files.get(key).bytes().to_bytes()
 
     def get_many(self, keys: list[str]) -> list[bytes | None]:
-        return list(self._threads.map(self.get, keys))
+        return list(_threads().map(self.get, keys))
 
     def _list(self, prefix: str) -> list[str]:
         with _in_words():
@@ -154,6 +148,13 @@ class ObstoreObjects(BucketObjects):
         return {
             code for pair in re.findall(r"status code: (\d{3})[^(]*(?:\((\w+)\))?", str(error)) for code in pair
         } - {""}
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    # obstore lets go of the interpreter while it waits; its coroutines took 1.4 times the CPU time of threads (2,000
+    # objects of 40 kB). One pool for all stores of a process: this many requests at once, however many ask.
+    return ThreadPoolExecutor(REQUESTS_AT_ONCE, "klray-s3")
 
 
 def _names(options: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,8 @@ from klray.errors import StoreError
 from klray.objects import Objects, is_temporary, probe
 from klray.store import layout
 from klray.store.columns import Commit, committed, find_commits, read_column
-from klray.store.snapshots import damaged_objects, read_manifest, snapshot_ids, wrong_objects
+from klray.store.results import damaged_results, read_marker
+from klray.store.snapshots import damaged_objects, last_finished, read_manifest, snapshot_ids, wrong_objects
 
 COLUMNS_AT_ONCE = 32  # checked by one thread; each has five objects
 THREADS = 4
@@ -22,7 +23,7 @@ THREADS = 4
 class Damage:
     """A commit whose column is not what was committed, or that cannot be read itself (``path`` is then empty).
 
-    Or a snapshot whose objects are not what was written; ``key`` is then empty.
+    Or a snapshot or result whose objects are not what was written; ``key`` is then empty.
     """
 
     key: str
@@ -70,6 +71,11 @@ def audit(objects: Objects, report: Callable[[int, int], None] | None = None) ->
     n_damaged = len(damages)
     for snapshot in snapshot_ids(objects):
         damages += _check_snapshot(objects, snapshot)
+    damages += _check_latest(objects)
+    again = "klray analyze writes another result"
+    for path, what in damaged_results(objects, filter(layout.is_result_marker, listing)).items():
+        words = what if what.startswith("store") else f"store {objects.url}: {path} {what}; {again}"
+        damages.append(Damage("", path, words))
     left = [
         leftover
         for leftover in leftovers(objects, named, listing)
@@ -89,9 +95,9 @@ def repair(objects: Objects, found: Audit, grace: timedelta) -> list[str]:
         if damage.key and _stands(objects, damage):
             objects.delete_tree(layout.commit_path(damage.key))
             removed.append(layout.commit_path(damage.key))
-    now = datetime.now(UTC)
+    now, keys = datetime.now(UTC), sorted(committed(objects))
     for leftover in found.leftovers:
-        if now - leftover.written >= grace:
+        if now - leftover.written >= grace and not _is_named(objects, leftover, keys):
             objects.delete_tree(leftover.path)
             removed.append(leftover.path)
     return removed
@@ -108,11 +114,40 @@ def _stands(objects: Objects, damage: Damage) -> bool:
         return not damage.path  # unreadable, as it was
 
 
+def _is_named(objects: Objects, leftover: Leftover, keys: Sequence[str]) -> bool:
+    """Whether something visible names what nothing named when it was found; ``keys`` are committed now."""
+    if leftover.kind == "column":
+        key8 = leftover.path.rsplit("/", 1)[-1][:8]
+        try:
+            commits = find_commits(objects, [key for key in keys if key.startswith(key8)])
+            return any(commit.path == leftover.path for commit in commits)
+        except StoreError:
+            return True  # of a commit that cannot be read nobody knows the folder
+    if leftover.kind == "snapshot":
+        return objects.get(layout.manifest_path(leftover.path.split("/")[1])) is not None
+    if leftover.kind == "result":
+        return leftover.path in _result_paths(objects, [f"{leftover.path.rsplit('/', 1)[0]}.json"])
+    return False
+
+
+def _result_paths(objects: Objects, markers: Iterable[str]) -> set[str]:
+    """Folders that markers name; of a marker that is damaged, the folder of all attempts at that analysis."""
+    named = set()
+    for path in markers:
+        try:
+            marker = read_marker(objects, path)
+        except StoreError:
+            named.add(path.removesuffix(".json"))
+        else:
+            named.update([str(marker["path"])] if marker else [])
+    return named
+
+
 def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, datetime]) -> list[Leftover]:
     """What is in ``listing`` that neither a commit (``columns``: their paths), a manifest nor a marker names."""
     named = set(columns)
     finished = {layout.snapshot_path(each) for each in snapshot_ids(objects)}
-    results = {str(objects.get_json(path)["path"]) for path in listing if layout.is_result_marker(path)}
+    results = _result_paths(objects, filter(layout.is_result_marker, listing))
     return [
         *(
             Leftover(path, kind, written)
@@ -123,7 +158,7 @@ def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, da
                 ("probe", probe.PREFIX, 2, set[str]()),
             )
             for path, written in _newest(listing, prefix, depth).items()
-            if path not in known
+            if path not in known and path.rsplit("/", 1)[0] not in known
         ),
         *(
             Leftover(path, "temporary", written)
@@ -166,6 +201,15 @@ def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Da
             except StoreError as error:
                 damages.append(Damage(commit.key, commit.path, str(error)))
     return commits, damages
+
+
+def _check_latest(objects: Objects) -> list[Damage]:
+    """Whether LATEST names the last of the finished snapshots."""
+    last, settled = last_finished(objects)
+    if last is None or settled:
+        return []
+    words = f"store {objects.url}: {layout.LATEST} does not name the last snapshot, {last.id}; klray publish mends it"
+    return [Damage("", layout.LATEST, words)]
 
 
 def _check_snapshot(objects: Objects, snapshot: str) -> list[Damage]:

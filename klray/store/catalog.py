@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from klray.errors import StoreError
 from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import Commit, StoredColumn, committed, find_commits
@@ -149,11 +150,13 @@ class Catalog:
             label = f"{repository}@{revision or commit[:12]}"
             label += "".join(f"+{each}" for each in (dtype, quantization) if each not in ("float32", "none"))
             labels.append(label + (f"#layer{layer}" if layer >= 0 else ""))
-        counts = Counter(labels)  # a branch that has moved: the same revision at two commits
-        return _LABELS.array(
-            f"{label}~{commit[:8]}" if counts[label] > 1 else label
-            for label, (_, _, commit, *_) in zip(labels, facts, strict=True)
-        )
+        # A branch that has moved: the same revision at two commits. Then what differs otherwise, such as the lens.
+        for tails in ([commit[:8] for _, _, commit, *_ in facts], [key[:8] for key in self.rows["key"]]):
+            counts = Counter(labels)
+            labels = [
+                f"{label}~{tail}" if counts[label] > 1 else label for label, tail in zip(labels, tails, strict=True)
+            ]
+        return _LABELS.array(labels)
 
 
 def read_catalog(objects: Objects, base: Manifest | None, report: Callable[[int, int], None] | None = None) -> Catalog:
@@ -164,38 +167,40 @@ def read_catalog(objects: Objects, base: Manifest | None, report: Callable[[int,
     stored.
     """
     written = committed(objects)
-    old = _rows_of(objects, base) if base else None
+    old = _rows_of(objects, base) if base else {"key": _LABELS.array([])}
     times = {key: _microseconds(when) for key, when in written.items()}
-    kept = np.array([], dtype=bool)
-    if old is not None and "path" in old:
-        kept = np.array([times.get(key) == time for key, time in zip(old["key"], old["committed"], strict=True)], bool)
-    known = set(old["key"][kept].tolist()) if old is not None and len(kept) else set()
-    fresh = sorted(set(written) - known)
-    parts = [_take(old, kept)] if old is not None and len(kept) else []
+    parts: list[Rows] = []
+    if "path" in old:
+        kept = [times.get(key) == time for key, time in zip(old["key"], old["committed"], strict=True)]
+        parts.append(_take(old, np.array(kept, dtype=bool)))
+    fresh = sorted(set(written) - {key for part in parts for key in part["key"].tolist()})
     for start in range(0, len(fresh), COMMITS_AT_ONCE):
         keys = fresh[start : start + COMMITS_AT_ONCE]
         parts.append(_rows(find_commits(objects, keys), written))
         if report:
             report(start + len(keys), len(fresh))
     rows = {name: np.concatenate([part[name] for part in parts] or [each.array([])]) for name, each in _ALL.items()}
-    rows = _take(rows, _order(rows, old["key"].tolist() if old is not None else []))
-    return Catalog(rows, base, _unchanged(rows, old if base and base.chunks else None))
+    rows = _take(rows, _order(rows, old["key"].tolist()))
+    return Catalog(rows, base, _unchanged(rows, old))
 
 
-def _rows_of(objects: Objects, base: Manifest) -> Rows | None:
-    """Rows of a snapshot, or its keys alone when it does not say where its columns are; None if damaged."""
-    if not base.objects:  # klray 0.1.0 before its first release
-        return {"key": _LABELS.array(open_snapshot(objects, base.id)["key"].values)}
+def _rows_of(objects: Objects, base: Manifest) -> Rows:
+    """Rows of a snapshot; its keys alone, in order, when it does not say where its columns are, or is damaged there."""
     path = f"{layout.snapshot_path(base.id)}/{layout.CATALOG}"
-    body = objects.get(path)
-    if body is None or hashlib.sha256(body).hexdigest() != base.objects.get(layout.CATALOG):
+    body = objects.get(path) if base.objects else None  # klray 0.1.0 before its first release kept no catalog
+    if body is not None and hashlib.sha256(body).hexdigest() == base.objects.get(layout.CATALOG):
+        values = json.loads(gzip.decompress(body))
+        return {
+            name: np.array(values[name], "datetime64[us]") if each is _TIMES else each.array(values[name])
+            for name, each in _ALL.items()
+        }
+    if base.objects:
         log.warning("%s of the snapshot before is missing or damaged: reading every commit", path)
-        return None
-    values = json.loads(gzip.decompress(body))
-    return {
-        name: np.array(values[name], "datetime64[us]") if each is _TIMES else each.array(values[name])
-        for name, each in _ALL.items()
-    }
+    try:
+        return {"key": _LABELS.array(open_snapshot(objects, base.id)["key"].values)}
+    except (StoreError, ValueError, KeyError, RuntimeError, OSError) as error:
+        log.warning("snapshot %s does not say the order of its models (%s): they are sorted anew", base.id, error)
+        return {"key": _LABELS.array([])}
 
 
 def _rows(commits: Sequence[Commit], written: Mapping[str, datetime]) -> Rows:
@@ -221,9 +226,9 @@ def _order(rows: Rows, before: list[str]) -> np.ndarray:
     return np.array(sorted(range(len(ranks)), key=ranks.__getitem__), dtype=np.int64)  # stable: layers stay in order
 
 
-def _unchanged(rows: Rows, old: Rows | None) -> np.ndarray:
+def _unchanged(rows: Rows, old: Rows) -> np.ndarray:
     unchanged = np.zeros(len(rows["key"]), dtype=bool)
-    if old is not None and "sha256" in old:
+    if "sha256" in old:
         n = min(len(unchanged), len(old["key"]))
         same = [rows[name][:n] == old[name][:n] for name in ("key", "sha256", "layer")]
         unchanged[:n] = np.logical_and.reduce(same)

@@ -25,6 +25,7 @@ from klray.objects import Objects
 from klray.store import layout
 from klray.store.datasets import encode_group
 from klray.store.identity import Identity
+from klray.store.seal import sealed, unsealed
 from klray.store.zarr_store import ZarrStore
 
 log = logging.getLogger("klray")
@@ -73,16 +74,25 @@ class Commit:
         return StoredColumn(self.key, self.identity.repository, self.path, self.sha256, len(self.layers))
 
     def to_json(self) -> bytes:
-        """Bytes of the commit object."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1).encode()
+        """Bytes of the commit object, with a hash of their own."""
+        return sealed(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, body: bytes) -> Commit:
-        """Inverse of ``to_json``."""
-        fields = json.loads(body)
+        """Inverse of ``to_json``.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            The bytes are not what was written.
+        """
+        fields = unsealed(json.loads(body))
         fields["identity"] = Identity(**fields["identity"])
         fields["layers"] = tuple(fields["layers"])
-        return cls(**fields)
+        commit = cls(**fields)
+        if commit.key != commit.identity.key:
+            raise ValueError("its key is not that of its identity")
+        return commit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +113,20 @@ def values_sha256(values: npt.NDArray[np.float32]) -> str:
 
 def write_column(objects: Objects, column: Column, attempt: str) -> Commit:
     """Write the column's group below a folder of its own; nobody sees it before ``commit_column``."""
+    bodies, commit = encode_column(column, attempt)
+    objects.put_many(bodies)
+    return commit
+
+
+def encode_column(column: Column, attempt: str) -> tuple[dict[str, bytes], Commit]:
+    """The objects of a column by their keys, and the commit that will make them visible."""
     values = np.ascontiguousarray(column.log_likelihood, dtype="<f4")
     assert values.shape == (len(column.layers), len(column.n_tokens))
     status = (np.asarray(column.n_tokens) == 0).astype(np.uint8)
     bodies = encode_group(lambda group: _fill(group, values, column.layers, status))
     key = column.identity.key
     path = layout.column_path(column.identity.repository, str(column.facts.get("revision", "")), key, attempt)
-    objects.put_many({f"{path}/{name}": body for name, body in bodies.items()})
-    return Commit(
+    commit = Commit(
         key=key,
         path=path,
         attempt=attempt,
@@ -123,6 +139,7 @@ def write_column(objects: Objects, column: Column, attempt: str) -> Commit:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         objects={name: hashlib.sha256(body).hexdigest() for name, body in sorted(bodies.items())},
     )
+    return {f"{path}/{name}": body for name, body in bodies.items()}, commit
 
 
 def _fill(
@@ -150,17 +167,18 @@ def _fill(
 def add_column(objects: Objects, column: Column) -> tuple[Commit, bool]:
     """Write and commit a column; (its commit, whether this attempt is the first).
 
-    A process that was suspended between the two, on a laptop or by a debugger, may find that its folder was removed
-    meanwhile as left over (``klray.store.audit.repair``): what took longer than ``COMMIT_WITHIN_SECONDS`` is written
-    anew.
+    A process that was stopped in between, on a laptop or by a debugger, may find that its folder was removed meanwhile
+    as left over (``klray.store.audit.repair``): after ``COMMIT_WITHIN_SECONDS`` the same bytes are put there again.
     """
-    while True:
-        start = time.time()  # the time of day: it goes on while the process or the machine is stopped
-        commit = write_column(objects, column, uuid.uuid4().hex)
-        seconds = time.time() - start
-        if seconds < COMMIT_WITHIN_SECONDS:
-            return commit, commit_column(objects, commit)
-        log.warning("writing column %s took %.0f s: writing it once more", commit.path, seconds)
+    start = time.time()  # the time of day: it goes on while the process or the machine is stopped
+    bodies, commit = encode_column(column, uuid.uuid4().hex)
+    objects.put_many(bodies)
+    first = commit_column(objects, commit)
+    seconds = time.time() - start
+    if first and seconds > COMMIT_WITHIN_SECONDS:
+        log.warning("column %s was committed %.0f s after it was begun: writing it once more", commit.path, seconds)
+        objects.put_many(bodies)
+    return commit, first
 
 
 def commit_column(objects: Objects, commit: Commit) -> bool:
@@ -203,11 +221,13 @@ def find_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
         if body is None:
             continue
         try:
-            commits.append(Commit.from_json(body))
-        except (ValueError, TypeError, KeyError) as error:
+            commit = Commit.from_json(body)
+            if commit.key != key:
+                raise ValueError(f"it is the commit of {commit.key}")
+            commits.append(commit)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StoreError(
-                f"store {objects.url}: commit {layout.commit_path(key)} cannot be read ({error}); "
-                "remove that object and score the checkpoint again"
+                f"store {objects.url}: commit {layout.commit_path(key)} is damaged ({error}); {_REQUEUE.format(key)}"
             ) from error
     return commits
 
@@ -239,7 +259,7 @@ def _checked(objects: Objects, column: StoredColumn, body: bytes | None) -> npt.
         found = values_sha256(values)
     except (FileNotFoundError, KeyError) as error:
         raise StoreError(f"{where} is committed but its objects are missing; {_REQUEUE.format(column.key)}") from error
-    except (ValueError, RuntimeError) as error:  # metadata that is no JSON, a chunk that does not decompress
+    except (ValueError, TypeError, RuntimeError) as error:  # metadata that is no JSON, a chunk that does not decompress
         values, found = np.empty(0, np.float32), f"unreadable bytes ({error})"
     if found != column.sha256:
         raise StoreError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,14 +42,16 @@ def write_dataset(objects: Objects, path: str, data: xr.Dataset) -> None:
         data.to_zarr(ZarrStore(objects, path), mode="w-", zarr_format=3, consolidated=True, write_empty_chunks=True)
 
 
-def open_dataset_below(objects: Objects, path: str, whole: str = "") -> xr.Dataset:
+def open_dataset_below(
+    objects: Objects, path: str, hashes: Mapping[str, str] | None = None, whole: str = ""
+) -> xr.Dataset:
     """The dataset below ``path``: variables Dask-backed, coordinates read when they are first looked at.
 
-    Labels are ``str`` objects: NumPy's variable-width strings cannot be cast to its fixed-width ones yet. Of the
-    arrays whose names match ``whole`` (a pattern) every chunk was written, so that a missing one raises StoreError in
-    place of reading as NaN.
+    Labels are ``str`` objects: NumPy's variable-width strings cannot be cast to its fixed-width ones yet. Objects that
+    ``hashes`` names are read only as they were written, and chunks of the arrays that match ``whole`` (a pattern) must
+    be there: else StoreError, never other values or fill values.
     """
-    store = ZarrStore(objects, path, whole=whole, read_only=True)
+    store = ZarrStore(objects, path, hashes=hashes, whole=whole, read_only=True)
     data = xr.open_dataset(store, engine="zarr", chunks=None, cache=False, consolidated=True, zarr_format=3)
     chunked = {name: data[name].variable.chunk(data[name].encoding["preferred_chunks"]) for name in data.data_vars}
     lazy = {name: _cached(each.variable) for name, each in data.coords.items() if name not in data.xindexes}

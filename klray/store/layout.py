@@ -69,7 +69,12 @@ def snapshot_path(snapshot: str) -> str:
 
 def chunk_path(snapshot: str, number: int) -> str:
     """One chunk of a snapshot's log_likelihood: some models, all texts, uncompressed."""
-    return f"{snapshot_path(snapshot)}/log_likelihood/c/{number}/0"
+    return f"{snapshot_path(snapshot)}/{chunk_name(number)}"
+
+
+def chunk_name(number: int) -> str:
+    """The same, below the snapshot's folder."""
+    return f"log_likelihood/c/{number}/0"
 
 
 def claim_path(snapshot: str) -> str:

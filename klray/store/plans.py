@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 
 from klray.objects import Objects
 from klray.store import layout
+
+log = logging.getLogger("klray")
 
 
 def record_plan(objects: Objects, family: str, keys: Iterable[str]) -> None:
@@ -21,8 +24,10 @@ def wanted_keys(objects: Objects) -> dict[str, set[str]]:
     """Keys of all columns that were ever asked for, by family."""
     wanted: dict[str, set[str]] = defaultdict(set)
     names = [name for name in objects.names(layout.PLANS) if name.endswith(".json")]
-    for body in objects.get_many([f"{layout.PLANS}/{name}" for name in names]):
-        if body is not None:
-            plan = json.loads(body)
-            wanted[str(plan["family"])].update(plan["keys"])
+    for name, body in zip(names, objects.get_many([f"{layout.PLANS}/{name}" for name in names]), strict=True):
+        try:
+            plan = {} if body is None else json.loads(body)
+            wanted[str(plan["family"])].update(map(str, plan["keys"]))
+        except (ValueError, TypeError, KeyError) as error:
+            log.warning("store %s: plan %s cannot be read (%s); it is passed over", objects.url, name, error)
     return dict(wanted)

@@ -86,6 +86,10 @@ def publish(objects: Objects, texts: TextFacts, report: Report | None = None) ->
         chunks=_write_chunks(objects, catalog, identifier, chunk_models, len(texts.text_bytes), told),
         objects={name: hashlib.sha256(body).hexdigest() for name, body in sorted(bodies.items())},
     )
+    # A publisher that was stopped may find that its folder was removed meanwhile as left over.
+    gone = {f"{folder}/{name}" for name in manifest.objects} - objects.walk(folder).keys()
+    if gone or not all(chunk.fingerprint for chunk in manifest.chunks):
+        raise StoreError(f"store {objects.url}: what was written to {folder} was removed meanwhile; run publish again")
     objects.create(layout.manifest_path(identifier), manifest.to_json())
     move_latest(objects, manifest)
     return manifest, True
@@ -170,7 +174,9 @@ def _write_chunks(
         if writing:
             writing.result()
     prints = objects.fingerprints(f"{layout.snapshot_path(identifier)}/log_likelihood/c")
-    return tuple(Chunk(sha256, prints[layout.chunk_path(identifier, number)]) for number, sha256 in enumerate(hashes))
+    return tuple(
+        Chunk(sha256, prints.get(layout.chunk_path(identifier, number), "")) for number, sha256 in enumerate(hashes)
+    )
 
 
 def _copied(

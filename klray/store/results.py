@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 import xarray as xr
 
@@ -12,6 +13,7 @@ from klray.errors import StoreError
 from klray.objects import Objects
 from klray.store import layout
 from klray.store.datasets import open_dataset_below, write_dataset
+from klray.store.seal import sealed, unsealed
 
 
 def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset) -> str:
@@ -25,9 +27,49 @@ def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset)
         raise StoreError(f"analysis.name={name!r}: use letters, digits, dots, dashes and underscores only")
     path = layout.result_path(snapshot, name, uuid.uuid4().hex)
     write_dataset(objects, path, result)
-    marker = {"path": path, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-    objects.put(layout.result_marker_path(snapshot, name), json.dumps(marker).encode())
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    marker = {"path": path, "created": created, "objects": objects.fingerprints(path)}
+    if f"{path}/zarr.json" not in marker["objects"]:
+        raise StoreError(f"store {objects.url}: what was written to {path} was removed meanwhile; run analyze again")
+    objects.put(layout.result_marker_path(snapshot, name), sealed(marker))
     return path
+
+
+def read_marker(objects: Objects, path: str) -> dict[str, Any] | None:
+    """A result's marker: where the result is, and the fingerprints of its objects; None if there is no marker.
+
+    Raises
+    ------
+    StoreError
+        The marker is damaged.
+    """
+    found = objects.get_json(path)
+    try:
+        marker = None if found is None else unsealed(found)
+        if marker is not None and not str(marker["path"]).startswith(path.removesuffix(".json")):
+            raise ValueError("it names another place")
+    except (ValueError, KeyError) as error:
+        raise StoreError(f"store {objects.url}: {path} is damaged ({error}); run klray analyze again") from error
+    return marker
+
+
+def damaged_results(objects: Objects, markers: Iterable[str]) -> dict[str, str]:
+    """Markers and objects of results that are not what was written, and what is wrong with each."""
+    wrong = {}
+    for path in markers:
+        try:
+            marker = read_marker(objects, path) or {}
+        except StoreError as error:
+            wrong[path] = str(error)
+            continue
+        there = objects.fingerprints(str(marker["path"])) if "objects" in marker else {}
+        for name, before in marker.get("objects", {}).items():
+            now = there.get(name)
+            if now is None:
+                wrong[name] = "is missing"
+            elif len(now) == len(before) and now != before:  # of another length in a store that was moved
+                wrong[name] = "is not what was written"
+    return wrong
 
 
 def result_names(objects: Objects, snapshot: str) -> list[str]:
@@ -44,11 +86,11 @@ def open_finished(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
     StoreError
         There is none of this name for this snapshot.
     """
-    marker = objects.get_json(layout.result_marker_path(snapshot, name))
+    marker = read_marker(objects, layout.result_marker_path(snapshot, name))
     if marker is None:
         there = f" ({', '.join(result_names(objects, snapshot)) or 'none'} there)" if objects.listable else ""
         raise StoreError(
             f"analysis.name={name}: snapshot {snapshot} of store {objects.url} has no such result{there}; "
             f"run: klray analyze store.url={objects.url} analysis.name={name}"
         )
-    return open_dataset_below(objects, str(marker["path"]))
+    return open_dataset_below(objects, str(marker["path"]), whole=".*" if "objects" in marker else "")

@@ -22,6 +22,7 @@ from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import committed
 from klray.store.datasets import open_dataset_below
+from klray.store.seal import sealed, unsealed
 
 log = logging.getLogger("klray")
 
@@ -56,14 +57,20 @@ class Manifest:
         return self.generation, self.n_columns, self.id
 
     def to_json(self) -> bytes:
-        """Bytes of the manifest object."""
-        return json.dumps(dataclasses.asdict(self), indent=1).encode()
+        """Bytes of the manifest object, with a hash of their own."""
+        return sealed(dataclasses.asdict(self))
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Manifest:
-        """Inverse of ``to_json``, its JSON parsed; fields that this klray does not know are passed over."""
+        """Inverse of ``to_json``, its JSON parsed; fields that this klray does not know are passed over.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The fields are not those that were written.
+        """
         known = {field.name for field in dataclasses.fields(cls)}
-        kept = {name: value for name, value in fields.items() if name in known}
+        kept = {name: value for name, value in unsealed(fields).items() if name in known}
         return cls(**{**kept, "chunks": tuple(Chunk(**chunk) for chunk in kept.get("chunks", ()))})
 
 
@@ -76,6 +83,12 @@ class TextFacts:
     text_bytes: npt.NDArray[np.int32]
     domains: tuple[str, ...]
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the bytes and the domains, as canonical JSON."""
+        facts = [self.text_bytes.tolist(), self.domains]
+        return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
+
 
 def snapshot_ids(objects: Objects) -> list[str]:
     """Ids of the finished snapshots, oldest first."""
@@ -84,17 +97,33 @@ def snapshot_ids(objects: Objects) -> list[str]:
 
 
 def latest_id(objects: Objects) -> str | None:
-    """Id of the newest snapshot, or None before the first publication."""
+    """Id of the newest snapshot, or None before the first publication.
+
+    Raises
+    ------
+    StoreError
+        LATEST is damaged.
+    """
     found = objects.get_json(layout.LATEST)
+    if found is not None and not layout.is_name(str(found.get("id"))):
+        raise StoreError(f"store {objects.url}: {layout.LATEST} names no snapshot; run klray publish to mend it")
     return None if found is None else str(found["id"])
 
 
 def last_finished(objects: Objects, own: Manifest | None = None) -> tuple[Manifest | None, bool]:
     """(manifest of the last of the finished snapshots, whether LATEST points to it); None if there is none."""
-    now = latest_id(objects)
-    ids = [each for each in snapshot_ids(objects) if now is None or each >= now]  # an id is above its parent's
-    found = read_manifests(objects, ids) + ([own] if own else [])
-    last = max(found, key=lambda manifest: manifest.order, default=None)
+    ids = snapshot_ids(objects)
+    try:
+        now = latest_id(objects)
+    except StoreError as error:
+        log.warning("%s", error)
+        now = None
+    # An id is above its parent's, so that those below LATEST's need not be read; unless LATEST names none of them.
+    recent = [each for each in ids if each >= now] if now in ids else ids
+    found = read_manifests(objects, recent)
+    if not found and recent != ids:
+        found = read_manifests(objects, ids)  # the newest are damaged
+    last = max([*found, *([own] if own else [])], key=lambda manifest: manifest.order, default=None)
     return last, last is None or last.id == now
 
 
@@ -127,7 +156,13 @@ def read_manifest(objects: Objects, snapshot: str) -> Manifest:
     if fields is None:
         there = f"; it has {', '.join(snapshot_ids(objects)[-5:]) or 'none'} (newest last)" if objects.listable else ""
         raise StoreError(f"analysis.snapshot={found}: store {objects.url} has no such snapshot{there}")
-    return Manifest.from_fields(fields)
+    try:
+        return Manifest.from_fields(fields)
+    except (ValueError, TypeError) as error:
+        raise StoreError(
+            f"store {objects.url}: {layout.manifest_path(found)} is damaged ({error}); name another snapshot, or run "
+            "klray publish for a new one"
+        ) from error
 
 
 def read_manifests(objects: Objects, ids: list[str]) -> list[Manifest]:
@@ -151,8 +186,8 @@ def damaged_objects(objects: Objects, manifest: Manifest) -> dict[str, str]:
     prints = objects.fingerprints(f"{folder}/log_likelihood/c") if manifest.chunks else {}
     for number, chunk in enumerate(manifest.chunks):
         path = layout.chunk_path(manifest.id, number)
-        if prints.get(path) != chunk.fingerprint:
-            found[path] = "is not what was written" if path in prints else "is missing"
+        if prints.get(path) != chunk.fingerprint:  # a store that was moved has others; its bytes are what counts
+            found.update(wrong_objects(objects, {path: chunk.sha256}))
     return found
 
 
@@ -170,6 +205,5 @@ def wrong_objects(objects: Objects, hashes: Mapping[str, str]) -> dict[str, str]
 def open_snapshot(objects: Objects, snapshot: str) -> xr.Dataset:
     """The snapshot as a Dataset with dims (model, text), Dask-backed."""
     manifest = read_manifest(objects, snapshot)
-    # Before its first release klray 0.1.0 left chunks of empty labels out.
-    whole = ".*" if manifest.chunks else "log_likelihood"
-    return open_dataset_below(objects, layout.snapshot_path(manifest.id), whole)
+    hashes = {**manifest.objects, **{layout.chunk_name(n): chunk.sha256 for n, chunk in enumerate(manifest.chunks)}}
+    return open_dataset_below(objects, layout.snapshot_path(manifest.id), hashes, whole="log_likelihood")

@@ -65,6 +65,7 @@ class Store:
             "text_set": facts.fingerprint,
             "text_set_name": facts.name,
             "n_texts": len(facts.text_bytes),
+            "texts_sha256": facts.sha256,
             "created_by": uuid.uuid4().hex,
         }
         body = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
@@ -78,7 +79,9 @@ class Store:
             probe.check_conditional(objects)
         objects.create(layout.ROOT, body)  # the claim: the first creator's text set is the store's
         _check_text_set(objects.url, _read_root(objects), text_set)
-        if objects.get(f"{layout.TEXTS}/zarr.json") is None:
+        try:
+            return cls._of(objects)
+        except StoreError:  # its creation was cut short, or its texts were damaged: they are the ones given
             _write_texts(objects, facts)
         return cls._of(objects)
 
@@ -110,17 +113,7 @@ class Store:
 
     @classmethod
     def _of(cls, objects: Objects) -> Store:
-        root = _read_root(objects)
-        if objects.get(f"{layout.TEXTS}/zarr.json") is None:
-            raise StoreError(f"store {objects.url}: its creation was cut short; run klray score on it once more")
-        group = zarr.open_group(ZarrStore(objects, layout.TEXTS, read_only=True), mode="r", zarr_format=3)
-        facts = TextFacts(
-            name=root["text_set_name"],
-            fingerprint=root["text_set"],
-            text_bytes=np.asarray(group["text_bytes"][:], dtype=np.int32),
-            domains=tuple(str(domain) for domain in group["domain"][:]),
-        )
-        return cls(objects, facts)
+        return cls(objects, _read_texts(objects, _read_root(objects)))
 
     # columns
 
@@ -330,6 +323,25 @@ def _check_text_set(url: str, root: Mapping[str, Any], given: TextSet) -> None:
             f"{given.fingerprint[:8]}...); columns of different text sets cannot be compared: set texts= as it was, "
             "or store.url= to a new place"
         )
+
+
+def _read_texts(objects: Objects, root: Mapping[str, Any]) -> TextFacts:
+    again = "run klray score on it once more, with the same texts="
+    if objects.get(f"{layout.TEXTS}/zarr.json") is None:
+        raise StoreError(f"store {objects.url}: its creation was cut short; {again}")
+    try:
+        group = zarr.open_group(ZarrStore(objects, layout.TEXTS, read_only=True), mode="r", zarr_format=3)
+        facts = TextFacts(
+            name=root["text_set_name"],
+            fingerprint=root["text_set"],
+            text_bytes=np.asarray(group["text_bytes"][:], dtype=np.int32),
+            domains=tuple(str(domain) for domain in group["domain"][:]),
+        )
+    except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
+        raise StoreError(f"store {objects.url}: its texts/ are damaged ({error}); {again}") from error
+    if root.get("texts_sha256", facts.sha256) != facts.sha256:  # klray 0.1.0 before its first release kept none
+        raise StoreError(f"store {objects.url}: its texts/ hold other values than were written; {again}")
+    return facts
 
 
 def _write_texts(objects: Objects, facts: TextFacts) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
@@ -17,6 +18,7 @@ from klray.objects import Objects
 class ZarrStore(Store):
     """The Zarr store below ``prefix`` of ``objects``.
 
+    ``hashes``: SHA-256 of objects that were written once: one that is missing or holds other bytes raises StoreError.
     ``whole``: of arrays whose names match this pattern every chunk was written, so that a missing one raises StoreError
     in place of reading as fill values.
     """
@@ -25,9 +27,17 @@ class ZarrStore(Store):
     supports_deletes = True
     supports_listing = True
 
-    def __init__(self, objects: Objects, prefix: str, *, whole: str = "", read_only: bool = False):
+    def __init__(
+        self,
+        objects: Objects,
+        prefix: str,
+        *,
+        hashes: Mapping[str, str] | None = None,
+        whole: str = "",
+        read_only: bool = False,
+    ):
         super().__init__(read_only=read_only)
-        self._objects, self._prefix, self._whole = objects, prefix, whole
+        self._objects, self._prefix, self._hashes, self._whole = objects, prefix, hashes or {}, whole
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -41,22 +51,32 @@ class ZarrStore(Store):
 
     def with_read_only(self, read_only: bool = False) -> ZarrStore:
         """The same place with another permission."""
-        return type(self)(self._objects, self._prefix, whole=self._whole, read_only=read_only)
+        return type(self)(self._objects, self._prefix, hashes=self._hashes, whole=self._whole, read_only=read_only)
 
     def _key(self, key: str) -> str:
         return f"{self._prefix}/{key}"
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The object's bytes, or a part of them; None when there is no such object."""
-        body = await asyncio.to_thread(self._objects.get, self._key(key))
+        body = await asyncio.to_thread(self._read, key)
         if body is None:
-            if self._whole and re.fullmatch(f"(?:{self._whole})/c(?:/.*)?", key):
-                raise StoreError(
-                    f"store {self._objects.url}: {self._key(key)} is missing: it was written and is gone; klray verify "
-                    "says what else is, and klray publish makes another snapshot from the columns"
-                )
             return None
         return prototype.buffer.from_bytes(_part(body, byte_range))
+
+    def _read(self, key: str) -> bytes | None:
+        body = self._objects.get(self._key(key))
+        sha256 = self._hashes.get(key)
+        wrong = ""
+        if body is None and (sha256 or re.fullmatch(f"(?:{self._whole})/c(?:/.*)?", key)):
+            wrong = "is missing: it was written and is gone"
+        elif body is not None and sha256 and hashlib.sha256(body).hexdigest() != sha256:
+            wrong = "holds other bytes than were written"
+        if wrong:
+            raise StoreError(
+                f"store {self._objects.url}: {self._key(key)} {wrong}; klray verify says what else is damaged, and "
+                "klray publish makes another snapshot from the columns"
+            )
+        return body
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]

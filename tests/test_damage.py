@@ -1,0 +1,202 @@
+"""Damage of every kind of object: found, said in words, never handed on, and with a way out that works."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import klray
+from klray.errors import StoreError
+from klray.objects import FolderObjects
+from klray.store import Store, layout
+from tests.test_publishing import assert_holds
+from tests.test_store import TEXTS, add, column
+
+NOW = timedelta(0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Two columns published, one more committed."""
+    store = Store.create(str(tmp_path / "store"), TEXTS)
+    add(store, column("b", 1), column("b", 2))
+    store.publish()
+    add(store, column("a", 1))
+    return store
+
+
+def change(store: Store, key: str, before: str, after: str) -> None:
+    path = Path(store.url) / key
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+
+
+@pytest.mark.parametrize("name", ["text_bytes/c/0", "domain/c/0", "domain/zarr.json", "zarr.json"])
+@pytest.mark.parametrize("how", ["lost", "cut", "empty"])
+def test_damaged_texts_are_said_and_score_mends_them(store: Store, name: str, how: str) -> None:
+    path = Path(store.url) / "texts" / name
+    body = path.read_bytes()
+    path.unlink() if how == "lost" else path.write_bytes(body[: len(body) // 2] if how == "cut" else b"")
+    with pytest.raises(StoreError, match=r"run klray score on it once more"):
+        Store.open(store.url)
+    mended = Store.create(store.url, TEXTS)
+    np.testing.assert_array_equal(mended.texts.text_bytes, TEXTS.n_bytes)
+    assert mended.texts.domains == TEXTS.domains
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"step": 1', '"step": 91'),
+        ('"sha256": "', '"sha256": "0'),
+        ('"repository": "org/a"', '"repository": "org/z"'),
+        ('"step"', '"stfp"'),
+        ('"layers": [', '"layers": [3,'),
+        ('"key": "', '"key": "0'),
+        ("{", "[{"),
+    ],
+)
+def test_change_in_a_commit_is_found_and_repair_is_the_way_out(store: Store, before: str, after: str) -> None:
+    change(store, layout.commit_path(column("a", 1).identity.key), before, after)
+    with pytest.raises(StoreError, match=r"is damaged .*verify.repair=true takes commits/.*out"):
+        store.publish()
+    (damage,) = store.audit().damages
+    assert damage.key == column("a", 1).identity.key
+    store.repair(store.audit(), NOW)
+    assert store.audit().damages == ()
+    assert store.publish() == (store.manifest(), False)
+    store.add_column(column("a", 1))
+    assert store.publish()[1]
+    assert_holds(store, column("b", 1), column("b", 2), column("a", 1))
+
+
+@pytest.mark.parametrize("damaged", ["architecture/zarr.json", layout.CATALOG, "LATEST", "manifest", "manifest lost"])
+def test_models_keep_their_places_whatever_is_damaged(store: Store, damaged: str) -> None:
+    first = store.manifest()
+    store.publish()
+    add(store, column("0", 1))  # whose place would be the first
+    second = store.manifest()
+    if damaged == "LATEST":
+        change(store, layout.LATEST, second.id, "9" + second.id[1:])
+    elif damaged == "manifest":
+        change(store, layout.manifest_path(second.id), '"generation": 2', '"generation": 7')
+    elif damaged == "manifest lost":
+        (Path(store.url) / layout.manifest_path(second.id)).unlink()
+    else:
+        (Path(store.url) / "snapshots" / second.id / damaged).write_bytes(b"other bytes")
+    assert store.audit().damages
+    store.publish()
+    places = store.dataset()["repository"].values.tolist()
+    # Where the second snapshot is no longer known, the first one's places are what is left.
+    assert places[:2] == ["org/b", "org/b"] and sorted(places) == ["org/0", "org/a", "org/b", "org/b"]
+    if not damaged.startswith("manifest"):
+        assert places == ["org/b", "org/b", "org/a", "org/0"]
+    assert store.manifest().order > first.order
+
+
+def test_snapshot_is_never_read_as_other_values(store: Store) -> None:
+    manifest = store.manifest()
+    path = Path(store.url) / layout.chunk_path(manifest.id, 0)
+    for body in (path.read_bytes()[::-1], path.read_bytes()[:-8], b""):
+        path.write_bytes(body)
+        with pytest.raises(StoreError, match=r"log_likelihood/c/0/0 holds other bytes than were written; klray verify"):
+            klray.open_dataset(store.url)["log_likelihood"].load()
+
+
+def test_damaged_result_is_found_and_not_removed(store: Store) -> None:
+    manifest = store.manifest()
+    path = store.write_result(manifest.id, "t", xr.Dataset({"kl": (("model", "other"), np.eye(2))}))
+    assert store.audit().damages == ()
+    chunk = Path(store.url) / path / "kl" / "c" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes() + b"x")
+    assert [damage.path for damage in store.audit().damages] == [f"{path}/kl/c/0/0"]
+    chunk.unlink()
+    with pytest.raises(StoreError, match="kl/c/0/0 is missing"):
+        store.result(manifest.id, "t").load()
+    marker = layout.result_marker_path(manifest.id, "t")
+    change(store, marker, "/t/", "/u/")
+    assert [damage.path for damage in store.audit().damages] == [marker]
+    assert store.repair(store.audit(), NOW) == []
+    with pytest.raises(StoreError, match=r"is damaged .*run klray analyze again"):
+        store.result(manifest.id, "t")
+
+
+def test_repair_leaves_what_became_visible_since_the_audit(store: Store) -> None:
+    commit = store.write_column(column("a", 2), "d" * 32)
+    found = store.audit()
+    assert [each.path for each in found.leftovers] == [commit.path]
+    assert store.commit(commit)
+    assert store.repair(found, NOW) == []
+    store.read_column(commit)
+
+
+def test_publisher_that_was_stopped_until_its_folder_was_removed_says_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = FolderObjects.fingerprints
+
+    def remove(objects: FolderObjects, prefix: str) -> dict[str, str]:
+        found = create(objects, prefix)
+        objects.delete_tree("/".join(prefix.split("/")[:2]))
+        return found
+
+    before = store.snapshot_ids()
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"was removed meanwhile; run publish again"):
+        patch.setattr(FolderObjects, "fingerprints", remove)
+        store.publish()
+    assert store.snapshot_ids() == before
+    assert store.publish()[1]
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'{"family": 3}'])
+def test_plan_that_cannot_be_read_is_passed_over(store: Store, body: bytes) -> None:
+    store.record_plan("fam", ["a", "b"])
+    store.objects.put("plans/other-0000.json", body)
+    assert store.wanted_keys()["fam"] == {"a", "b"}
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'{"id": 3}'])
+@pytest.mark.parametrize("name", ["snapshots/LATEST.json", "zarr.json"])
+def test_json_of_another_kind_is_said_in_words(store: Store, name: str, body: bytes) -> None:
+    store.objects.put(name, body)
+    with pytest.raises(StoreError):
+        klray.open_dataset(store.url)
+
+
+def test_store_that_was_moved_from_s3_to_a_folder_is_sound(place: str, tmp_path: Path) -> None:
+    there = Store.create(place, TEXTS)
+    add(there, column("b", 1), column("b", 2))
+    manifest, _ = there.publish()
+    there.write_result(manifest.id, "t", xr.Dataset({"kl": (("model", "other"), np.eye(2))}))
+    here = FolderObjects(tmp_path / "moved")
+    keys = list(there.objects.walk(""))
+    bodies: Mapping[str, bytes | None] = dict(zip(keys, there.objects.get_many(keys), strict=True))
+    here.put_many({key: body for key, body in bodies.items() if body is not None})
+    moved = Store.open(here.url)
+    assert moved.audit() == dataclasses.replace(moved.audit(), sound=2, damages=(), leftovers=())
+    assert moved.publish() == (manifest, False)
+    assert json.loads((tmp_path / "moved" / "snapshots" / "LATEST.json").read_text())["id"] == manifest.id
+
+
+def test_labels_of_rows_that_differ_in_their_lens_alone(store: Store) -> None:
+    plain = column("c", 1)
+    lens = dataclasses.replace(plain, identity=dataclasses.replace(plain.identity, lens="logit"))
+    add(store, plain)
+    store.add_column(lens)
+    store.publish()
+    assert len(set(store.dataset()["model"].values)) == 5
+
+
+def test_patterns_in_a_prefix_are_names(s3_url: str) -> None:
+    store = Store.create(f"{s3_url}/br[1]*", TEXTS)
+    add(store, column("a", 1), column("a", 2))
+    store.publish()
+    assert_holds(Store.open(store.url), column("a", 1), column("a", 2))
