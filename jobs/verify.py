@@ -38,7 +38,9 @@ def main(config: Config) -> int:
             print("verify.repair=true takes damaged columns out, to be scored again, and removes old leftovers")
         return 1 if found.damages else 0
     removed = store.repair(found, timedelta(hours=config.verify.grace_hours))
-    print(f"removed    {len(removed):,}")
+    young = len(found.leftovers) - sum(leftover.path in removed for leftover in found.leftovers)
+    stay = f"; {young:,} leftovers stay until they are {config.verify.grace_hours:g} h old (verify.grace_hours)"
+    print(f"removed    {len(removed):,}{stay if young else ''}")
     for path in removed:
         print(f"  {path}")
     return 1 if snapshots else 0

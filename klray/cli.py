@@ -44,3 +44,7 @@ def _usage(verbs: list[str]) -> str:
         summary = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
         lines.append(f"  {name:<10}{summary}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

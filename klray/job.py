@@ -38,17 +38,18 @@ def verb(config_name: str = "config") -> Callable[[Callable[[Config], int]], Cal
 
 def _run(function: Callable[[Config], int], config_name: str) -> int:
     code = 0
+    unread = False
 
     def task(config: DictConfig) -> None:
-        nonlocal code
+        nonlocal code, unread
         values = OmegaConf.to_object(config)
         assert isinstance(values, Config)
         try:
             code = max(code, function(values))
         except KlrayError as error:  # caught here: Hydra would print the overrides first
             code = _fail(str(error))
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError:  # whoever read our output has seen enough; Hydra would print the overrides
+            unread = True
         except OSError as error:
             code = _fail(_explain_system(error))
 
@@ -62,6 +63,8 @@ def _run(function: Callable[[Config], int], config_name: str) -> int:
         return _fail(_explain(error))
     except KeyboardInterrupt:
         return _fail("interrupted; what was committed is safe, the same command goes on from there", INTERRUPTED)
+    if unread:
+        raise BrokenPipeError
     return code
 
 

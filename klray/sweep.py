@@ -164,7 +164,7 @@ class _Run:
         self.max_attempts = max_attempts
         self.waiting = deque(_Work(each, settings.identity(each, store.texts.fingerprint)) for each in todo)
         # Jobs that score the same checkpoints at the same time begin at different places, and pass over what they meet.
-        self.waiting.rotate(-random.randrange(len(todo)))  # noqa: S311 - not cryptography
+        self._go_elsewhere()
         self.running: dict[Any, _Worker] = {}
         self.scored = self.elsewhere = self.tokens = 0
         self.failures: list[Failure] = []
@@ -231,6 +231,7 @@ class _Run:
             if not self.store.is_committed(work.identity.key):
                 break
             self.elsewhere += 1  # by another job, since this one began
+            self._go_elsewhere()
             self._show(progress)
         worker.work = work
         worker.last_repository = work.checkpoint.repository
@@ -240,6 +241,11 @@ class _Run:
             worker.ahead = self._take(worker, workers)
         upcoming = worker.ahead.checkpoint if worker.ahead else None
         self.running[worker.actor.score.remote(work.checkpoint, upcoming)] = worker
+
+    def _go_elsewhere(self) -> None:
+        """Go on at another place of the list: whoever works here will be at the next place, too, when we are."""
+        if self.waiting:
+            self.waiting.rotate(-random.randrange(len(self.waiting)))  # noqa: S311 - not cryptography
 
     def _take(self, worker: _Worker, workers: list[_Worker]) -> _Work | None:
         """The next work: of the repository that the worker has loaded if there is any, so that its model is reused."""
@@ -287,6 +293,8 @@ class _Run:
         else:
             self.scored += outcome.first
             self.elsewhere += not outcome.first
+            if not outcome.first:
+                self._go_elsewhere()
             self.tokens += outcome.tokens
         return True
 

@@ -45,7 +45,7 @@ def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
             "credentials do not belong in a config",
         ),
         (["analyze", "store.url=x", "dask.memory_limit=much"], "there is no klray store"),
-        (["status", "store.url=x"], "there is no klray store; klray score creates one"),
+        (["status", "store.url=x"], "there is no klray store; check the address"),
     ],
 )
 def test_mistakes_are_answered(

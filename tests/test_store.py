@@ -136,7 +136,7 @@ def test_newer_schema_is_refused_with_both_versions(folder_store: Store) -> None
 
 
 def test_places_that_are_no_store_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="there is no klray store; klray score creates one"):
+    with pytest.raises(StoreError, match="there is no klray store; check the address"):
         Store.open(str(tmp_path / "nothing"))
     with pytest.raises(StoreError, match="klray opens folders, s3:// and https:// stores, not gs://"):
         open_objects("gs://bucket/prefix")

@@ -124,7 +124,9 @@ class BucketObjects(Objects):
         def attempt() -> bytes | None:
             try:
                 return self._fetch(key)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in self._codes(error):
+                    raise
                 return None
 
         return self._patiently(attempt, key, reading=True)
@@ -133,7 +135,9 @@ class BucketObjects(Objects):
         def attempt() -> list[str]:
             try:
                 return sorted(self._list(prefix))
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in self._codes(error):
+                    raise
                 return []
 
         return self._patiently(attempt, prefix, reading=True)
@@ -178,6 +182,9 @@ class BucketObjects(Objects):
                     "or AWS_PROFILE, or read anonymously with store.storage_options.anon=true"
                 ) from error
             except self.silence as error:
+                if pause == FIRST_PAUSE_SECONDS:
+                    words = without_secrets(str(error))
+                    log.warning("store %s: the server does not answer (%s); trying again for a while", self.url, words)
                 if last:
                     raise StoreError(
                         f"store {self.url}: the server did not answer ({without_secrets(str(error))}); check "

@@ -30,6 +30,8 @@ class S3Objects(BucketObjects):
                 "max_concurrency": 1,  # within one object: with more, s3fs asks for each one's size before reading
                 "config_kwargs": {
                     "max_pool_connections": REQUESTS_AT_ONCE,
+                    # _patiently repeats, and says so; three layers of repeats would take minutes to give up.
+                    "retries": {"mode": "standard", "total_max_attempts": 1},
                     **storage_options.get("config_kwargs", {}),
                 },
             },
@@ -37,7 +39,9 @@ class S3Objects(BucketObjects):
 
     @functools.cached_property
     def _files(self) -> s3fs.S3FileSystem:
-        return s3fs.S3FileSystem(**self._options)
+        files = s3fs.S3FileSystem(**self._options)
+        files.retries = 1
+        return files
 
     @property
     def endpoint(self) -> str:

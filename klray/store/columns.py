@@ -227,7 +227,7 @@ def find_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
             commits.append(commit)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StoreError(
-                f"store {objects.url}: commit {layout.commit_path(key)} is damaged ({error}); {_REQUEUE.format(key)}"
+                f"store {objects.url}: commit {layout.commit_path(key)} is damaged ({error}); {_requeue(objects, key)}"
             ) from error
     return commits
 
@@ -258,15 +258,21 @@ def _checked(objects: Objects, column: StoredColumn, body: bytes | None) -> npt.
         values = np.asarray(group["log_likelihood"][:], dtype=np.float32)
         found = values_sha256(values)
     except (FileNotFoundError, KeyError) as error:
-        raise StoreError(f"{where} is committed but its objects are missing; {_REQUEUE.format(column.key)}") from error
+        raise StoreError(
+            f"{where} is committed but its objects are missing; {_requeue(objects, column.key)}"
+        ) from error
     except (ValueError, TypeError, RuntimeError) as error:  # metadata that is no JSON, a chunk that does not decompress
         values, found = np.empty(0, np.float32), f"unreadable bytes ({error})"
     if found != column.sha256:
         raise StoreError(
             f"{where} does not hold what was committed: SHA-256 {column.sha256[:12]} was committed, "
-            f"{found[:80]} is there; {_REQUEUE.format(column.key)}"
+            f"{found[:80]} is there; {_requeue(objects, column.key)}"
         )
     return values
 
 
-_REQUEUE = "klray verify verify.repair=true takes commits/{}.json out; then score the checkpoint again"
+def _requeue(objects: Objects, key: str) -> str:
+    return (
+        f"klray verify store.url={objects.url} verify.repair=true takes commits/{key}.json out; then score the "
+        "checkpoint again"
+    )

@@ -155,7 +155,7 @@ def read_manifest(objects: Objects, snapshot: str) -> Manifest:
     fields = objects.get_json(layout.manifest_path(found)) if layout.is_name(found) else None
     if fields is None:
         there = f"; it has {', '.join(snapshot_ids(objects)[-5:]) or 'none'} (newest last)" if objects.listable else ""
-        raise StoreError(f"analysis.snapshot={found}: store {objects.url} has no such snapshot{there}")
+        raise StoreError(f"snapshot {found}: store {objects.url} has no such snapshot{there}")
     try:
         return Manifest.from_fields(fields)
     except (ValueError, TypeError) as error:

@@ -250,10 +250,10 @@ def open_dataset(url: str, snapshot: str = "latest", storage_options: Mapping[st
 
     Parameters
     ----------
-    url : path of a folder, or s3://bucket/prefix
+    url : path of a folder, s3://bucket/prefix, or https://host/path
     snapshot : a snapshot's id, or ``latest``
-    storage_options : options for s3fs, such as ``{"anon": True, "endpoint_url": ...}``; with ``"backend": "obstore"``
-        for obstore
+    storage_options : options for s3fs, such as ``{"anon": True, "endpoint_url": ...}``, with ``"backend": "obstore"``
+        for obstore; over https for fsspec's HTTPFileSystem
 
     Returns
     -------
@@ -300,7 +300,9 @@ def open_result(
 def _read_root(objects: Objects) -> dict[str, Any]:
     root = objects.get_json(layout.ROOT)
     if root is None:
-        raise StoreError(f"store.url={objects.url}: there is no klray store; klray score creates one")
+        raise StoreError(
+            f"store.url={objects.url}: there is no klray store; check the address, or let klray score create one there"
+        )
     attributes: dict[str, Any] = root.get("attributes", {})
     schema = attributes.get("klray_schema")
     if schema is None:
