@@ -160,7 +160,7 @@ def test_lost_chunk_of_an_earlier_result_is_not_handed_on(config: Config) -> Non
     store = Store.open(str(config.store.url))
     add(store, columns("c", [0, 20]))
     publish(config)
-    with pytest.raises(KlrayError, match=r"has lost values of kl: .*analysis\.recipe=fit"):
+    with pytest.raises(KlrayError, match=r"kl/c/0/0 is missing.*analysis\.recipe=fit"):
         analyze(config)
     config.analysis.recipe = "fit"
     assert np.isfinite(analyze(config)["kl"].values).all()

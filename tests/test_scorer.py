@@ -87,6 +87,6 @@ def test_full_store_says_that_it_is_full(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(scorer.store, "write_column", refuse)
+    monkeypatch.setattr(scorer.store.objects, "put_many", refuse)
     with pytest.raises(StoreError, match=r"cannot be written: it is full; columns committed so far are safe"):
         scorer.score(checkpoints[0])

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import s3fs
-from botocore.exceptions import BotoCoreError, ClientError
+from aiohttp import ClientError
+from botocore.exceptions import BotoCoreError
+from botocore.exceptions import ClientError as Refusal
 from fsspec.asyn import sync
 
 from klray.objects.bucket import REQUESTS_AT_ONCE, BucketObjects, Facts
@@ -17,7 +19,7 @@ from klray.objects.bucket import REQUESTS_AT_ONCE, BucketObjects, Facts
 class S3Objects(BucketObjects):
     """Objects below ``s3://bucket/prefix``; options are those of s3fs."""
 
-    silence = (BotoCoreError,)  # no connection, a broken answer: not an OSError
+    silence = (BotoCoreError, ClientError, *s3fs.core.S3_RETRYABLE_ERRORS)  # no connection, a broken answer
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]):
         super().__init__(
@@ -116,7 +118,7 @@ def _codes(error: BaseException | None) -> set[str]:
     """S3's error codes and HTTP statuses along the chain of causes: s3fs maps some of them to errors that hide them."""
     codes: set[str] = set()
     while error is not None:
-        if isinstance(error, ClientError):
+        if isinstance(error, Refusal):
             codes.add(str(error.response.get("Error", {}).get("Code", "")))
             codes.add(str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")))
         error = error.__cause__ or error.__context__

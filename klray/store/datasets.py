@@ -43,15 +43,15 @@ def write_dataset(objects: Objects, path: str, data: xr.Dataset) -> None:
 
 
 def open_dataset_below(
-    objects: Objects, path: str, hashes: Mapping[str, str] | None = None, whole: str = ""
+    objects: Objects, path: str, cure: str, *, hashes: Mapping[str, str] | None = None, whole: str = ""
 ) -> xr.Dataset:
     """The dataset below ``path``: variables Dask-backed, coordinates read when they are first looked at.
 
     Labels are ``str`` objects: NumPy's variable-width strings cannot be cast to its fixed-width ones yet. Objects that
     ``hashes`` names are read only as they were written, and chunks of the arrays that match ``whole`` (a pattern) must
-    be there: else StoreError, never other values or fill values.
+    be there: else StoreError, which ends with ``cure``, never other values or fill values.
     """
-    store = ZarrStore(objects, path, hashes=hashes, whole=whole, read_only=True)
+    store = ZarrStore(objects, path, hashes=hashes, whole=whole, cure=cure, read_only=True)
     data = xr.open_dataset(store, engine="zarr", chunks=None, cache=False, consolidated=True, zarr_format=3)
     chunked = {name: data[name].variable.chunk(data[name].encoding["preferred_chunks"]) for name in data.data_vars}
     lazy = {name: _cached(each.variable) for name, each in data.coords.items() if name not in data.xindexes}

@@ -93,4 +93,9 @@ def open_finished(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
             f"analysis.name={name}: snapshot {snapshot} of store {objects.url} has no such result{there}; "
             f"run: klray analyze store.url={objects.url} analysis.name={name}"
         )
-    return open_dataset_below(objects, str(marker["path"]), whole=".*" if "objects" in marker else "")
+    return open_dataset_below(
+        objects,
+        str(marker["path"]),
+        "klray analyze analysis.recipe=fit makes another result",
+        whole=".*" if "objects" in marker else "",
+    )

@@ -206,4 +206,10 @@ def open_snapshot(objects: Objects, snapshot: str) -> xr.Dataset:
     """The snapshot as a Dataset with dims (model, text), Dask-backed."""
     manifest = read_manifest(objects, snapshot)
     hashes = {**manifest.objects, **{layout.chunk_name(n): chunk.sha256 for n, chunk in enumerate(manifest.chunks)}}
-    return open_dataset_below(objects, layout.snapshot_path(manifest.id), hashes, whole="log_likelihood")
+    return open_dataset_below(
+        objects,
+        layout.snapshot_path(manifest.id),
+        "klray publish makes another snapshot from the columns",
+        hashes=hashes,
+        whole="log_likelihood",
+    )

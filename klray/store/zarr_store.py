@@ -20,7 +20,7 @@ class ZarrStore(Store):
 
     ``hashes``: SHA-256 of objects that were written once: one that is missing or holds other bytes raises StoreError.
     ``whole``: of arrays whose names match this pattern every chunk was written, so that a missing one raises StoreError
-    in place of reading as fill values.
+    in place of reading as fill values. ``cure`` is what to do then.
     """
 
     supports_writes = True
@@ -34,10 +34,12 @@ class ZarrStore(Store):
         *,
         hashes: Mapping[str, str] | None = None,
         whole: str = "",
+        cure: str = "",
         read_only: bool = False,
     ):
         super().__init__(read_only=read_only)
-        self._objects, self._prefix, self._hashes, self._whole = objects, prefix, hashes or {}, whole
+        self._objects, self._prefix, self._cure = objects, prefix, cure
+        self._hashes, self._whole = hashes or {}, whole
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -51,7 +53,14 @@ class ZarrStore(Store):
 
     def with_read_only(self, read_only: bool = False) -> ZarrStore:
         """The same place with another permission."""
-        return type(self)(self._objects, self._prefix, hashes=self._hashes, whole=self._whole, read_only=read_only)
+        return type(self)(
+            self._objects,
+            self._prefix,
+            hashes=self._hashes,
+            whole=self._whole,
+            cure=self._cure,
+            read_only=read_only,
+        )
 
     def _key(self, key: str) -> str:
         return f"{self._prefix}/{key}"
@@ -74,7 +83,7 @@ class ZarrStore(Store):
         if wrong:
             raise StoreError(
                 f"store {self._objects.url}: {self._key(key)} {wrong}; klray verify says what else is damaged, and "
-                "klray publish makes another snapshot from the columns"
+                f"{self._cure}"
             )
         return body
 
