@@ -7,16 +7,20 @@ from pathlib import Path
 from klray import config as configs
 from klray.config import Config
 from klray.job import verb
+from klray.noise.floor import NoiseFloor
 from klray.report import write_report
 from klray.store import Store
 
 
 def report(config: Config) -> Path:
     """Write the report and say where it is."""
+    noise = NoiseFloor.read(Path(config.report.noise).expanduser()) if config.report.noise else None
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     snapshot = store.manifest(config.analysis.snapshot).id
     result = store.result(snapshot, config.analysis.name).load()
-    page = write_report(result, Path(config.report.dir), title=config.report.title, failures=store.failures())
+    page = write_report(
+        result, Path(config.report.dir), title=config.report.title, failures=store.failures(), noise=noise
+    )
     print(f"report {page}")
     return page
 

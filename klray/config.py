@@ -22,6 +22,7 @@ from klray.checkpoints import Hub, RepositorySpec, Selection
 from klray.cluster import RaySettings
 from klray.embedded.serving import embedded_hub
 from klray.errors import KlrayError
+from klray.noise.measuring import Ways, available_devices
 from klray.scorer import ScoringSettings
 from klray.texts import TextSet
 
@@ -115,6 +116,13 @@ class Dtype(Enum):
     float16 = "float16"
 
 
+DTYPES: dict[Dtype, models.Dtype] = {
+    Dtype.float32: "float32",
+    Dtype.bfloat16: "bfloat16",
+    Dtype.float16: "float16",
+}
+
+
 @dataclass
 class ScoringConfig:
     """How checkpoints are scored."""
@@ -169,6 +177,7 @@ class ReportConfig:
 
     dir: str = "report"
     title: str = "How language models move"
+    noise: str | None = None  # a JSON file that klray noise wrote: the report then says how much noise there is
 
 
 @dataclass
@@ -177,6 +186,18 @@ class VerifyConfig:
 
     repair: bool = False  # take damaged columns out, and remove leftovers
     grace_hours: float = 24.0  # leftovers that were written to more recently stay: their writer may be at work
+
+
+@dataclass
+class NoiseConfig:
+    """What klray noise measures."""
+
+    models: int = 4  # so many of the selected checkpoints, at equal distances
+    dtypes: list[Dtype] = field(default_factory=lambda: list(Dtype))  # scoring.dtype is always among them
+    devices: list[str] = field(default_factory=list)  # default: the CPU and, where there is one, a GPU
+    # default: one text per forward (1), a quarter of what klray score takes, and that
+    tokens_per_batch: list[int] = field(default_factory=list)
+    path: str | None = None  # of a JSON file to be written
 
 
 @dataclass
@@ -192,6 +213,7 @@ class Config:
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
 
 
 def register() -> None:
@@ -291,14 +313,9 @@ def scoring_settings(config: ScoringConfig) -> ScoringSettings:
     ):
         if value is not None and value <= 0:
             raise KlrayError(f"scoring.{name}={value}: must be above 0")
-    dtypes: dict[Dtype, models.Dtype] = {
-        Dtype.float32: "float32",
-        Dtype.bfloat16: "bfloat16",
-        Dtype.float16: "float16",
-    }
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else cache_home() / "checkpoints"
     return ScoringSettings(
-        dtype=dtypes[config.dtype],
+        dtype=DTYPES[config.dtype],
         quantization=config.quantization,
         threads=config.threads,
         tokens_per_batch=config.tokens_per_batch,
@@ -319,6 +336,32 @@ def ray_settings(config: RayConfig, scoring: ScoringConfig) -> RaySettings:
         cpus_per_worker=scoring.threads,
         max_attempts=config.max_attempts,
     )
+
+
+def noise_ways(config: NoiseConfig, settings: ScoringSettings) -> Ways:
+    """In which ways checkpoints are scored to measure their noise; the first precision is that of ``klray score``."""
+    if config.models < 1:
+        raise KlrayError(f"noise.models={config.models}: must be 1 or more")
+    budgets = config.tokens_per_batch
+    if not budgets and settings.tokens_per_batch is not None:
+        budgets = [1, max(1, settings.tokens_per_batch // 4), settings.tokens_per_batch]
+    return Ways(
+        dtypes=tuple(dict.fromkeys([settings.dtype, *(DTYPES[dtype] for dtype in config.dtypes)])),
+        devices=available_devices(config.devices),
+        budgets=tuple(budgets),
+        threads=settings.threads,
+    )
+
+
+def noise_path(config: NoiseConfig) -> Path | None:
+    """Where the noise floor is to be written; None: nowhere. Looked at first, because measuring takes long."""
+    if config.path is None:
+        return None
+    path = Path(config.path).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        found = "is a folder" if path.is_dir() else f"would be in {path.parent}, which is no folder"
+        raise KlrayError(f"noise.path={config.path}: it {found}; name a JSON file in a folder that is there")
+    return path
 
 
 def cache_home() -> Path:

@@ -22,7 +22,7 @@ from klray.likelihood import context_length, is_out_of_memory
 
 logger = logging.getLogger("klray")
 
-Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
 _WEIGHT_FILES = (
     ("model.safetensors", "model.safetensors.index.json"),

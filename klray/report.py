@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 
 from klray.errors import KlrayError
 from klray.figures import PLATES, Plate, save
+from klray.noise.floor import COLUMNS, ROWS_MEAN, NoiseFloor, cells
 from klray.preprocess import Exclusion
 from klray.summary import (
     RunRow,
@@ -75,13 +76,21 @@ class _Picture:
     png_base64: str  # empty when there is nothing to draw: ``caption`` then says why
 
 
-def write_report(result: xr.Dataset, directory: Path, *, title: str, failures: Iterable[Failure] = ()) -> Path:
+def write_report(
+    result: xr.Dataset,
+    directory: Path,
+    *,
+    title: str,
+    failures: Iterable[Failure] = (),
+    noise: NoiseFloor | None = None,
+) -> Path:
     """Write ``report.html`` and, in ``figures/``, every figure as PNG and PDF; return the path of the HTML file.
 
     The page needs no other file and no network: pictures are embedded, and its content security policy forbids any
     request and any script but its own. Names and messages are shown as text whatever they contain; tokens, query
     strings of addresses and absolute paths in them are cut. A figure that has nothing to show is replaced by the
-    reason. Of more than `MAX_MODEL_ROWS` models the table lists the first ones and says so.
+    reason. Of more than `MAX_MODEL_ROWS` models the table lists the first ones and says so. With ``noise`` the page
+    says how far numerical noise is below the smallest KL of interest; without, that it was not measured.
     """
     directory.mkdir(parents=True, exist_ok=True)
     result = in_memory(result)
@@ -99,7 +108,8 @@ def write_report(result: xr.Dataset, directory: Path, *, title: str, failures: I
             [public(text) for text in (failure.repository, failure.revision, failure.reason, failure.message)]
             for failure in failures
         ],
-        provenance=_provenance(result),
+        noise=None if noise is None else _noise(result, noise),
+        provenance=_provenance(result, noise is not None),
         snapshot=public(str(result.attrs.get("snapshot", ""))),
         recipe=_recipe(result),
     )
@@ -211,7 +221,29 @@ def _variants(result: xr.Dataset) -> np.ndarray:
     return np.array([" ".join(p for p in row if p and p != "none") for row in zip(*parts, strict=True)])
 
 
-def _provenance(result: xr.Dataset) -> list[tuple[str, str]]:
+def _noise(result: xr.Dataset, noise: NoiseFloor) -> dict[str, Any]:
+    """Verdicts, what they are about, and the table: the largest KL of each kind by precision."""
+    used = sorted(set(strings(result, "dtype")))
+    measured = ", ".join(noise.dtypes)
+    about = [f"The models of this report were scored in {', '.join(used)}."]
+    if unknown := [dtype for dtype in used if dtype not in noise.dtypes]:
+        about.append(f"The noise of {', '.join(unknown)} was not measured, only that of {measured}.")
+    if noise.text_set != result.attrs.get("text_set"):
+        about.append(f"The noise was measured on other texts than theirs: {noise.text_set_name}.")
+    checkpoints = [each.model for each in noise.models]
+    return {
+        "verdicts": [public(sentence) for sentence in noise.verdicts()],
+        "about": public(" ".join(about)),
+        "checkpoints": public(f"{', '.join(checkpoints[:8])}{', …' if len(checkpoints) > 8 else ''}"),
+        "count": len(checkpoints),
+        "texts": noise.n_texts,
+        "columns": COLUMNS,
+        "rows": [(public(row.dtype), cells(row), row.verdict) for row in noise.worst()],
+        "meaning": ROWS_MEAN.replace("Each row is one checkpoint in one precision.", "Each row is one precision."),
+    }
+
+
+def _provenance(result: xr.Dataset, with_noise: bool) -> list[tuple[str, str]]:
     attrs = result.attrs
     kept = result["text_kept"].values.astype(bool)
     domains = strings(result, "domain")
@@ -227,6 +259,7 @@ def _provenance(result: xr.Dataset) -> list[tuple[str, str]]:
         ("Checkpoints in a diffusion window", attrs.get("window")),
         ("Smallest step that starts a window", attrs.get("min_step")),
         ("Unit of KL", "bits/byte"),
+        ("Noise floor", None if with_noise else "not measured: klray noise does"),
         ("klray", importlib.metadata.version("klray")),
     ]
     return [(name, public(str(value))) for name, value in facts if value is not None]

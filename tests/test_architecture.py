@@ -35,6 +35,7 @@ ROOMS = [
     "centering",
     "tiles",
     "divergence",
+    "noise",
     "diffusion",
     "embedding",
     "trajectory",

@@ -62,7 +62,19 @@ def test_mistakes_are_answered(
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = klray(capsys, monkeypatch)
     assert code == 0
-    for verb in ("plan", "score", "status", "publish", "analyze", "report", "demo", "train", "verify", "doctor"):
+    for verb in (
+        "plan",
+        "score",
+        "status",
+        "publish",
+        "analyze",
+        "report",
+        "demo",
+        "train",
+        "verify",
+        "doctor",
+        "noise",
+    ):
         assert f"\n  {verb}" in out
 
 

@@ -17,6 +17,7 @@ import xarray as xr
 from PIL import Image
 
 from klray import report
+from klray.noise.floor import Measured, NoiseFloor, Variant
 from klray.report import public, write_report
 from klray.summary import run_table, with_error
 from tests.synthetic import trajectory_result
@@ -177,6 +178,45 @@ def test_provenance_lets_a_reader_find_the_data(page: Page, result: xr.Dataset) 
     prose_removed = int((result.domain.values[~kept] == "prose").sum())
     assert f"9 of 300: code {9 - prose_removed}, prose {prose_removed}" in page.text
     assert "3, 14, 15, … 4 values in all" in page.text
+
+
+def _noise(result: xr.Dataset, dtypes: tuple[str, ...], floor: float) -> NoiseFloor:
+    """One checkpoint, whose float32 is 1e-9 bits/byte from float64 and whose other precision is ``floor``."""
+    ways = (Variant("float64", "cpu", 1), *(Variant(dtype, "cpu", 1) for dtype in dtypes))
+    places = dict(zip([way.dtype for way in ways], (0, 1e-9, floor), strict=False))
+    kl = tuple(tuple(abs(places[one.dtype] - places[two.dtype]) for two in ways) for one in ways)
+    each = Measured("org/<b>a</b>@step5", "c", variants=ways, kl=kl)
+    return NoiseFloor(dtypes, "float32", result.attrs["text_set"], "some texts", 300, 700.0, (each,), {})
+
+
+def test_the_noise_floor_is_told_with_its_verdicts(tmp_path: Path, no_figures: None) -> None:
+    result = _small()
+    noise = _noise(result, ("float32", "bfloat16"), 2e-4)
+    page = Page(write_report(result, tmp_path, title="Noise", noise=noise))
+    assert "The models of this report were scored in float32. How far a checkpoint is from itself" in page.text
+    for sentence in noise.verdicts():
+        assert sentence in page.text
+    assert "bfloat16: too noisy: its noise floor of 2.0e-04 bits/byte is 50 times below 0.01" in page.text
+    (table,) = [table for table in page.tables if table[0][0] == "Precision"]
+    assert [(row[0], row[5], row[7]) for row in table[1:]] == [
+        ("float32", "1.0e-09", "fine"),
+        ("bfloat16", "2.0e-04", "too noisy"),
+    ]
+    assert "The largest of 1 checkpoints: org/<b>a</b>@step5." in page.text
+    assert "not measured" not in page.text
+    test_links_inside_the_page_arrive(page)
+
+
+def test_noise_of_another_precision_or_of_other_texts_says_so(tmp_path: Path, no_figures: None) -> None:
+    result = _small()
+    noise = _noise(result.assign_attrs(text_set="other"), ("bfloat16",), 1e-9)
+    page = Page(write_report(result, tmp_path, title="Noise", noise=noise))
+    assert "The noise of float32 was not measured, only that of bfloat16." in page.text
+    assert "The noise was measured on other texts than theirs: some texts." in page.text
+
+
+def test_a_report_without_noise_floor_says_that_it_was_not_measured(page: Page) -> None:
+    assert "Noise floornot measured: klray noise does" in page.text.replace("\n", "")
 
 
 def test_a_domain_that_lost_no_text_is_named_too(tmp_path: Path, no_figures: None) -> None:

@@ -1,0 +1,98 @@
+"""Measure the noise floor: the KL that a checkpoint has with itself across batch plans, devices and precisions."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from pathlib import Path
+
+from klray import config as configs
+from klray.checkpoints import Cache, Checkpoint, Hub, resolve
+from klray.config import Config
+from klray.errors import CheckpointError, KlrayError
+from klray.job import verb
+from klray.noise.floor import ROWS_MEAN, Measured, NoiseFloor
+from klray.noise.measuring import Ways, measure, spread
+from klray.progress import Progress
+from klray.scorer import versions
+from klray.texts import TextSet
+
+log = logging.getLogger("klray")
+
+WIDTH = 120  # columns of the closing words
+
+
+def noise(config: Config) -> NoiseFloor:
+    """Measure, print the table, write it where the user said, and return it."""
+    selection = configs.selection(config.models)
+    settings = configs.scoring_settings(config.scoring)
+    ways = configs.noise_ways(config.noise, settings)
+    path = configs.noise_path(config.noise)
+    text_set = configs.text_set(config.texts)
+    with configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
+        checkpoints, unavailable = resolve(hub, selection)
+        for refused in unavailable:
+            log.warning("%s@%s: %s", refused.repository, refused.revision, refused.message)
+        if not checkpoints:
+            raise KlrayError(f"models.family={selection.family}: there is nothing to measure; look at klray plan")
+        chosen = spread(checkpoints, config.noise.models)
+        with Progress(len(chosen) * ways.scorings, "noise", "scoring") as progress:
+            measured = tuple(_measured(hub, cache, each, text_set, ways, progress) for each in chosen)
+    found = NoiseFloor(
+        dtypes=ways.dtypes,
+        default_dtype=settings.dtype,
+        text_set=text_set.fingerprint,
+        text_set_name=text_set.name,
+        n_texts=len(text_set),
+        mean_bytes=float(text_set.n_bytes.mean()),
+        models=measured,
+        versions=versions(),
+    )
+    _print(found, len(checkpoints), ways)
+    if path is not None:
+        path.write_text(found.to_json(), "utf-8")
+        print(f"noise floor {path}; klray report report.noise={path} shows it")
+    return found
+
+
+def _measured(
+    hub: Hub, cache: Cache, checkpoint: Checkpoint, text_set: TextSet, ways: Ways, progress: Progress
+) -> Measured:
+    try:
+        directory = cache.fetch(hub, checkpoint)
+        try:
+            return measure(checkpoint, directory, text_set, ways, progress.advance)
+        finally:
+            cache.evict(checkpoint)
+    except CheckpointError as error:
+        progress.advance(ways.scorings)
+        log.warning("%s: %s", checkpoint.label, error.message)
+        return Measured(checkpoint.label, checkpoint.commit, failures=dict.fromkeys(ways.dtypes, error.message))
+
+
+def _print(found: NoiseFloor, selected: int, ways: Ways) -> None:
+    print(found.table())
+    budgets = "; ".join(
+        f"{device}: {', '.join(f'{budget:,}' for budget in ways.budgets_on(device))}" for device in ways.devices
+    )
+    print(
+        f"\n{len(found.models)} of {selected:,} checkpoints on {found.n_texts:,} texts of {found.text_set_name}, "
+        f"{found.mean_bytes:,.0f} bytes each on average; tokens per batch {budgets}"
+    )
+    print("\n".join(textwrap.wrap(ROWS_MEAN, WIDTH)))
+    for row in found.rows():
+        if row.failure:
+            print(f"failed: {row.model} in {row.dtype}: {row.failure}")
+    print()
+    for sentence in found.verdicts():
+        print(sentence)
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 1 if the default precision is too noisy, or was not measured on every checkpoint."""
+    return 0 if noise(config).default_is_fine else 1
+
+
+if __name__ == "__main__":
+    main()

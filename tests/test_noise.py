@@ -1,0 +1,340 @@
+"""The noise floor: its numbers against a few lines of NumPy, its words, and where it is read again."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import klray
+from klray import cli, models, texts
+from klray.checkpoints import Checkpoint, Facts
+from klray.embedded.family import train_family
+from klray.embedded.recipe import SMALLEST
+from klray.errors import CheckpointError, KlrayError
+from klray.noise.exact import exact_log_likelihood
+from klray.noise.floor import Measured, NoiseFloor, Variant
+from klray.noise.measuring import Ways, available_devices, measure, spread
+from klray.tokens import encode
+from tests import tiny_models
+
+TEXTS = texts.python_stdlib(n=12)
+WAYS = Ways(("float32", "bfloat16", "float16"), ("cpu",), budgets=(1, 700, 4000))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def local(directory: Path) -> Checkpoint:
+    return Checkpoint(str(directory), "main", "0" * 40, (), Facts(), directory=str(directory))
+
+
+@pytest.fixture(scope="module")
+def trained() -> Path:
+    return train_family(SMALLEST) / "klray/tiny-46k-seed1" / "step40"
+
+
+@pytest.fixture(scope="module")
+def measured(trained: Path) -> Measured:
+    return measure(local(trained), trained, TEXTS, WAYS)
+
+
+def numpy_kl(one: np.ndarray, two: np.ndarray) -> float:
+    """Squared distance of the two rows' double-centred coordinates, bits per byte, by the definition."""
+    rows = np.stack([one, two])
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    centred -= centred.mean(axis=0)
+    squared = ((centred[0] - centred[1]) ** 2).sum()
+    return float(squared / (2 * len(one) * np.mean([len(text.encode()) for text in TEXTS.texts]) * np.log(2)))
+
+
+def by_hand(directory: Path, dtype: torch.dtype, budget: int) -> np.ndarray:
+    """Log-likelihoods without klray's noise room: its scorer, or for float64 the full log-softmax of each text."""
+    model, tokenizer = models.load(directory).model, models.load_tokenizer(directory)
+    if dtype != torch.float64:
+        values = klray.log_likelihood(model.to(dtype), tokenizer, list(TEXTS.texts), tokens_per_batch=budget)
+        return values.astype(np.float32).astype(np.float64)
+    values = []
+    with torch.no_grad():
+        for text in TEXTS.texts:
+            ids = torch.tensor(tokenizer(text)["input_ids"])
+            logits = model.double()(ids[None]).logits[0, :-1].numpy()
+            logits = logits - logits.max(-1, keepdims=True)
+            log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+            values.append(log_p[np.arange(len(ids) - 1), ids[1:].numpy()].sum())
+    return np.array(values)
+
+
+def test_the_numbers_are_those_of_a_few_lines_of_numpy(measured: Measured, trained: Path) -> None:
+    assert [v.dtype for v in measured.variants] == ["float64"] + ["float32"] * 3 + ["bfloat16"] * 3 + ["float16"] * 3
+    exact = by_hand(trained, torch.float64, 1)
+    rows = {
+        (name, budget): by_hand(trained, getattr(torch, name), budget)
+        for name in WAYS.dtypes
+        for budget in WAYS.budgets
+    }
+    for floor in measured.floors(WAYS.dtypes):
+        mine = [rows[floor.dtype, budget] for budget in WAYS.budgets]
+        plans = max(numpy_kl(one, two) for one in mine for two in mine)
+        to_float64 = max(numpy_kl(one, exact) for one in mine)
+        # rotary angles are float64 in one and fp32 in the other: 1e-9 nats or so between the two references
+        assert floor.plans == pytest.approx(plans, rel=1e-6, abs=1e-22)
+        assert floor.to_float64 == pytest.approx(to_float64, rel=0.02)
+        assert floor.floor == pytest.approx(max(plans, to_float64), rel=0.02)
+        assert floor.devices is None
+        if floor.dtype == "float32":
+            assert floor.to_float32 is None
+            assert 0 < to_float64 < 1e-9
+        else:
+            pairs = [numpy_kl(rows[floor.dtype, b], rows["float32", b]) for b in WAYS.budgets]
+            assert floor.to_float32 == pytest.approx(max(pairs), rel=1e-6)
+            assert 1e-9 < to_float64 < 1e-3
+
+
+def test_16_bits_are_noisier_the_fewer_of_them_are_the_fraction(measured: Measured) -> None:
+    float32, bfloat16, float16 = (floor.floor or 0 for floor in measured.floors(WAYS.dtypes))
+    # the square of 2^-8 over 2^-11 is 64
+    assert 16 < bfloat16 / float16 < 256
+    assert float32 < float16 / 1000
+    assert [floor.verdict for floor in measured.floors(WAYS.dtypes)] == ["fine"] * 3
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma2", "mamba"])
+def test_the_reference_is_float64_in_every_operation(architecture: str) -> None:
+    model = copy.deepcopy(tiny_models.tiny_model(architecture)).double()
+    tokens = encode(tiny_models.tokenizer_for(architecture), tiny_models.texts())
+    seen: set[torch.dtype] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            given = [each for each in (*args, result) if isinstance(each, torch.Tensor)]
+            if func is torch.ops.aten._to_copy.default:
+                given = [each for each in given if each is result]  # what was fp32 in the checkpoint may be read
+            seen.update(each.dtype for each in given if each.is_floating_point() and each.numel() > 1)
+            return result
+
+    plain = np.array([float(truth(model, ids)) for ids in tokens])
+    with Watch():
+        values = exact_log_likelihood(model, tokens)
+    assert seen == {torch.float64}
+    np.testing.assert_allclose(values, plain, rtol=0, atol=1e-3)
+    if architecture == "llama":
+        assert np.abs(values - plain).max() > 1e-9, "model.double() alone rounds to fp32 in every norm"
+
+
+def truth(model: Any, ids: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        log_p = model(torch.tensor(ids[None], dtype=torch.int64)).logits[0, :-1].log_softmax(-1)
+    return log_p.gather(1, torch.tensor(ids[1:, None], dtype=torch.int64)).sum()
+
+
+def variants(*dtypes: str, devices: tuple[str, ...] = ("cpu",)) -> tuple[Variant, ...]:
+    return (
+        Variant("float64", "cpu", 1, "model"),
+        *(Variant(dtype, device, budget) for dtype in dtypes for device in devices for budget in (1, 2048)),
+    )
+
+
+def found(*measured: Measured, dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> NoiseFloor:
+    return NoiseFloor(dtypes, "float32", "f" * 64, "some texts", 10, 700.0, measured, {"torch": "2"})
+
+
+def distances(*values: float) -> tuple[tuple[float, ...], ...]:
+    """KL between points on a line."""
+    return tuple(tuple(abs(one - two) for two in values) for one in values)
+
+
+def test_each_kind_of_pair_counts_where_it_belongs() -> None:
+    kl = distances(0, 1, 3, 10, 14, 100, 100, 130, 100)
+    each = Measured("a@b", "c", variants=variants("float32", "bfloat16", devices=("cpu", "cuda")), kl=kl)
+    float32, bfloat16 = each.floors(("float32", "bfloat16"))
+    assert (float32.plans, float32.devices, float32.to_float64, float32.floor) == (4, 13, 14, 14)
+    assert float32.to_float32 is None
+    assert (bfloat16.plans, bfloat16.devices, bfloat16.to_float64, bfloat16.floor) == (30, 30, 130, 130)
+    assert bfloat16.to_float32 == max(99, 97, 120, 86)
+
+
+def test_two_plans_may_be_further_apart_than_either_is_from_float64() -> None:
+    each = Measured("a@b", "c", variants=variants("float32"), kl=distances(0, -2, 3))
+    assert each.floors(("float32",))[0].floor == 5
+
+
+@pytest.mark.parametrize(
+    ("floor", "verdict", "sentence"),
+    [
+        (
+            1e-4,
+            "fine",
+            "float32 (the default precision): fine: its noise floor of 1.0e-04 bits/byte is 100 times below 0.01 "
+            "bits/byte, the smallest KL of interest",
+        ),
+        (
+            2e-4,
+            "too noisy",
+            "float32 (the default precision): too noisy: its noise floor of 2.0e-04 bits/byte is 50 times below 0.01 "
+            "bits/byte, the smallest KL of interest, and should be 100 times: KL under 0.02 bits/byte is not to be "
+            "trusted in this precision",
+        ),
+    ],
+)
+def test_the_verdict_turns_at_100_times(floor: float, verdict: str, sentence: str) -> None:
+    each = Measured("a@b", "c", variants=variants("float32"), kl=distances(0, 0, floor))
+    noise = found(each, dtypes=("float32",))
+    assert noise.rows()[0].verdict == verdict
+    assert noise.verdicts() == [sentence]
+    assert noise.default_is_fine == (verdict == "fine")
+
+
+def test_the_verdict_is_that_of_the_noisiest_checkpoint_and_names_a_better_precision() -> None:
+    calm, wild = (
+        Measured(name, "c", variants=variants("float32", "bfloat16"), kl=distances(0, 1e-9, 1e-9, kl, kl))
+        for name, kl in (("calm", 1e-6), ("wild", 4e-4))
+    )
+    noise = found(calm, wild)
+    assert noise.default_is_fine
+    assert noise.verdicts()[1] == (
+        "bfloat16: too noisy: its noise floor of 4.0e-04 bits/byte is 25 times below 0.01 bits/byte, the smallest KL "
+        "of interest, and should be 100 times: KL under 0.04 bits/byte is not to be trusted in this precision; score "
+        "in float32 for smaller ones"
+    )
+    last_words = " ".join(line.split()[-1] for line in noise.table().splitlines()[2:])
+    assert last_words == "fine fine fine noisy fine noisy"
+
+
+def test_what_could_not_be_measured_is_not_fine() -> None:
+    good = Measured("a", "c", variants=variants("float32"), kl=distances(0, 0, 0), failures={"bfloat16": "no room"})
+    bad = Measured("b", "c", failures={"float32": "broken", "bfloat16": "broken"})
+    noise = found(good, bad)
+    assert not noise.default_is_fine
+    assert noise.verdicts() == [
+        "float32 (the default precision): fine: its noise floor of 0 bits/byte is any number of times below 0.01 "
+        "bits/byte, the smallest KL of interest; 1 of 2 could not be measured",
+        "bfloat16: failed; 2 of 2 could not be measured",
+    ]
+    assert [row.verdict for row in noise.rows()] == ["fine", "failed", "failed", "failed"]
+    assert not found().default_is_fine
+
+
+def test_an_overflow_in_fp16_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    model = tiny_models.tiny_model("gpt2")
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_proj.bias.fill_(1e5)  # beyond 65,504
+    model.save_pretrained(tmp_path)
+    tiny_models.tokenizer_for("gpt2").save_pretrained(tmp_path)
+    short = texts.TextSet("short", tuple(tiny_models.texts()[1:5]), ("x",) * 4)
+    steps: list[int] = []
+    ways = Ways(("float32", "float16"), ("cpu",), budgets=(1, 64))
+    each = measure(local(tmp_path), tmp_path, short, ways, lambda scorings, note: steps.append(scorings))
+    float32, float16 = each.floors(("float32", "float16"))
+    assert float32.floor is not None
+    assert float16.verdict == "failed" and "GPT2LMHeadModel gives text 0 a log-likelihood of nan" in float16.failure
+    assert sum(steps) == ways.scorings == 5
+
+
+def test_a_checkpoint_that_is_broken_itself_says_so() -> None:
+    model = copy.deepcopy(tiny_models.tiny_model("gpt2")).double()
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="text 1 a log-likelihood of nan in float64 too: its weights") as caught:
+        exact_log_likelihood(model, encode(tiny_models.tokenizer_for("gpt2"), ["a", "x y"]))
+    assert caught.value.reason == "non_finite"
+
+
+def test_checkpoints_are_taken_at_equal_distances() -> None:
+    all_of_them: Any = list(range(144))
+    assert spread(all_of_them, 4) == [0, 48, 95, 143]
+    assert spread(all_of_them, 1) == [143]
+    assert spread(all_of_them[:3], 4) == [0, 1, 2]
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    assert available_devices([])[0] == "cpu"
+    with pytest.raises(KlrayError, match=r"noise.devices=\['cpu', 'abacus'\]: abacus cannot be used here"):
+        available_devices(["cpu", "abacus"])
+    if not torch.cuda.is_available():
+        with pytest.raises(KlrayError, match=r"cuda cannot be used here .*; choose among cpu$"):
+            available_devices(["cuda"])
+
+
+def klray_noise(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["klray", "noise", "models=tiny_smallest", "texts.n=6", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr()
+    return int(end.value.code or 0), said.out + said.err
+
+
+def test_the_verb_measures_prints_and_writes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "noise.json"
+    code, said = klray_noise(
+        capsys,
+        monkeypatch,
+        "noise.models=2",
+        "noise.dtypes=[bfloat16]",
+        f"noise.path={path}",
+        f"scoring.cache_dir={tmp_path / 'cache'}",
+    )
+    assert code == 0
+    rows = re.findall(r"^(klray/tiny-\S+) +(\S+) .*  fine$", said, re.MULTILINE)
+    names = ["klray/tiny-46k-seed1@step0", "klray/tiny-46k-seed2@step40"]
+    assert rows == [(name, dtype) for name in names for dtype in ("float32", "bfloat16")]
+    assert "2 of 26 checkpoints on 6 texts of python-" in said
+    assert "tokens per batch cpu: 1, 512, 2,048" in said
+    assert "\nfloat32 (the default precision): fine: its noise floor of" in said
+    written = json.loads(path.read_text())
+    assert written["unit"] == "bits/byte" and written["rows"].startswith("Each row is one checkpoint")
+    assert [(row["model"], row["dtype"]) for row in written["table"]] == rows
+    again = NoiseFloor.read(path)
+    assert again.verdicts() == written["verdicts"]
+    assert again.to_json() == path.read_text()
+    assert [len(each.kl) for each in again.models] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["noise.models=0"], "noise.models=0: must be 1 or more"),
+        (["noise.dtypes=[float8]"], "float8"),
+        (["noise.devices=[abacus]"], "abacus cannot be used here"),
+        (["noise.tokens_per_batch=[0]"], r"noise.tokens_per_batch=\[0\]: each must be 1 or more"),
+        (["noise.path=nowhere/noise.json"], "would be in nowhere, which is no folder; name a JSON file"),
+        (["noise.path=."], "it is a folder; name a JSON file"),
+        (["noise.model=3"], "unknown config key noise.model: did you mean noise.models"),
+    ],
+)
+def test_mistakes_are_answered_before_anything_is_measured(
+    words: list[str], answer: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))  # nothing is trained or fetched yet
+    code, said = klray_noise(capsys, monkeypatch, *words)
+    assert code == 1
+    assert said.startswith("klray: error: ") and "Traceback" not in said
+    assert re.search(answer, said), said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_something_else_is_no_noise_floor(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text('{"dtypes": []}')
+    with pytest.raises(KlrayError, match=r"other.json: this is not a noise floor \(KeyError: .*; make one with klray"):
+        NoiseFloor.read(path)
+    with pytest.raises(KlrayError, match=r"missing.json"):
+        NoiseFloor.read(tmp_path / "missing.json")
