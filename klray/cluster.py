@@ -40,7 +40,9 @@ class Shape:
 
     @property
     def device(self) -> str:
-        """Torch device of each actor; Ray shows an actor only the GPUs that it is pinned to."""
+        """Device of each actor, "auto" for several GPUs; Ray shows an actor only the GPUs that it is pinned to."""
+        if self.gpus_per_worker > 1:
+            return "auto"
         return "cuda" if self.gpus_per_worker > 0 else "cpu"
 
 

@@ -141,7 +141,7 @@ class RayConfig:
 
     address: str | None = None  # a running cluster; default: one on this machine for the length of the run
     workers: int | None = None
-    gpus_per_worker: float | None = None
+    gpus_per_worker: float | None = None  # a share of one, or several for a model that is too large for one
     max_attempts: int = 2
 
 
@@ -329,6 +329,8 @@ def ray_settings(config: RayConfig, scoring: ScoringConfig) -> RaySettings:
     for name, value in (("workers", config.workers), ("max_attempts", config.max_attempts)):
         if value is not None and value < 1:
             raise KlrayError(f"ray.{name}={value}: must be 1 or more")
+    if config.gpus_per_worker is not None and config.gpus_per_worker > 1 and (lacking := models.lacks_accelerate()):
+        raise KlrayError(f"ray.gpus_per_worker={config.gpus_per_worker:g}: {lacking}")
     return RaySettings(
         address=config.address,
         workers=config.workers,

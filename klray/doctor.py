@@ -118,7 +118,7 @@ def _cluster(settings: RaySettings) -> tuple[Finding, Cluster | None]:
 def _device(scoring: ScoringSettings, cluster: Cluster | None) -> Finding:
     """The device that this machine's actors would score on."""
     cuda = torch.cuda.is_available()
-    on_gpu = cluster.shape.device == "cuda" if cluster else cuda
+    on_gpu = cluster.shape.device != "cpu" if cluster else cuda
     if on_gpu and not cuda:
         if cluster and not cluster.resources.actors_here:
             return Finding("device", "skipped", "the cluster's GPUs are in other machines")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import pickle
@@ -80,7 +81,8 @@ def load(
     dtype
         Of the parameters in memory; "auto" for the checkpoint's own.
     device
-        Where the model goes.
+        Where the model goes; "auto": layer by layer to all GPUs that the process sees, which takes accelerate, and to
+        the CPU where there is none.
     reuse
         What an earlier call returned, to be given up: if the two checkpoints differ in numbers alone, those of its
         model are overwritten in place (addresses stay) and it is returned; if not, its memory is freed before the new
@@ -91,7 +93,11 @@ def load(
     CheckpointError
         With reason load_failed (unknown architecture, broken config or weights, weights missing: a parameter that the
         checkpoint does not hold would be random), no_safe_weights, or out_of_memory.
+    KlrayError
+        "auto" without accelerate.
     """
+    if device == "auto" and (lacking := lacks_accelerate()):
+        raise KlrayError(lacking)
     if dtype not in get_args(Dtype):
         raise KlrayError(f"dtype is {dtype!r}: it must be one of {', '.join(get_args(Dtype))}")
     folder = Path(directory)
@@ -111,7 +117,7 @@ def load(
                     for name, slot in reuse._slots.items():
                         slot.copy_(stored[name])
                 return reuse
-            reuse.model.to("meta")
+            torch.nn.Module.to(reuse.model, "meta")  # a model on several devices has a .to of its own, which warns
             reuse._slots = None
         model = _build(folder, dtype, device, safetensors=files[0].suffix == ".safetensors")
         return Loaded(
@@ -122,6 +128,13 @@ def load(
             _layout=layout,
             _slots=_find_slots(model, stored),
         )
+
+
+def lacks_accelerate() -> str:
+    """What to do about a missing accelerate, which spreads a model over several GPUs; "" if it is there."""
+    if importlib.util.find_spec("accelerate") is not None:
+        return ""
+    return "a model on several GPUs (ray.gpus_per_worker above 1) needs accelerate: pip install 'klray[multi_gpu]'"
 
 
 def load_tokenizer(directory: str | Path) -> Any:
@@ -165,6 +178,7 @@ def _build(folder: Path, dtype: str, device: str | torch.device, safetensors: bo
         use_safetensors=safetensors,
         weights_only=True,
         output_loading_info=True,
+        device_map="auto" if device == "auto" else None,
     )
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     missing = sorted(parameters & set(info["missing_keys"]))
@@ -176,12 +190,26 @@ def _build(folder: Path, dtype: str, device: str | torch.device, safetensors: bo
         )
     if info["unexpected_keys"]:
         logger.info("%s: %d tensors are not part of the model", folder, len(info["unexpected_keys"]))
-    model = model.to(device)
-    if torch.device(device).type == "cpu":
+    if device == "auto":
+        _check_places(model, folder)
+    else:
+        model = model.to(device)
+    if next(model.parameters()).device.type == "cpu":
         for tensor in (*model.parameters(), *model.buffers()):
             # What needed no conversion is mapped from the file, which may be evicted or written over, at odd addresses.
             tensor.data = tensor.data.clone()
     return model.eval()
+
+
+def _check_places(model: Any, folder: Path) -> None:
+    """Refuse a model that found no room on the GPUs: what is left over would be moved to them in every pass."""
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if torch.cuda.is_available() and places & {"cpu", "disk"}:
+        raise CheckpointError(
+            f"{folder} does not fit into the memory of {torch.cuda.device_count()} GPUs: "
+            "raise ray.gpus_per_worker, or choose a 16-bit dtype",
+            "out_of_memory",
+        )
 
 
 def _find_slots(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:

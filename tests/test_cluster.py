@@ -27,6 +27,10 @@ def test_actors_fit_their_nodes(nodes: list[dict[str, float]], settings: RaySett
     assert _shape(settings, nodes) == shape
 
 
+def test_an_actor_with_several_gpus_spreads_its_model_over_them() -> None:
+    assert [Shape(1, gpus, 1).device for gpus in (0.0, 0.5, 1.0, 2.0)] == ["cpu", "cuda", "cuda", "auto"]
+
+
 def test_what_does_not_fit_is_refused_with_what_there_is() -> None:
     with pytest.raises(KlrayError, match=r"needs 9 CPUs and 0 GPUs on one node, .* 2 nodes with 16 CPUs"):
         _shape(RaySettings(cpus_per_worker=9), [LAPTOP, LAPTOP])

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from klray import config as configs
 from klray import models
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import log_likelihood
@@ -88,9 +90,7 @@ def test_dtype(tmp_path: Path, dtype: models.Dtype, found: torch.dtype) -> None:
 def test_shards_and_pickles_give_the_same_weights(tmp_path: Path) -> None:
     whole, shards = save(tmp_path / "whole"), save(tmp_path / "shards")
     expected = parameters(models.load(whole).model)
-    (shards / "model.safetensors").unlink()
-    tiny_models.tiny_model("gpt_neox").save_pretrained(shards, max_shard_size="50KB")
-    assert len(list(shards.glob("model-*.safetensors"))) > 1
+    shard(shards, tiny_models.tiny_model("gpt_neox"))
     assert parameters(models.load(shards).model) == expected
     assert parameters(models.load(as_pickle(whole)).model) == expected
 
@@ -221,8 +221,30 @@ def test_the_model_owns_its_memory(tmp_path: Path) -> None:
     assert parameters(model) == before
 
 
-@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "llama", "qwen2"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def shard(folder: Path, model: Any) -> Path:
+    """Store a folder's weights in shards."""
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="50KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    return folder
+
+
+def same(one: Any, two: Any) -> None:
+    """Names, dtypes and bits of all parameters and buffers, those that no file holds among them, are equal."""
+    facts = [
+        {
+            name: (tensor.dtype, tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+            if tensor.ndim
+        }
+        for model in (one, two)
+    ]
+    assert facts[0] == facts[1]
+
+
+# gpt_neox: renamed in memory; gpt2, gemma2 and opt: tied; mamba: recurrent.
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "llama", "qwen2", "gemma2", "opt", "mamba"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_put_into_a_model_in_memory_equal_a_fresh_load(
     tmp_path: Path, architecture: str, dtype: models.Dtype
 ) -> None:
@@ -236,8 +258,82 @@ def test_weights_put_into_a_model_in_memory_equal_a_fresh_load(
     assert [parameter.data_ptr() for parameter in second.model.parameters()] == addresses
     fresh = models.load(two, dtype)
     assert parameters(second.model) == parameters(fresh.model) != parameters(models.load(one, dtype).model)
+    same(second.model, fresh.model)
     scored, expected = (log_likelihood(model.model, tokenizer, texts) for model in (second, fresh))
     assert scored.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "llama"])
+def test_shards_put_into_a_model_in_memory_equal_a_fresh_load(
+    tmp_path: Path, architecture: str, dtype: models.Dtype
+) -> None:
+    whole, shards = (save(tmp_path / str(seed), architecture, seed=seed) for seed in (1, 2))
+    shard(shards, tiny_models.tiny_model(architecture, seed=2))
+    first = models.load(whole, dtype)
+    second = models.load(shards, dtype, reuse=first)
+    assert second is first
+    same(second.model, models.load(shards, dtype).model)
+    third = models.load(whole, dtype, reuse=second)
+    assert third is first
+    same(third.model, models.load(whole, dtype).model)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("architecture", "buffer", "in_place"),
+    [
+        ("apertus", "mlp.act_fn.beta", True),
+        ("glm4_moe", "mlp.gate.e_score_correction_bias", False),  # its experts are fused when they are loaded
+    ],
+)
+def test_buffers_of_a_checkpoint_come_with_it(
+    tmp_path: Path, architecture: str, buffer: str, in_place: bool, dtype: models.Dtype
+) -> None:
+    folders = []
+    for seed in (1, 2):
+        model = tiny_models.tiny_model(architecture, seed=seed)
+        buffers = [tensor for name, tensor in model.named_buffers() if name.endswith(buffer)]
+        for tensor in buffers:
+            tensor.copy_(torch.full_like(tensor, 0.1 + seed))
+        assert buffers
+        folders.append(tmp_path / str(seed))
+        model.save_pretrained(folders[-1])
+        assert any(name.endswith(buffer) for name in load_file(folders[-1] / "model.safetensors"))
+    first = models.load(folders[0], dtype)
+    second = models.load(folders[1], dtype, reuse=first)
+    assert (second is first) == in_place
+    same(second.model, models.load(folders[1], dtype).model)
+    values = [tensor for name, tensor in second.model.named_buffers() if name.endswith(buffer)]
+    assert all(torch.allclose(tensor.float(), torch.tensor(2.1), rtol=1e-2) for tensor in values) and values
+
+
+def test_a_model_for_several_gpus_needs_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)  # as if it were not installed
+    with pytest.raises(KlrayError, match=r"needs accelerate: pip install 'klray\[multi_gpu\]'"):
+        models.load(tmp_path, device="auto")
+    with pytest.raises(KlrayError, match=r"ray.gpus_per_worker=2: a model on several GPUs .* needs accelerate"):
+        configs.ray_settings(configs.RayConfig(gpus_per_worker=2), configs.ScoringConfig())
+    assert configs.ray_settings(configs.RayConfig(gpus_per_worker=1), configs.ScoringConfig()).gpus_per_worker == 1
+
+
+def test_a_model_for_all_devices_is_the_same_model(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    one, two = (save(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    first = models.load(one, device="auto")
+    second = models.load(two, device="auto", reuse=first)
+    assert second is first
+    texts, tokenizer = tiny_models.texts(), tiny_models.tokenizer_for("gpt_neox")
+    # a GPU where there is one adds in another order
+    np.testing.assert_allclose(
+        log_likelihood(second.model, tokenizer, texts),
+        log_likelihood(models.load(two).model, tokenizer, texts),
+        rtol=0,
+        atol=1e-3,
+    )
+    third = models.load(one, "bfloat16", "auto", reuse=second)
+    assert third is not second
+    assert {parameter.device.type for parameter in second.model.parameters()} == {"meta"}
 
 
 def test_a_pickle_follows_a_pickle(tmp_path: Path) -> None:
