@@ -58,6 +58,7 @@ def noise(config: Config) -> NoiseFloor:
 def _measured(
     hub: Hub, cache: Cache, checkpoint: Checkpoint, text_set: TextSet, ways: Ways, progress: Progress
 ) -> Measured:
+    directory = Path()
     try:
         directory = cache.fetch(hub, checkpoint)
         try:
@@ -66,8 +67,10 @@ def _measured(
             cache.evict(checkpoint)
     except CheckpointError as error:
         progress.advance(ways.scorings)
-        log.warning("%s: %s", checkpoint.label, error.message)
-        return Measured(checkpoint.label, checkpoint.commit, failures=dict.fromkeys(ways.dtypes, error.message))
+        # where this machine keeps its files says nothing to whoever reads the table
+        words = error.message.replace(str(directory), checkpoint.label) if directory.name else error.message
+        log.warning("%s: %s", checkpoint.label, words)
+        return Measured(checkpoint.label, checkpoint.commit, failures=dict.fromkeys(ways.dtypes, words))
 
 
 def _print(found: NoiseFloor, selected: int, ways: Ways) -> None:

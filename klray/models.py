@@ -119,6 +119,8 @@ def load(
                 return reuse
             torch.nn.Module.to(reuse.model, "meta")  # a model on several devices has a .to of its own, which warns
             reuse._slots = None
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # other sizes would not fit into the blocks that the old model leaves
         model = _build(folder, dtype, device, safetensors=files[0].suffix == ".safetensors")
         return Loaded(
             model=model,

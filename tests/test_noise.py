@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from klray.embedded.family import train_family
 from klray.embedded.recipe import SMALLEST
 from klray.errors import CheckpointError, KlrayError
 from klray.noise.exact import exact_log_likelihood
-from klray.noise.floor import Measured, NoiseFloor, Variant
+from klray.noise.floor import Measured, NoiseFloor, Variant, cells
 from klray.noise.measuring import Ways, available_devices, measure, spread
 from klray.tokens import encode
 from tests import tiny_models
@@ -169,6 +170,15 @@ def test_each_kind_of_pair_counts_where_it_belongs() -> None:
     assert bfloat16.to_float32 == max(99, 97, 120, 86)
 
 
+@pytest.mark.parametrize(
+    ("floor", "below"),
+    [(3.5e-12, "3e9 times"), (1e-6, "10,000 times"), (1e-2, "1 times"), (0.04, "0.2 times"), (0.0, "-")],
+)
+def test_how_far_below_is_told_in_two_figures_at_most(floor: float, below: str) -> None:
+    (row,) = Measured("a@b", "c", variants=variants("float32"), kl=distances(0, 0, floor)).floors(["float32"])
+    assert cells(row)[-1] == below
+
+
 def test_two_plans_may_be_further_apart_than_either_is_from_float64() -> None:
     each = Measured("a@b", "c", variants=variants("float32"), kl=distances(0, -2, 3))
     assert each.floors(("float32",))[0].floor == 5
@@ -305,6 +315,25 @@ def test_the_verb_measures_prints_and_writes(
     assert again.verdicts() == written["verdicts"]
     assert again.to_json() == path.read_text()
     assert [len(each.kl) for each in again.models] == [7, 7]
+
+
+def test_a_checkpoint_that_cannot_be_scored_is_a_row_with_its_reason(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: Path
+) -> None:
+    folder = tmp_path / "short"
+    shutil.copytree(trained, folder)
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 32}))
+    monkeypatch.setattr(
+        sys, "argv", ["klray", "noise", f"models.repo={folder}", "texts.n=4", f"scoring.cache_dir={tmp_path / 'cache'}"]
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().out
+    assert end.value.code == 1
+    assert len(re.findall(r"^\S+short@\S+ +\S+ .*  failed$", said, re.MULTILINE)) == 3
+    assert re.search(r"^failed: \S+ in float16: text 0 has .* tokens and the model's context holds 32", said, re.M)
+    assert "\nfloat32 (the default precision): failed; 1 of 1 could not be measured" in said
 
 
 @pytest.mark.parametrize(

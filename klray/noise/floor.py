@@ -252,4 +252,6 @@ def _plain(value: float) -> str:
 def _times(below: float | None) -> str:
     if below is None:
         return "any number of times"
-    return f"{below:,.0f} times" if 10 <= below < 1e6 else f"{below:.1g} times" if below < 10 else f"{below:.0e} times"
+    if below >= 1e6:
+        return f"{below:.0e} times".replace("e+0", "e").replace("e+", "e")
+    return f"{below:,.0f} times" if below >= 10 else f"{below:.1g} times"
