@@ -21,7 +21,7 @@ import xarray as xr
 from markupsafe import Markup, escape
 
 from klray.errors import KlrayError
-from klray.figures import PLATES, Plate, save
+from klray.figures import PLATES, Plate, noise_floor, save
 from klray.noise.floor import COLUMNS, ROWS_MEAN, NoiseFloor, cells
 from klray.preprocess import Exclusion
 from klray.summary import (
@@ -108,7 +108,7 @@ def write_report(
             [public(text) for text in (failure.repository, failure.revision, failure.reason, failure.message)]
             for failure in failures
         ],
-        noise=None if noise is None else _noise(result, noise),
+        noise=None if noise is None else _noise(result, noise, directory / "figures"),
         provenance=_provenance(result, noise is not None),
         snapshot=public(str(result.attrs.get("snapshot", ""))),
         recipe=_recipe(result),
@@ -221,8 +221,8 @@ def _variants(result: xr.Dataset) -> np.ndarray:
     return np.array([" ".join(p for p in row if p and p != "none") for row in zip(*parts, strict=True)])
 
 
-def _noise(result: xr.Dataset, noise: NoiseFloor) -> dict[str, Any]:
-    """Verdicts, what they are about, and the table: the largest KL of each kind by precision."""
+def _noise(result: xr.Dataset, noise: NoiseFloor, directory: Path) -> dict[str, Any]:
+    """Verdicts, what they are about, the table (the largest KL of each kind by precision), and the picture."""
     used = sorted(set(strings(result, "dtype")))
     measured = ", ".join(noise.dtypes)
     about = [f"The models of this report were scored in {', '.join(used)}."]
@@ -231,7 +231,12 @@ def _noise(result: xr.Dataset, noise: NoiseFloor) -> dict[str, Any]:
     if noise.text_set != result.attrs.get("text_set"):
         about.append(f"The noise was measured on other texts than theirs: {noise.text_set_name}.")
     checkpoints = [each.model for each in noise.models]
+    try:
+        png = base64.b64encode(save(noise_floor(noise), directory, "noise_floor")).decode()
+    except KlrayError:  # nothing was measured, as the verdicts say
+        png = ""
     return {
+        "png_base64": png,
         "verdicts": [public(sentence) for sentence in noise.verdicts()],
         "about": public(" ".join(about)),
         "checkpoints": public(f"{', '.join(checkpoints[:8])}{', …' if len(checkpoints) > 8 else ''}"),

@@ -22,6 +22,7 @@ from klray.checkpoints import Checkpoint, Facts
 from klray.embedded.family import train_family
 from klray.embedded.recipe import SMALLEST
 from klray.errors import CheckpointError, KlrayError
+from klray.figures import noise_floor
 from klray.noise.exact import exact_log_likelihood
 from klray.noise.floor import Measured, NoiseFloor, Variant, cells
 from klray.noise.measuring import Ways, available_devices, measure, spread
@@ -168,6 +169,21 @@ def test_each_kind_of_pair_counts_where_it_belongs() -> None:
     assert float32.to_float32 is None
     assert (bfloat16.plans, bfloat16.devices, bfloat16.to_float64, bfloat16.floor) == (30, 30, 130, 130)
     assert bfloat16.to_float32 == max(99, 97, 120, 86)
+
+
+def test_the_picture_has_a_mark_for_each_kl_that_is_not_0() -> None:
+    one = Measured("a", "c", variants=variants("float32", "bfloat16"), kl=distances(0, 1e-9, 1e-9, 1e-4, 3e-4))
+    two = Measured("b", "c", variants=variants("float32"), kl=distances(0, 2e-9, 3e-9), failures={"bfloat16": "x"})
+    (axes,) = noise_floor(found(one, two)).axes
+    lines = {str(line.get_label()): np.asarray(line.get_xdata()).tolist() for line in axes.lines}
+    assert lines["between plans"] == pytest.approx([1e-9, 2e-4])
+    assert lines["to float64"] == pytest.approx([1e-9, 3e-9, 3e-4])
+    assert "between devices" not in lines
+    assert [line.get_xdata()[0] for line in axes.lines[-2:]] == [0.01, 1e-4]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["float32", "bfloat16"]
+    assert axes.get_xscale() == "log" and axes.get_xlim()[1] >= 0.1
+    with pytest.raises(KlrayError, match="nothing in it was measured"):
+        noise_floor(found())
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,9 @@ def test_the_noise_floor_is_told_with_its_verdicts(tmp_path: Path, no_figures: N
     ]
     assert "The largest of 1 checkpoints: org/<b>a</b>@step5." in page.text
     assert "not measured" not in page.text
+    (image,) = page.all("img")
+    png = base64.b64decode(str(image["src"]).split(",", 1)[1], validate=True)
+    assert png == (page.path.parent / "figures" / "noise_floor.png").read_bytes()
     test_links_inside_the_page_arrive(page)
 
 

@@ -1,7 +1,8 @@
-"""Figures of a "trajectory" result, drawn with matplotlib's object-oriented interface alone.
+"""Figures of a "trajectory" result and of a noise floor, drawn with matplotlib's object-oriented interface alone.
 
-Each function takes the result Dataset and returns a `matplotlib.figure.Figure`, or raises `klray.errors.KlrayError`
-when the result has nothing to draw. Runs keep their colour through all of them; titles belong in captions.
+Each function takes the result Dataset (`noise_floor`: a NoiseFloor) and returns a `matplotlib.figure.Figure`, or raises
+`klray.errors.KlrayError` when there is nothing to draw. Runs keep their colour through all figures; titles belong in
+captions.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from klray.figures.consecutive import consecutive_kl, consecutive_kl_caption
 from klray.figures.exponents import diffusion_exponents, diffusion_exponents_caption
 from klray.figures.heatmap import kl_heatmap, kl_heatmap_caption
 from klray.figures.maps import model_map, model_map_caption
+from klray.figures.noise import noise_floor
 from klray.figures.style import save
 
-__all__ = ["PLATES", "Plate", "consecutive_kl", "diffusion_exponents", "kl_heatmap", "model_map", "save"]
+__all__ = ["PLATES", "Plate", "consecutive_kl", "diffusion_exponents", "kl_heatmap", "model_map", "noise_floor", "save"]
 
 
 @dataclass(frozen=True)
