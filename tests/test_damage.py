@@ -141,12 +141,11 @@ def test_repair_leaves_what_became_visible_since_the_audit(store: Store) -> None
 def test_publisher_that_was_stopped_until_its_folder_was_removed_says_so(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = FolderObjects.fingerprints
+    look = FolderObjects.fingerprints
 
     def remove(objects: FolderObjects, prefix: str) -> dict[str, str]:
-        found = create(objects, prefix)
         objects.delete_tree("/".join(prefix.split("/")[:2]))
-        return found
+        return look(objects, prefix)
 
     before = store.snapshot_ids()
     with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"was removed meanwhile; run publish again"):

@@ -11,8 +11,8 @@ endpoint    whether anybody is at an S3 endpoint
 probe       whether a place keeps the promises that the store rests on
 """
 
-from klray.objects.base import Objects, is_temporary
+from klray.objects.base import Listed, Objects, is_temporary
 from klray.objects.folder import FolderObjects
 from klray.objects.opening import open_objects
 
-__all__ = ["FolderObjects", "Objects", "is_temporary", "open_objects"]
+__all__ = ["FolderObjects", "Listed", "Objects", "is_temporary", "open_objects"]

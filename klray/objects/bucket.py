@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from botocore.exceptions import NoCredentialsError
 
 from klray.errors import StoreError, without_secrets
-from klray.objects.base import Objects
+from klray.objects.base import Listed, Objects
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class BucketObjects(Objects):
         return {name: value for name, value in self.__dict__.items() if name in ("url", "_root", "_options")}
 
     @abc.abstractmethod
-    def _send(self, key: str, body: bytes, *, new: bool = False) -> None:
+    def _send(self, key: str, body: bytes | bytearray, *, new: bool = False) -> None:
         """Put an object; with ``new`` only if there is none."""
 
     @abc.abstractmethod
@@ -103,7 +103,7 @@ class BucketObjects(Objects):
 
         return self._patiently(attempt, key)
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: bytes | bytearray) -> None:
         self._patiently(lambda: self._send(key, body), key)
 
     def copy(self, source: str, target: str, fingerprint: str) -> bool:
@@ -142,8 +142,8 @@ class BucketObjects(Objects):
 
         return self._patiently(attempt, prefix, reading=True)
 
-    def walk(self, prefix: str) -> dict[str, datetime]:
-        return {each.key: each.written for each in self._find(prefix)}
+    def listing(self, prefix: str) -> dict[str, Listed]:
+        return {each.key: Listed(each.written, each.etag) for each in self._find(prefix)}
 
     def _find(self, prefix: str) -> Iterator[Facts]:
         mark = ""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import s3fs
+from aiobotocore.session import AioSession
 from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
 from botocore.exceptions import ClientError as Refusal
+from botocore.utils import parse_timestamp
 from fsspec.asyn import sync
 
 from klray.objects.bucket import REQUESTS_AT_ONCE, BucketObjects, Facts
@@ -41,7 +44,10 @@ class S3Objects(BucketObjects):
 
     @functools.cached_property
     def _files(self) -> s3fs.S3FileSystem:
-        files = s3fs.S3FileSystem(**self._options)
+        session = AioSession(profile=self._options.get("profile"))
+        parsers = session.get_component("response_parser_factory")
+        parsers.set_parser_defaults(timestamp_parser=_timestamp)
+        files = s3fs.S3FileSystem(session=session, **self._options)
         files.retries = 1
         return files
 
@@ -49,7 +55,7 @@ class S3Objects(BucketObjects):
     def endpoint(self) -> str:
         return str(self._files.s3.meta.endpoint_url)
 
-    def _send(self, key: str, body: bytes, *, new: bool = False) -> None:
+    def _send(self, key: str, body: bytes | bytearray, *, new: bool = False) -> None:
         self._files.pipe_file(self._path(key), body, mode="create" if new else "overwrite")
 
     def put_many(self, bodies: Mapping[str, bytes]) -> None:
@@ -108,6 +114,15 @@ class S3Objects(BucketObjects):
 
     def _codes(self, error: OSError) -> set[str]:
         return _codes(error)
+
+
+def _timestamp(text: str) -> datetime:
+    """Times in listings are ISO 8601; botocore tries every way to write a time, half of what a listing costs."""
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):  # times in headers
+        found: datetime = parse_timestamp(text)
+        return found
 
 
 def _batches(keys: list[str], size: int = 8 * REQUESTS_AT_ONCE) -> list[list[str]]:

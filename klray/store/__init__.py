@@ -9,6 +9,7 @@ failures    why a checkpoint has no column
 plans       what jobs were asked to score
 snapshots   what is published: manifests, LATEST, opening
 catalog     the facts about all committed columns
+chunks      the log-likelihoods of a snapshot
 publishing  gather committed columns into a snapshot
 results     what analyses wrote
 audit       what is damaged, what is left over

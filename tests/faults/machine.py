@@ -44,7 +44,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from klray.errors import StoreError
 from klray.objects import FolderObjects
-from klray.store import Store, audit, publishing
+from klray.store import Store, audit, chunks, publishing
 from tests.faults.gates import TO_THE_BRINK, UNLIMITED, Actor, Fault
 from tests.faults.model import TEXTS, Inline, Model, make_column, sha256, small_snapshots
 
@@ -435,6 +435,7 @@ def prepared() -> Iterator[None]:
         tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None, prefix="klray-faults-") as folder,
         small_snapshots(),
         mock.patch.object(publishing, "ThreadPoolExecutor", Inline),
+        mock.patch.object(chunks, "ThreadPoolExecutor", Inline),
         mock.patch.object(audit, "ThreadPoolExecutor", Inline),
         warnings.catch_warnings(),
     ):
