@@ -44,7 +44,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from klray.errors import StoreError
 from klray.objects import FolderObjects
-from klray.store import Store, audit, publishing
+from klray.store import Manifest, Store, audit, layout, publishing
 from tests.faults.gates import TO_THE_BRINK, UNLIMITED, Actor, Fault
 from tests.faults.model import TEXTS, Inline, Model, make_column, sha256, small_snapshots
 
@@ -188,6 +188,7 @@ class StoreMachine(RuleBasedStateMachine):
             wrong = {damage.key for damage in found.damages if damage.key} - ever_tainted
             assert not wrong, f"verify calls sound columns damaged: {wrong}"
             wrong = {damage.path for damage in found.damages if not damage.key}
+            wrong.discard(layout.LATEST)  # a publisher was between its manifest and LATEST, or died there
             assert all(any(each in path for each in self.damaged_snapshots) for path in wrong), wrong
             assert found.sound + len(found.damages) >= len(sound_before - ever_tainted)
 
@@ -307,7 +308,7 @@ class StoreMachine(RuleBasedStateMachine):
             body = path.read_bytes()
             commits[path.stem] = self.model.stands[path.stem] if body == b"{cut" else json.loads(body)["sha256"]
         self.model.see_commits(commits, repairing=repairing)
-        finished = {path.stem for path in (self.folder / "snapshots").glob("[!.]*.json")} - {"LATEST"}
+        finished = {path.stem for path in self._finished()}
         for snapshot in finished - self.model.snapshots.keys():
             self.model.see_snapshot(snapshot, *self._rows(snapshot))
             tally["snapshots"] += 1
@@ -315,6 +316,10 @@ class StoreMachine(RuleBasedStateMachine):
         if latest.exists():
             named = json.loads(latest.read_bytes())["id"]
             assert named in self.model.snapshots, f"LATEST names {named}, which is not finished"
+
+    def _finished(self) -> list[Path]:
+        """Manifests."""
+        return [path for path in (self.folder / "snapshots").glob("[!.]*.json") if path.stem != "LATEST"]
 
     def _rows(self, snapshot: str) -> tuple[list[str], np.ndarray]:
         group = zarr.open_group(self.folder / "snapshots" / snapshot, mode="r", zarr_format=3)
@@ -351,7 +356,16 @@ class StoreMachine(RuleBasedStateMachine):
         """Verify says exactly what is wrong; repair takes exactly that out."""
         found = self.store.audit()
         assert {damage.key for damage in found.damages if damage.key} == self.model.tainted & set(self.model.stands)
-        bad = {damage.path.split("/")[1] for damage in found.damages if not damage.key}
+        paths = {damage.path for damage in found.damages if not damage.key}
+        last = max(
+            (Manifest.from_fields(json.loads(path.read_bytes())) for path in self._finished()),
+            key=lambda each: each.order,
+            default=None,
+        )
+        latest = self.store.objects.get_json(layout.LATEST)
+        behind = last is not None and (latest is None or latest["id"] != last.id)  # a publisher died before LATEST
+        assert (layout.LATEST in paths) == behind, f"LATEST names {latest}, the last is {last}"
+        bad = {path.split("/")[1] for path in paths - {layout.LATEST}}
         assert bad == self.damaged_snapshots, f"snapshots {bad} are called damaged, {self.damaged_snapshots} are"
         assert found.sound == len(set(self.model.stands) - self.model.tainted)
         commits = [path.read_bytes() for path in sorted((self.folder / "commits").glob("[!.]*.json"))]
