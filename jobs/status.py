@@ -25,12 +25,16 @@ def status(config: Config) -> None:
     print(f"store      {store.url}")
     print(f"texts      {store.texts.name}, {len(store.texts.text_bytes):,} texts ({store.texts.fingerprint[:12]})")
     print(f"columns    {len(first):,}, of which the latest snapshot has {published:,}")
+    print()
     print(_families(catalog, failures, store.wanted_keys()))
+    print()
     print(_repositories(catalog))
+    print()
     print(f"failures   {len(failures):,}")
     if failures:
         rows = [(f"{each.repository}@{each.revision}", each.reason, each.message) for each in failures]
         print(text_table(("checkpoint", "reason", "what was found, and what to do"), rows, text_columns=3))
+        print()
     snapshots = store.snapshot_ids()
     print(f"snapshots  {len(snapshots):,}")
     for manifest in store.manifests(snapshots[-SNAPSHOTS_SHOWN:]):

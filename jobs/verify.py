@@ -9,7 +9,7 @@ from klray.config import Config
 from klray.errors import KlrayError
 from klray.job import verb
 from klray.progress import Stages
-from klray.store import Store
+from klray.store import Store, layout
 
 
 @verb()
@@ -42,6 +42,14 @@ def main(config: Config) -> int:
     stay = f"; {young:,} leftovers stay until they are {config.verify.grace_hours:g} h old (verify.grace_hours)"
     print(f"removed    {len(removed):,}{stay if young else ''}")
     for path in removed:
+        print(f"  {path}")
+    folders = [damage.path for damage in columns if damage.path and layout.commit_path(damage.key) in removed]
+    if folders:
+        print(
+            f"stay       {len(folders):,} folders of columns that were taken out, which somebody may be reading now; "
+            f"the next verify.repair=true removes them if nobody wrote there for {config.verify.grace_hours:g} h"
+        )
+    for path in folders:
         print(f"  {path}")
     return 1 if snapshots else 0
 

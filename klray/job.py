@@ -20,6 +20,7 @@ import conf
 from klray.config import Config, register
 from klray.errors import KlrayError
 
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}  # as OmegaConf calls them
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -95,6 +96,9 @@ def _explain(error: Exception) -> str:
         near = difflib.get_close_matches(group.group(2), options, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"unknown config group {group.group(1)}={group.group(2)}: {hint}there are {', '.join(options)}"
+    value = _explain_value(text)
+    if value:
+        return value
     asked = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
     if asked is None:
         return text
@@ -103,6 +107,24 @@ def _explain(error: Exception) -> str:
     near = near or [key for key in known if key.rsplit(".", 1)[-1] == asked.group(1).rsplit(".", 1)[-1]]
     hint = f"did you mean {' or '.join(near)}?" if near else "klray VERB --cfg job prints every key"
     return f"unknown config key {asked.group(1)}: {hint}"
+
+
+def _explain_value(text: str) -> str:
+    """For a value that a key cannot have, what it can; "" for any other finding."""
+    found = re.search(r"override (\S+)=.*; (?:Invalid value|Value) '([^']*)'(.*)", text)
+    if not found:
+        return ""
+    key, given, wanted = found.groups()
+    names = re.search(r"expected one of \[(.*)\]", wanted)
+    kind = re.search("|".join(KINDS), wanted)
+    if names:
+        return f"{key}={given}: write {_one_of(names[1])}"
+    return f"{key}={given}: write {KINDS[kind[0]]}" if kind else ""
+
+
+def _one_of(names: str) -> str:
+    *rest, last = names.split(", ")
+    return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def _explain_system(error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a log line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal; elsewhere a log line at the beginning, now and then, and at the end."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ class Progress:
         )
         self._start = self._logged = clock()
         self._first: tuple[float, int] | None = None  # when the first units were done, and how many they were
+        if self._bar is None and total:
+            log.info("%s: %s to do", what, self._units)
 
     def __enter__(self) -> Progress:
         return self
@@ -81,10 +83,13 @@ class Progress:
         elif now - self._logged >= LOG_EVERY_SECONDS and self.done < self.total:
             self._log()
 
+    @property
+    def _units(self) -> str:
+        return f"{self.total} {self.unit}{'' if self.total == 1 else 's'}"
+
     def _log(self) -> None:
         now = self._logged = self._clock()
-        units = self.unit if self.total == 1 else f"{self.unit}s"
-        parts = [f"{self.done} of {self.total} {units}", f"{now - self._start:.0f} s", *self._details(now)]
+        parts = [f"{self.done} of {self._units}", f"{now - self._start:.0f} s", *self._details(now)]
         log.info("%s: %s", self.what, ", ".join(parts))
 
     def _details(self, now: float) -> list[str]:

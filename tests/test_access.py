@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from botocore.exceptions import ClientError
 
 import klray
 from klray.errors import StoreError
+from klray.objects.roles import Action, roles_for
 from klray.store import Store
 from tests.conftest import become
 from tests.s3_server import CephServer, S3Server
@@ -108,6 +110,23 @@ def test_roles_write_and_delete_what_their_work_needs_and_nothing_else() -> None
 
 
 @pytest.mark.parametrize(
+    ("action", "statement"),
+    [("read", "s3:GetObject"), ("list", "s3:ListBucket"), ("write", "s3:PutObject"), ("delete", "s3:DeleteObject")],
+)
+def test_refusals_name_the_roles_that_the_policies_give(action: Action, statement: str) -> None:
+    tops = ("texts", "columns", "commits", "failures", "plans", "snapshots", "results", "probes", "zarr.json", "other")
+    for top in tops:
+        key = top if top == "zarr.json" else f"{top}/key"
+        may = []
+        for role in ROLES:
+            parts = json.loads((ACCESS / f"{role}.json").read_text())["Statement"]
+            allowed = [path for part in parts if statement in part["Action"] for path in part["Resource"]]
+            wanted = "arn:aws:s3:::BUCKET" if action == "list" else f"arn:aws:s3:::BUCKET/PREFIX/{key}"
+            may += [role] if any(fnmatch.fnmatchcase(wanted, path) for path in allowed) else []
+        assert list(roles_for(action, key)) == may
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "no store: name the store as s3://BUCKET/PREFIX"),
@@ -141,7 +160,8 @@ def test_reader_reads_values_and_is_refused_to_write(published: str, as_user: Be
     assert store.objects.get("commits/none.json") is None  # not there, and not "refused"
     (commit,) = store.commits([column("a", 2).identity.key])
     np.testing.assert_array_equal(store.read_column(commit)[0], values[1])
-    with pytest.raises(StoreError, match=REFUSED.format(f"commits/{'0' * 64}.json")):
+    takes = ": to write this takes the role writer or curator "
+    with pytest.raises(StoreError, match=REFUSED.format(f"commits/{'0' * 64}.json") + takes):
         store.commit(dataclasses.replace(commit, key="0" * 64))
     with pytest.raises(StoreError, match=REFUSED.format("snapshots/LATEST.json")):
         store.objects.put("snapshots/LATEST.json", b"{}")

@@ -64,6 +64,7 @@ DOORS = {
     "s3fs": {"objects"},
     "fsspec": {"objects"},
     "aiohttp": {"objects"},
+    "aiobotocore": {"objects"},
     "botocore": {"objects"},
     "obstore": {"objects"},
     "tqdm": {"progress"},

@@ -153,7 +153,18 @@ def test_both_refuse_in_the_same_words(server: CarelessS3, monkeypatch: pytest.M
         first, second = refusals(work)
         assert first == second
         assert "some/store/a/b was refused (403, AccessDenied); check the credentials, and see that" in first
+    server.objects["some/store/commits/b"] = server.objects["some/store/failures/b"] = (b"", server.now())
+    for work, takes in (
+        (lambda each: each.put("commits/b", b""), "write this takes the role writer or curator"),
+        (lambda each: each.put_many({"snapshots/b": b""}), "write this takes the role publisher or curator"),
+        (lambda each: each.delete_tree("commits"), "delete this takes the role curator"),
+        (lambda each: each.delete_tree("failures"), "delete this takes the role writer or curator"),
+    ):
+        first, second = refusals(work)
+        assert first == second and first.endswith(f"policy allows this: to {takes} (infra/README.md)")
     server.denied = {"GET", "HEAD"}
+    first, second = refusals(lambda each: each.names("a"))
+    assert first == second and "to list this takes the role reader, writer, publisher or curator (infra/" in first
     for work in (lambda each: each.get("a/b"), lambda each: each.walk("a"), lambda each: each.names("a")):
         first, second = refusals(work)
         assert first == second and "was refused (403, AccessDenied)" in first

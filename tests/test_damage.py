@@ -16,6 +16,7 @@ import klray
 from klray.errors import StoreError
 from klray.objects import FolderObjects
 from klray.store import Store, layout
+from tests.test_cli import klray as klray_says
 from tests.test_publishing import assert_holds
 from tests.test_store import TEXTS, add, column
 
@@ -141,12 +142,11 @@ def test_repair_leaves_what_became_visible_since_the_audit(store: Store) -> None
 def test_publisher_that_was_stopped_until_its_folder_was_removed_says_so(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = FolderObjects.fingerprints
+    look = FolderObjects.fingerprints
 
     def remove(objects: FolderObjects, prefix: str) -> dict[str, str]:
-        found = create(objects, prefix)
         objects.delete_tree("/".join(prefix.split("/")[:2]))
-        return found
+        return look(objects, prefix)
 
     before = store.snapshot_ids()
     with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"was removed meanwhile; run publish again"):
@@ -195,8 +195,90 @@ def test_labels_of_rows_that_differ_in_their_lens_alone(store: Store) -> None:
     assert len(set(store.dataset()["model"].values)) == 5
 
 
-def test_patterns_in_a_prefix_are_names(s3_url: str) -> None:
-    store = Store.create(f"{s3_url}/br[1]*", TEXTS)
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"null", b"[]", b"\xff", b"{cut", b'{"key": 3}', "message", "reason", "key", "revision", "unsealed number"],
+)
+def test_damaged_failure_record_is_passed_over_with_a_warning(
+    store: Store, body: bytes | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, attempt in (("c", "1" * 32), ("d", "2" * 32)):
+        store.record_failure(column(name, 1).identity, "step1", "disk_full", "no room", attempt)
+    path = Path(store.url) / layout.failure_path(column("c", 1).identity.key, "1" * 32)
+    if isinstance(body, str):
+        fields = json.loads(path.read_text())
+        if body == "unsealed number":
+            del fields["seal"]
+            fields["message"] = 3
+        else:
+            fields[body] += "0"
+        path.write_text(json.dumps(fields))
+    else:
+        path.write_bytes(body)
+    assert [each.repository for each in store.failures()] == ["org/d"]
+    assert f"failures/{path.name} is damaged (" in caplog.text
+    assert "passed over; klray score records the failure again if it lasts" in caplog.text
+
+
+def test_failure_record_without_a_seal_is_believed(store: Store) -> None:
+    failure = store.record_failure(column("c", 1).identity, "step1", "disk_full", "no room", "1" * 32)
+    path = layout.failure_path(failure.key, "1" * 32)
+    store.objects.put(path, json.dumps(dataclasses.asdict(failure)).encode())
+    assert store.failures() == [failure]
+
+
+def test_repair_says_that_the_folder_of_a_column_stays_and_when_it_goes(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (commit,) = store.commits([column("a", 1).identity.key])
+    (Path(store.url) / commit.path / "status" / "zarr.json").write_bytes(b"")
+    words = ["verify", f"store.url={store.url}", "verify.repair=true", "verify.grace_hours=0"]
+    _, out, _ = klray_says(capsys, monkeypatch, *words)
+    assert "stay       1 folders of columns that were taken out, which somebody may be reading now; " in out
+    assert f"removes them if nobody wrote there for 0 h\n  {commit.path}\n" in out
+    assert (Path(store.url) / commit.path).is_dir()
+    _, out, _ = klray_says(capsys, monkeypatch, *words)
+    assert f"removed    1\n  {commit.path}\n" in out and "stay  " not in out
+    assert not (Path(store.url) / commit.path).exists()
+
+
+def test_status_has_a_block_for_each_thing(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.record_failure(column("c", 1).identity, "step1", "disk_full", "no room", "1" * 32)
+    code, out, errors = klray_says(capsys, monkeypatch, "status", f"store.url={store.url}")
+    assert code == 0, errors
+    firsts = [block.split()[0] for block in out.split("\n\n")]
+    assert firsts == ["store", "family", "repository", "failures", "snapshots"]
+
+
+@pytest.mark.parametrize("backend", ["s3fs", "obstore"])
+@pytest.mark.parametrize("prefix", ["br[1]*", "a?version=1#b", "{a,b}25% c"])
+def test_patterns_in_a_prefix_are_names(s3_url: str, prefix: str, backend: str) -> None:
+    store = Store.create(f"{s3_url}/{prefix}", TEXTS, {"backend": backend})
     add(store, column("a", 1), column("a", 2))
-    store.publish()
+    manifest, _ = store.publish()
+    beside = Store.create(f"{s3_url}/{prefix[:-1]}", TEXTS, {"backend": backend})  # which a pattern might match
+    assert beside.committed_keys() == set() and len(store.committed_keys()) == 2
     assert_holds(Store.open(store.url), column("a", 1), column("a", 2))
+    assert store.audit().damages == ()
+    plain = xr.open_zarr(f"{store.url}/snapshots/{manifest.id}")
+    np.testing.assert_array_equal(plain["log_likelihood"], store.dataset()["log_likelihood"])
+
+
+@pytest.mark.parametrize(
+    ("prefix", "words"),
+    [
+        ("a//b", "a part of the prefix is '', which"),
+        (
+            "a/../b",
+            r"a part of the prefix is '\.\.', which S3 takes for a name and klray's libraries do not; write s3://",
+        ),
+        ("./b", r"a part of the prefix is '\.', which"),
+        ("a?versionId=1", r"\?versionId= in it asks for a version of an object, and a store has none; write s3://"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["s3fs", "obstore"])
+def test_prefix_that_libraries_take_for_something_else_is_refused(prefix: str, words: str, backend: str) -> None:
+    with pytest.raises(StoreError, match=words):
+        Store.open(f"s3://bucket/{prefix}", {"backend": backend})

@@ -138,7 +138,10 @@ def test_without_consecutive_checkpoints_all_texts_stay(caplog: pytest.LogCaptur
     assert recipe.text_kept.all()
     assert recipe.note == "no run has two consecutive checkpoints at steps >= 2,000: all texts are kept"
     assert recipe.note in caplog.text
+    assert "analysis.outlier_min_step=300 or less scores the texts by shorter runs too" in caplog.text
     assert recipe.outlier_fraction == 0.03
+    assert Recipe.fit(data, min_step=300).text_kept.sum() == 194
+    assert Recipe.fit(data, min_step=301).text_kept.all()
     assert Recipe.fit(data, min_step=100).text_kept.sum() == 194
 
 

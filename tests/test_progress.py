@@ -38,8 +38,8 @@ def test_start_up_does_not_enter_the_remaining_time(caplog: pytest.LogCaptureFix
             progress.advance()
             clock.now += 2
     lines = _logged(caplog)
-    assert lines[:2] == ["train: 0 of 100 steps, 80 s", "train: 1 of 100 steps, 100 s"]
-    assert lines[2] == "train: 9 of 100 steps, 116 s, 0.50 steps/s, 182 s left"
+    assert lines[:3] == ["train: 100 steps to do", "train: 0 of 100 steps, 80 s", "train: 1 of 100 steps, 100 s"]
+    assert lines[3] == "train: 9 of 100 steps, 116 s, 0.50 steps/s, 182 s left"
 
 
 @pytest.mark.parametrize(("burst", "seconds", "shown"), [(40, 9.0, False), (2, 60.0, False), (3, 60.0, True)])
@@ -62,7 +62,17 @@ def test_one_unit_is_not_many(caplog: pytest.LogCaptureFixture) -> None:
     for total in (1, 2):
         with Progress(total, "score", "checkpoint", io.StringIO(), Clock()) as progress:
             progress.advance(total)
-    assert _logged(caplog) == ["score: 1 of 1 checkpoint, 0 s", "score: 2 of 2 checkpoints, 0 s"]
+    one, two = ["score: 1 checkpoint to do", "score: 1 of 1 checkpoint, 0 s"], ["score: 2 checkpoints to do"]
+    assert _logged(caplog) == [*one, *two, "score: 2 of 2 checkpoints, 0 s"]
+
+
+def test_what_begins_is_said_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "klray")
+    with Progress(36, "score", "checkpoint", io.StringIO(), Clock()):
+        assert _logged(caplog) == ["score: 36 checkpoints to do"]
+    with Progress(0, "score", "checkpoint", io.StringIO(), Clock()):
+        pass
+    assert len(_logged(caplog)) == 1, "nothing begins where nothing is to be done"
 
 
 @pytest.mark.parametrize("columns", [0, 100])

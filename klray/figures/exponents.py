@@ -40,7 +40,8 @@ def diffusion_exponents(result: xr.Dataset) -> Figure:
         raise KlrayError(
             f"diffusion exponents were asked for, but no checkpoint of this result has one: a window needs "
             f"{_attr(result, 'window')} further checkpoints of its run after a start at step "
-            f"{_attr(result, 'min_step')} or later; score more steps, or analyze with a smaller window or minimal step"
+            f"{_attr(result, 'min_step')} or later; score more steps, or analyze with smaller analysis.window= and "
+            "analysis.min_step=, as analysis=tiny has them for runs of hundreds of steps"
         )
     figure = new_figure(4.3)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])

@@ -2,6 +2,7 @@
 
 base        the operations
 folder      on a local file system
+roles       who may do what in a shared bucket
 bucket      on S3: patience, and words for refusals
 s3          on S3, through s3fs
 s3_obstore  on S3, through obstore
@@ -11,8 +12,8 @@ endpoint    whether anybody is at an S3 endpoint
 probe       whether a place keeps the promises that the store rests on
 """
 
-from klray.objects.base import Objects, is_temporary
+from klray.objects.base import Listed, Objects, is_temporary
 from klray.objects.folder import FolderObjects
 from klray.objects.opening import open_objects
 
-__all__ = ["FolderObjects", "Objects", "is_temporary", "open_objects"]
+__all__ = ["FolderObjects", "Listed", "Objects", "is_temporary", "open_objects"]

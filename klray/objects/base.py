@@ -10,11 +10,18 @@ import abc
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from klray.errors import StoreError
 
 TEMPORARY = ".tmp"  # end of the name of a file that is being written
+
+
+class Listed(NamedTuple):
+    """What a listing says of an object."""
+
+    written: datetime  # UTC; some servers say whole seconds
+    mark: str  # changes when the object is written anew with other content
 
 
 def is_temporary(key: str) -> bool:
@@ -50,7 +57,7 @@ class Objects(abc.ABC):
         """
 
     @abc.abstractmethod
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: bytes | bytearray) -> None:
         """Write the object, replacing what was there, whole or not at all; it outlives a power loss."""
 
     @abc.abstractmethod
@@ -97,8 +104,12 @@ class Objects(abc.ABC):
         """Sorted names of the objects and folders directly below ``prefix``."""
 
     @abc.abstractmethod
+    def listing(self, prefix: str) -> dict[str, Listed]:
+        """Keys of all objects below ``prefix``, with what a listing says of each: no object is read."""
+
     def walk(self, prefix: str) -> dict[str, datetime]:
         """Keys of all objects below ``prefix``, with the time (UTC) at which each was written."""
+        return {key: each.written for key, each in self.listing(prefix).items()}
 
     @abc.abstractmethod
     def delete_tree(self, prefix: str) -> None:

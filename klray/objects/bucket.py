@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 from botocore.exceptions import NoCredentialsError
 
 from klray.errors import StoreError, without_secrets
-from klray.objects.base import Objects
+from klray.objects.base import Listed, Objects
+from klray.objects.roles import Action, who_may
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class BucketObjects(Objects):
         return {name: value for name, value in self.__dict__.items() if name in ("url", "_root", "_options")}
 
     @abc.abstractmethod
-    def _send(self, key: str, body: bytes, *, new: bool = False) -> None:
+    def _send(self, key: str, body: bytes | bytearray, *, new: bool = False) -> None:
         """Put an object; with ``new`` only if there is none."""
 
     @abc.abstractmethod
@@ -103,7 +104,7 @@ class BucketObjects(Objects):
 
         return self._patiently(attempt, key)
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: bytes | bytearray) -> None:
         self._patiently(lambda: self._send(key, body), key)
 
     def copy(self, source: str, target: str, fingerprint: str) -> bool:
@@ -129,7 +130,7 @@ class BucketObjects(Objects):
                     raise
                 return None
 
-        return self._patiently(attempt, key, reading=True)
+        return self._patiently(attempt, key, "read")
 
     def names(self, prefix: str) -> list[str]:
         def attempt() -> list[str]:
@@ -140,15 +141,15 @@ class BucketObjects(Objects):
                     raise
                 return []
 
-        return self._patiently(attempt, prefix, reading=True)
+        return self._patiently(attempt, prefix, "list")
 
-    def walk(self, prefix: str) -> dict[str, datetime]:
-        return {each.key: each.written for each in self._find(prefix)}
+    def listing(self, prefix: str) -> dict[str, Listed]:
+        return {each.key: Listed(each.written, each.etag) for each in self._find(prefix)}
 
     def _find(self, prefix: str) -> Iterator[Facts]:
         mark = ""
         while True:
-            page, mark = self._patiently(functools.partial(self._page, prefix, mark), prefix, reading=True)
+            page, mark = self._patiently(functools.partial(self._page, prefix, mark), prefix, "list")
             yield from page
             if not mark:
                 return
@@ -156,7 +157,7 @@ class BucketObjects(Objects):
     def delete_tree(self, prefix: str) -> None:
         # One by one: of a bulk deletion s3fs passes over what S3 answers for single keys, such as that it is forbidden.
         for key in [*self.walk(prefix), prefix]:
-            self._patiently(functools.partial(self._remove, key), key)
+            self._patiently(functools.partial(self._remove, key), key, "delete")
 
     @property
     def _anonymous(self) -> bool:
@@ -167,14 +168,14 @@ class BucketObjects(Objects):
         self._options["anon"] = True
         self.__dict__.pop("_files", None)  # made again with the new options when it is next used
 
-    def _patiently(self, attempt: Callable[[], T], key: str, *, reading: bool = False) -> T:
+    def _patiently(self, attempt: Callable[[], T], key: str, action: Action = "write") -> T:
         """Repeat while the server is busy; put what it refuses into words."""
         pause = FIRST_PAUSE_SECONDS
         for last in [False] * (ATTEMPTS - 1) + [True]:
             try:
                 return attempt()
             except NoCredentialsError as error:
-                if reading and not self._anonymous:
+                if action in ("read", "list") and not self._anonymous:
                     self._become_anonymous()
                     continue
                 raise StoreError(
@@ -198,7 +199,7 @@ class BucketObjects(Objects):
                     )
                     raise StoreError(
                         f"store {self.url}: {self._path(key)} was refused ({', '.join(sorted(codes)) or error}); "
-                        f"{asked}, and see that the bucket's policy allows this"
+                        f"{asked}, and see that the bucket's policy allows this{who_may(action, key)}"
                     ) from error
                 if "NoSuchBucket" in codes:
                     raise StoreError(f"store {self.url}: there is no such bucket; create it first") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from klray.errors import StoreError
-from klray.objects.base import TEMPORARY, Objects, is_temporary
+from klray.objects.base import TEMPORARY, Listed, Objects, is_temporary
 
 
 class FolderObjects(Objects):
@@ -45,10 +45,10 @@ class FolderObjects(Objects):
             temporary.unlink()
         return True
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: bytes | bytearray) -> None:
         self.put_many({key: body})
 
-    def _write_beside(self, path: Path, body: bytes) -> Path:
+    def _write_beside(self, path: Path, body: bytes | bytearray) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
         try:
@@ -61,7 +61,7 @@ class FolderObjects(Objects):
             raise
         return temporary
 
-    def put_many(self, bodies: Mapping[str, bytes]) -> None:
+    def put_many(self, bodies: Mapping[str, bytes | bytearray]) -> None:
         for key, body in bodies.items():
             path = self.root / key
             self._write_beside(path, body).replace(path)
@@ -102,14 +102,16 @@ class FolderObjects(Objects):
             return []
         return sorted(entry.name for entry in folder.iterdir() if not is_temporary(entry.name))
 
-    def walk(self, prefix: str) -> dict[str, datetime]:
+    def listing(self, prefix: str) -> dict[str, Listed]:
         found = {}
         for folder, _, names in os.walk(self.root / prefix):
             inside = Path(folder).relative_to(self.root).as_posix()
             for name in names:
                 with contextlib.suppress(FileNotFoundError):  # a temporary file that is gone by now
-                    seconds = os.stat(f"{folder}/{name}").st_mtime  # noqa: PTH116 - 100,000 of these are common
-                    found[f"{inside}/{name}".removeprefix("./")] = datetime.fromtimestamp(seconds, UTC)
+                    facts = os.stat(f"{folder}/{name}")  # noqa: PTH116 - 100,000 of these are common
+                    found[f"{inside}/{name}".removeprefix("./")] = Listed(
+                        datetime.fromtimestamp(facts.st_mtime, UTC), f"{facts.st_ino}-{facts.st_mtime_ns}"
+                    )
         return dict(sorted(found.items()))
 
     def delete_tree(self, prefix: str) -> None:

@@ -29,7 +29,8 @@ def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> 
     Raises
     ------
     StoreError
-        The URL has another scheme or holds a password, the backend is unknown, or the library is not installed.
+        The URL has another scheme, a password or a prefix that libraries do not all take as it stands, the backend is
+        unknown, or the library is not installed.
     """
     options = dict(storage_options or {})
     backend = options.pop("backend", DEFAULT_BACKEND)
@@ -52,6 +53,8 @@ def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> 
     bucket = rest.split("/")[0]
     if scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
         raise StoreError(f"store.url={url}: {bucket!r} cannot be the name of a bucket; write s3://bucket/prefix")
+    if scheme == "s3" and (odd := _misread(rest.rstrip("/").split("/")[1:])):
+        raise StoreError(f"store.url={url}: {odd}; write s3://bucket/prefix without")
     library, extra, name, kind = BACKENDS[backend] if scheme == "s3" else WEB
     try:
         module = importlib.import_module(f"klray.objects.{name}")  # the libraries are extras
@@ -61,3 +64,13 @@ def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> 
         ) from error
     objects: Objects = getattr(module, kind)(url, options)
     return objects
+
+
+def _misread(parts: list[str]) -> str:
+    """What in a prefix the libraries that ask S3 do not all take as it stands; "" for a prefix that is a name."""
+    for part in parts:
+        if part in ("", ".", ".."):
+            return f"a part of the prefix is {part!r}, which S3 takes for a name and klray's libraries do not"
+        if "?versionId=" in part:  # s3fs asks for a version of what stands before it
+            return "?versionId= in it asks for a version of an object, and a store has none"
+    return ""

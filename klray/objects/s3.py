@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
 
 import s3fs
+from aiobotocore.session import AioSession
 from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
 from botocore.exceptions import ClientError as Refusal
+from botocore.utils import parse_timestamp
 from fsspec.asyn import sync
 
 from klray.objects.bucket import REQUESTS_AT_ONCE, BucketObjects, Facts
+
+T = TypeVar("T")
 
 
 class S3Objects(BucketObjects):
@@ -41,7 +46,10 @@ class S3Objects(BucketObjects):
 
     @functools.cached_property
     def _files(self) -> s3fs.S3FileSystem:
-        files = s3fs.S3FileSystem(**self._options)
+        session = AioSession(profile=self._options.get("profile"))
+        parsers = session.get_component("response_parser_factory")
+        parsers.set_parser_defaults(timestamp_parser=_timestamp)
+        files = s3fs.S3FileSystem(session=session, **self._options)
         files.retries = 1
         return files
 
@@ -49,13 +57,18 @@ class S3Objects(BucketObjects):
     def endpoint(self) -> str:
         return str(self._files.s3.meta.endpoint_url)
 
-    def _send(self, key: str, body: bytes, *, new: bool = False) -> None:
+    def _send(self, key: str, body: bytes | bytearray, *, new: bool = False) -> None:
         self._files.pipe_file(self._path(key), body, mode="create" if new else "overwrite")
 
     def put_many(self, bodies: Mapping[str, bytes]) -> None:
-        for some in _batches(list(bodies)):
-            paths = {self._path(key): bodies[key] for key in some}
-            self._patiently(functools.partial(self._files.pipe, paths, batch_size=REQUESTS_AT_ONCE), some[0])
+        for key, error in zip(bodies, self._each(self._send_one, bodies.items()), strict=True):
+            if isinstance(error, Exception):  # alone and patiently: all of them at once may never get through
+                self.put(key, bodies[key])
+            elif error is not None:
+                raise error
+
+    async def _send_one(self, each: tuple[str, bytes]) -> None:
+        await self._files._pipe_file(self._path(each[0]), each[1])
 
     def _copy(self, source: str, target: str, fingerprint: str) -> bool:
         bucket, _, prefix = self._root.partition("/")
@@ -72,20 +85,27 @@ class S3Objects(BucketObjects):
         return body
 
     def get_many(self, keys: list[str]) -> list[bytes | None]:
-        bodies = sync(self._files.loop, self._fetch_all, [self._path(key) for key in keys])
-        found = zip(keys, bodies, strict=True)
+        found = zip(keys, self._each(self._fetch_one, keys), strict=True)
         return [body if isinstance(body, bytes) else self.get(key) for key, body in found]
 
-    async def _fetch_all(self, paths: list[str]) -> list[bytes | BaseException]:
-        # Not s3fs's cat of a list, which takes [ and * in a key for a pattern.
-        turn = asyncio.Semaphore(REQUESTS_AT_ONCE)
+    async def _fetch_one(self, key: str) -> bytes:
+        body: bytes = await self._files._cat_file(self._path(key))  # not a list's _cat, to which [ and * are patterns
+        return body
 
-        async def fetch(path: str) -> bytes:
-            async with turn:
-                body: bytes = await self._files._cat_file(path)
-                return body
+    def _each(self, work: Callable[[Any], Awaitable[T]], what: Iterable[Any]) -> list[T | BaseException]:
+        """Results or errors of ``work`` for each, several at a time."""
 
-        return await asyncio.gather(*map(fetch, paths), return_exceptions=True)
+        async def all_of_them() -> list[T | BaseException]:
+            turn = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+            async def one(each: Any) -> T:
+                async with turn:
+                    return await work(each)
+
+            return await asyncio.gather(*map(one, what), return_exceptions=True)
+
+        found: list[T | BaseException] = sync(self._files.loop, all_of_them)
+        return found
 
     def _list(self, prefix: str) -> list[str]:
         paths: list[str] = self._files.ls(self._path(prefix), detail=False, refresh=True)
@@ -110,8 +130,13 @@ class S3Objects(BucketObjects):
         return _codes(error)
 
 
-def _batches(keys: list[str], size: int = 8 * REQUESTS_AT_ONCE) -> list[list[str]]:
-    return [keys[start : start + size] for start in range(0, len(keys), size)]
+def _timestamp(text: str) -> datetime:
+    """Times in listings are ISO 8601; botocore tries every way to write a time, half of what a listing costs."""
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):  # times in headers
+        found: datetime = parse_timestamp(text)
+        return found
 
 
 def _codes(error: BaseException | None) -> set[str]:

@@ -103,7 +103,7 @@ class ObstoreObjects(BucketObjects):
             config=Config(signature_version=UNSIGNED),  # credentials are looked up when they are needed
         )
 
-    def _send(self, key: str, body: bytes, *, new: bool = False) -> None:
+    def _send(self, key: str, body: bytes | bytearray, *, new: bool = False) -> None:
         with _in_words():
             if new:
                 self._files.put(key, body, mode="create", use_multipart=False)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
 from aiohttp import ClientError, ClientResponseError
 from fsspec.implementations.http import HTTPFileSystem
 
 from klray.errors import StoreError
-from klray.objects.base import Objects
+from klray.objects.base import Listed, Objects
 
 T = TypeVar("T")
 
@@ -72,7 +71,7 @@ class WebObjects(Objects):
     def conditional_put(self, key: str, body: bytes) -> bool:
         self._refuse("written to")
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: bytes | bytearray) -> None:
         self._refuse("written to")
 
     def put_many(self, bodies: Mapping[str, bytes]) -> None:
@@ -90,7 +89,7 @@ class WebObjects(Objects):
     def names(self, prefix: str) -> list[str]:
         self._refuse("listed")
 
-    def walk(self, prefix: str) -> dict[str, datetime]:
+    def listing(self, prefix: str) -> dict[str, Listed]:
         self._refuse("listed")
 
     def _refuse(self, what: str) -> NoReturn:

@@ -131,7 +131,7 @@ class Recipe:
         note = ""
         if scores is None:
             note = f"no run has two consecutive checkpoints at steps >= {min_step:,}: all texts are kept"
-            logger.warning("%s; a smaller min_step scores the texts of short runs", note)
+            logger.warning("%s; %s", note, _smaller_min_step(dataset, excluded))
             scores, n_removed = np.zeros(n_texts), 0
         removed = sorted(np.argsort(-scores, kind="stable")[:n_removed].tolist())
         if n_texts - len(removed) < 2:
@@ -241,6 +241,18 @@ def _text_scores(
             )
         )
     return da.concatenate(changes).max(axis=0).compute() if changes else None
+
+
+def _smaller_min_step(dataset: xr.Dataset, excluded: np.ndarray) -> str:
+    """What to do when no run has two consecutive checkpoints at the smallest step or later: the largest that has."""
+    starts = [
+        int(run.steps[:-1][included[1:] & included[:-1]].max())
+        for run in runs(dataset, excluded)
+        if ((included := ~excluded[run.models])[1:] & included[:-1]).any()
+    ]
+    if not starts:
+        return "score more checkpoints of one run"
+    return f"analysis.outlier_min_step={max(starts)} or less scores the texts by shorter runs too (analysis=tiny: 100)"
 
 
 def _largest_change(block: np.ndarray, order: np.ndarray, included: np.ndarray, threshold: float) -> np.ndarray:

@@ -9,8 +9,11 @@ failures    why a checkpoint has no column
 plans       what jobs were asked to score
 snapshots   what is published: manifests, LATEST, opening
 catalog     the facts about all committed columns
+chunks      the log-likelihoods of a snapshot
 publishing  gather committed columns into a snapshot
 results     what analyses wrote
+text_facts  lengths and domains of the texts
+root        the claim on a place for one text set
 audit       what is damaged, what is left over
 store       all of it behind one door
 """

@@ -52,7 +52,7 @@ class Audit:
 def audit(objects: Objects, report: Callable[[int, int], None] | None = None) -> Audit:
     """Hash every object of every committed column and snapshot again, and list what nothing visible names.
 
-    ``report`` is told how many of how many columns were checked.
+    ``report`` is told how many of how many columns were checked, from the first 0 on.
     """
     listing = objects.walk("")  # before the commits: what is written from now on is not looked at
     keys = sorted(committed(objects))
@@ -60,6 +60,8 @@ def audit(objects: Objects, report: Callable[[int, int], None] | None = None) ->
     damages: list[Damage] = []
     named: set[str] = set()
     done = 0
+    if report:
+        report(0, len(keys))
     with ThreadPoolExecutor(THREADS) as threads:
         for part, (commits, found) in zip(parts, threads.map(lambda part: _check(objects, part), parts), strict=True):
             named.update(commit.path for commit in commits)

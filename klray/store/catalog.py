@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from klray.errors import StoreError
-from klray.objects import Objects
+from klray.objects import Listed, Objects
 from klray.store import layout
 from klray.store.columns import Commit, StoredColumn, committed, find_commits
 from klray.store.snapshots import Manifest, open_snapshot
@@ -91,9 +91,10 @@ COORDINATES: Final = {
 PROVENANCE: Final = {
     "path": Coordinate("label", lambda commit, _: commit.path, "folder of the column in the store"),
     "committed": Coordinate("time", lambda _, __: None, "when the commit was stored, by the store's clock (UTC)"),
+    "mark": Coordinate("label", lambda _, __: None, "what the store lists of the commit, another if it is made anew"),
 }
 _ALL: Final = {**COORDINATES, **PROVENANCE}
-_LABELS, _TIMES = COORDINATES["key"], PROVENANCE["committed"]
+_LABELS, _TIMES, _MARKS = COORDINATES["key"], PROVENANCE["committed"], PROVENANCE["mark"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,20 +164,19 @@ def read_catalog(objects: Objects, base: Manifest | None, report: Callable[[int,
     """Facts about all columns that are committed now, ``base`` being the latest snapshot; reads the commits it lacks.
 
     ``report`` is told how many of how many commits were read. A commit that is taken out meanwhile is passed over; one
-    that was made anew since, because its column had been damaged and taken out, is known by the time at which it was
-    stored.
+    that was made anew since, because its column had been damaged and taken out, is known by its mark.
     """
-    written = committed(objects)
+    listed = committed(objects)
     old = _rows_of(objects, base) if base else {"key": _LABELS.array([])}
-    times = {key: _microseconds(when) for key, when in written.items()}
     parts: list[Rows] = []
-    if "path" in old:
-        kept = [times.get(key) == time for key, time in zip(old["key"], old["committed"], strict=True)]
+    if "mark" in old:
+        marks = {key: each.mark for key, each in listed.items()}
+        kept = [marks.get(key) == mark for key, mark in zip(old["key"].tolist(), old["mark"].tolist(), strict=True)]
         parts.append(_take(old, np.array(kept, dtype=bool)))
-    fresh = sorted(set(written) - {key for part in parts for key in part["key"].tolist()})
+    fresh = sorted(set(listed) - {key for part in parts for key in part["key"].tolist()})
     for start in range(0, len(fresh), COMMITS_AT_ONCE):
         keys = fresh[start : start + COMMITS_AT_ONCE]
-        parts.append(_rows(find_commits(objects, keys), written))
+        parts.append(_rows(find_commits(objects, keys), listed))
         if report:
             report(start + len(keys), len(fresh))
     rows = {name: np.concatenate([part[name] for part in parts] or [each.array([])]) for name, each in _ALL.items()}
@@ -193,6 +193,7 @@ def _rows_of(objects: Objects, base: Manifest) -> Rows:
         return {
             name: np.array(values[name], "datetime64[us]") if each is _TIMES else each.array(values[name])
             for name, each in _ALL.items()
+            if name in values  # klray 0.1.0 before its first release kept no marks
         }
     if base.objects:
         log.warning("%s of the snapshot before is missing or damaged: reading every commit", path)
@@ -203,14 +204,16 @@ def _rows_of(objects: Objects, base: Manifest) -> Rows:
         return {"key": _LABELS.array([])}
 
 
-def _rows(commits: Sequence[Commit], written: Mapping[str, datetime]) -> Rows:
+def _rows(commits: Sequence[Commit], listed: Mapping[str, Listed]) -> Rows:
     models = [(commit, layer) for commit in commits for layer in commit.layers]
     rows = {
         name: each.array(each.of(commit, layer) for commit, layer in models)
         for name, each in _ALL.items()
-        if each is not _TIMES
+        if each is not _TIMES and each is not _MARKS
     }
-    return {**rows, "committed": _TIMES.array(written[commit.key] for commit, _ in models)}
+    rows["committed"] = _TIMES.array(listed[commit.key].written for commit, _ in models)
+    rows["mark"] = _MARKS.array(listed[commit.key].mark for commit, _ in models)
+    return rows
 
 
 def _take(rows: Rows, places: np.ndarray) -> Rows:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import zarr
 
 from klray.errors import StoreError
-from klray.objects import Objects
+from klray.objects import Listed, Objects
 from klray.store import layout
 from klray.store.datasets import encode_group
 from klray.store.identity import Identity
@@ -186,10 +186,10 @@ def commit_column(objects: Objects, commit: Commit) -> bool:
     return objects.create(layout.commit_path(commit.key), commit.to_json())
 
 
-def committed(objects: Objects) -> dict[str, datetime]:
-    """Keys of all committed columns and when each commit was stored, from one listing."""
-    written = objects.walk(layout.COMMITS).items()
-    return {key: when for path, when in written if (key := layout.commit_key(path)) is not None}
+def committed(objects: Objects) -> dict[str, Listed]:
+    """Keys of all committed columns and what is listed of each commit, from one listing."""
+    found = objects.listing(layout.COMMITS).items()
+    return {key: listed for path, listed in found if (key := layout.commit_key(path)) is not None}
 
 
 def read_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:

@@ -1,4 +1,4 @@
-"""Failures: why a checkpoint has no column. A commit outdates the records of its key."""
+"""Failures: why a checkpoint has no column. A commit outdates the records of its key; a damaged one is passed over."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import committed
 from klray.store.identity import Identity
+from klray.store.seal import sealed, unsealed
 
 log = logging.getLogger("klray")
 
@@ -36,8 +37,7 @@ def record_failure(
     """Write why the checkpoint of ``identity`` could not be scored this time."""
     created = datetime.now(UTC).isoformat(timespec="microseconds")
     failure = Failure(identity.key, identity.repository, revision, reason, message, attempt, created)
-    body = json.dumps(dataclasses.asdict(failure), sort_keys=True, indent=1).encode()
-    objects.put(layout.failure_path(failure.key, attempt), body)
+    objects.put(layout.failure_path(failure.key, attempt), sealed(dataclasses.asdict(failure)))
     return failure
 
 
@@ -49,17 +49,34 @@ def standing_failures(objects: Objects) -> list[Failure]:
     done = committed(objects)
     names = [name for name in objects.names(layout.FAILURES) if name.split("-")[0] not in done]
     latest: dict[str, Failure] = {}
-    for body in objects.get_many([f"{layout.FAILURES}/{name}" for name in names]):
+    for name, body in zip(names, objects.get_many([f"{layout.FAILURES}/{name}" for name in names]), strict=True):
         if body is None:
             continue
         try:
-            failure = Failure(**json.loads(body))
-        except (ValueError, TypeError):
-            log.warning("store %s: a failure record cannot be read; it is passed over", objects.url)
+            failure = _parsed(name, body)
+        except (ValueError, TypeError) as error:
+            log.warning(
+                "store %s: %s/%s is damaged (%s) and passed over; klray score records the failure again if it lasts",
+                objects.url,
+                layout.FAILURES,
+                name,
+                error,
+            )
             continue
         if failure.key not in latest or latest[failure.key].created < failure.created:
             latest[failure.key] = failure
     return sorted(latest.values(), key=lambda failure: (failure.repository, failure.revision))
+
+
+def _parsed(name: str, body: bytes) -> Failure:
+    """The record in the object ``name``; ValueError or TypeError if it is not what was written."""
+    failure = Failure(**unsealed(json.loads(body)))
+    wrong = [field for field, value in dataclasses.asdict(failure).items() if not isinstance(value, str)]
+    if wrong:
+        raise ValueError(f"its {', '.join(wrong)} is no text")
+    if failure.key != name.split("-")[0]:
+        raise ValueError(f"it is the record of {failure.key}")
+    return failure
 
 
 def withdraw_failures(objects: Objects, identities: Iterable[Identity]) -> None:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from klray.errors import Reason, StoreError
 from klray.objects import FolderObjects, Objects, open_objects, probe
 from klray.store import audit as audits
 from klray.store import columns, failures, layout, plans, publishing, results, snapshots
+from klray.store import root as roots
 from klray.store.audit import Audit, Leftover
 from klray.store.catalog import Catalog, read_catalog
 from klray.store.columns import Column, Commit
-from klray.store.datasets import encode_group
 from klray.store.failures import Failure
 from klray.store.identity import Identity
 from klray.store.snapshots import Manifest, TextFacts
-from klray.store.zarr_store import ZarrStore
+from klray.store.text_facts import read_texts, text_facts, write_texts
 from klray.texts import TextSet
 
 
@@ -59,31 +56,16 @@ class Store:
             its server would let two jobs overwrite each other's commits.
         """
         objects = open_objects(url, storage_options)
-        facts = TextFacts(text_set.name, text_set.fingerprint, text_set.n_bytes.astype(np.int32), text_set.domains)
-        attributes = {
-            "klray_schema": layout.SCHEMA_VERSION,
-            "text_set": facts.fingerprint,
-            "text_set_name": facts.name,
-            "n_texts": len(facts.text_bytes),
-            "texts_sha256": facts.sha256,
-            "created_by": uuid.uuid4().hex,
-        }
-        body = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
-        strangers = [name for name in objects.names("") if name != probe.PREFIX]
-        if strangers and layout.ROOT not in strangers:
-            raise StoreError(
-                f"store.url={objects.url} is not empty and no klray store: {', '.join(strangers[:3])} are there; "
-                "name a new place"
-            )
+        facts = text_facts(text_set)
+        mend = roots.must_be_mended(objects, facts)
         if not single_writer and not isinstance(objects, FolderObjects):
             probe.check_conditional(objects)
-        objects.create(layout.ROOT, body)  # the claim: the first creator's text set is the store's
-        _check_text_set(objects.url, _read_root(objects), text_set)
+        root = roots.claim(objects, facts, mend=mend)
         try:
-            return cls._of(objects)
+            return cls(objects, read_texts(objects, root))
         except StoreError:  # its creation was cut short, or its texts were damaged: they are the ones given
-            _write_texts(objects, facts)
-        return cls._of(objects)
+            write_texts(objects, root, facts)
+        return cls(objects, read_texts(objects, root))
 
     @classmethod
     def find(cls, url: str, text_set: TextSet, storage_options: Mapping[str, Any] | None = None) -> Store | None:
@@ -95,10 +77,10 @@ class Store:
             The store there is for another text set or of a newer schema.
         """
         objects = open_objects(url, storage_options)
-        if objects.get(layout.ROOT) is None:
+        root = roots.find_root(objects)
+        if root is None:
             return None
-        _check_text_set(objects.url, _read_root(objects), text_set)
-        return cls._of(objects)
+        return cls(objects, read_texts(objects, roots.check_text_set(objects, root, text_facts(text_set))))
 
     @classmethod
     def open(cls, url: str, storage_options: Mapping[str, Any] | None = None) -> Store:
@@ -109,11 +91,8 @@ class Store:
         StoreError
             There is none, it is of a newer schema, or its text set was never written whole.
         """
-        return cls._of(open_objects(url, storage_options))
-
-    @classmethod
-    def _of(cls, objects: Objects) -> Store:
-        return cls(objects, _read_texts(objects, _read_root(objects)))
+        objects = open_objects(url, storage_options)
+        return cls(objects, read_texts(objects, roots.read_root(objects)))
 
     # columns
 
@@ -265,7 +244,7 @@ def open_dataset(url: str, snapshot: str = "latest", storage_options: Mapping[st
         No store is there, it is of a newer schema, or it has no such snapshot.
     """
     objects = open_objects(url, storage_options)
-    _read_root(objects)
+    roots.read_root(objects)
     return snapshots.open_snapshot(objects, snapshot)
 
 
@@ -293,77 +272,5 @@ def open_result(
         No store is there, or the snapshot has no such result.
     """
     objects = open_objects(url, storage_options)
-    _read_root(objects)
+    roots.read_root(objects)
     return results.open_finished(objects, snapshots.read_manifest(objects, snapshot).id, name)
-
-
-def _read_root(objects: Objects) -> dict[str, Any]:
-    root = objects.get_json(layout.ROOT)
-    if root is None:
-        raise StoreError(
-            f"store.url={objects.url}: there is no klray store; check the address, or let klray score create one there"
-        )
-    attributes: dict[str, Any] = root.get("attributes", {})
-    schema = attributes.get("klray_schema")
-    if schema is None:
-        raise StoreError(
-            f"store.url={objects.url}: the Zarr group there was not made by klray; set store.url= to a new place"
-        )
-    if schema > layout.SCHEMA_VERSION:
-        raise StoreError(
-            f"store {objects.url} has schema {schema}, this klray reads up to schema {layout.SCHEMA_VERSION}; "
-            "upgrade klray to open it"
-        )
-    return attributes
-
-
-def _check_text_set(url: str, root: Mapping[str, Any], given: TextSet) -> None:
-    if root["text_set"] != given.fingerprint:
-        raise StoreError(
-            f"store {url} holds {root['n_texts']:,} texts (text set {root['text_set_name']}, "
-            f"{root['text_set'][:8]}...), but {len(given):,} texts were given (text set {given.name}, "
-            f"{given.fingerprint[:8]}...); columns of different text sets cannot be compared: set texts= as it was, "
-            "or store.url= to a new place"
-        )
-
-
-def _read_texts(objects: Objects, root: Mapping[str, Any]) -> TextFacts:
-    again = "run klray score on it once more, with the same texts="
-    if objects.get(f"{layout.TEXTS}/zarr.json") is None:
-        raise StoreError(f"store {objects.url}: its creation was cut short; {again}")
-    try:
-        group = zarr.open_group(ZarrStore(objects, layout.TEXTS, read_only=True), mode="r", zarr_format=3)
-        facts = TextFacts(
-            name=root["text_set_name"],
-            fingerprint=root["text_set"],
-            text_bytes=np.asarray(group["text_bytes"][:], dtype=np.int32),
-            domains=tuple(str(domain) for domain in group["domain"][:]),
-        )
-    except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
-        raise StoreError(f"store {objects.url}: its texts/ are damaged ({error}); {again}") from error
-    if root.get("texts_sha256", facts.sha256) != facts.sha256:  # klray 0.1.0 before its first release kept none
-        raise StoreError(f"store {objects.url}: its texts/ hold other values than were written; {again}")
-    return facts
-
-
-def _write_texts(objects: Objects, facts: TextFacts) -> None:
-    """Two creators of one store write the same bytes here: the root has settled which text set it is."""
-    bodies = encode_group(lambda group: _fill_texts(group, facts))
-    marker = bodies.pop("zarr.json")
-    objects.put_many({f"{layout.TEXTS}/{name}": body for name, body in bodies.items()})
-    objects.put(f"{layout.TEXTS}/zarr.json", marker)  # last: its being there says that the others are
-
-
-def _fill_texts(group: zarr.Group, facts: TextFacts) -> None:
-    group.attrs.update({"text_set": facts.fingerprint, "text_set_name": facts.name})
-    for name, values in (("text_bytes", facts.text_bytes), ("domain", np.array(facts.domains, dtype=object))):
-        dims, dtype, unit, meaning = layout.ARRAYS[name]
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            chunks=values.shape,
-            dtype=dtype,
-            dimension_names=dims,
-            attributes={"units": unit, "long_name": meaning},
-        )
-        array[:] = values

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults import machine, network, processes, readers
+from klray.objects import FolderObjects
+from tests.faults import directed, machine, network, processes, readers
 
 
 def test_machine_finds_no_schedule_that_breaks_a_promise() -> None:
@@ -27,3 +28,21 @@ def test_readers_see_what_is_there_now(place: str) -> None:
 
 def test_writers_killed_at_every_step_leave_each_column_once() -> None:
     assert processes.run(1, 1, "folder")["steps hit"] > 10
+
+
+@pytest.mark.parametrize("how", range(3))
+def test_damaged_chunk_is_not_copied_on(how: int) -> None:
+    directed.publish_from_a_damaged_chunk(how)
+
+
+@pytest.mark.parametrize("how", range(2))
+def test_copy_that_ignores_its_fingerprint_is_caught(how: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(objects: FolderObjects, source: str, target: str, _: str) -> bool:
+        body = objects.get(source)
+        if body is not None:
+            objects.put(target, body)
+        return body is not None
+
+    monkeypatch.setattr(FolderObjects, "copy", careless)
+    with pytest.raises((AssertionError, ValueError), match=r"is not what any commit named|cannot reshape|buffer"):
+        directed.publish_from_a_damaged_chunk(how)

@@ -1,0 +1,196 @@
+"""The root of a store: the object whose creation claims a place for one text set, and its way back when it is damaged.
+
+The root is what everybody reads first. Commits and snapshots name the text set too, so that a root that was lost or
+damaged is written again by whoever comes with the same texts, and by nobody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import uuid
+from typing import Any
+
+from klray.errors import StoreError
+from klray.objects import Objects, probe
+from klray.store import layout
+from klray.store.columns import Commit
+from klray.store.seal import sealed, unsealed
+from klray.store.snapshots import TextFacts, read_manifest, snapshot_ids
+from klray.store.text_facts import AGAIN, MARKER
+
+log = logging.getLogger("klray")
+
+WITNESSES = 32  # commits that are asked for their text set: every one has the store's, and some may be damaged too
+
+
+class DamagedRootError(StoreError):
+    """The root is there and cannot be believed, or is missing where a store is."""
+
+
+def find_root(objects: Objects) -> dict[str, Any] | None:
+    """The root's attributes, or None where no store is.
+
+    Raises
+    ------
+    DamagedRootError
+        It is not what was written, or is missing from a store that has texts.
+    StoreError
+        It is of a newer schema, or was not made by klray.
+    """
+    body = objects.get(layout.ROOT)
+    if body is None:
+        if objects.get(MARKER) is not None:
+            raise DamagedRootError(f"store {objects.url}: its {layout.ROOT} is missing; {AGAIN}")
+        return None
+    try:
+        attributes = _attributes(objects, body)
+    except StoreError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedRootError(f"store {objects.url}: its {layout.ROOT} is damaged ({error}); {AGAIN}") from error
+    if attributes is None:
+        if objects.get(MARKER) is not None:
+            raise DamagedRootError(f"store {objects.url}: its {layout.ROOT} is damaged (it is not klray's); {AGAIN}")
+        raise StoreError(
+            f"store.url={objects.url}: the Zarr group there was not made by klray; set store.url= to a new place"
+        )
+    return attributes
+
+
+def read_root(objects: Objects) -> dict[str, Any]:
+    """``find_root``, where there must be one.
+
+    Raises
+    ------
+    StoreError
+        There is none; or as ``find_root``.
+    """
+    root = find_root(objects)
+    if root is None:
+        raise StoreError(
+            f"store.url={objects.url}: there is no klray store; check the address, or let klray score create one there"
+        )
+    return root
+
+
+def must_be_mended(objects: Objects, facts: TextFacts) -> bool:
+    """Whether the root is lost or damaged and is to be written again for the texts of ``facts``.
+
+    Raises
+    ------
+    StoreError
+        The place is taken by something else, or by the store of another text set as far as can still be known.
+    """
+    try:
+        if find_root(objects) is not None:
+            return False
+        strangers = [name for name in objects.names("") if name not in (probe.PREFIX, layout.ROOT)]
+        found = _witnessed(objects) if strangers else set()
+        if strangers and not found:
+            raise StoreError(
+                f"store.url={objects.url} is not empty and no klray store: {', '.join(strangers[:3])} are there; "
+                "name a new place"
+            )
+        if not strangers:
+            return False
+        words = f"store {objects.url}: its {layout.ROOT} is missing"
+    except DamagedRootError as error:
+        found = _witnessed(objects)
+        words = str(error).removesuffix(f"; {AGAIN}")
+        if not found:
+            raise StoreError(
+                f"{words}, and no commit, snapshot or texts can be read there that would say which texts it was for: "
+                "there is nothing to go on with; set store.url= to a new place"
+            ) from error
+    if found != {facts.fingerprint}:
+        there = ", ".join(f"{each[:8]}..." for each in sorted(found))
+        raise StoreError(
+            f"{words}, and what is there is of another text set ({there}) than the {len(facts.text_bytes):,} texts "
+            f"that were given ({facts.name}, {facts.fingerprint[:8]}...): set texts= as it was, and it is written again"
+        )
+    return True
+
+
+def claim(objects: Objects, facts: TextFacts, *, mend: bool = False) -> dict[str, Any]:
+    """Create the root for ``facts`` unless there is one; its attributes: the first creator's text set is the store's.
+
+    With ``mend`` it is written over. Whoever may do so has found the same text set (``must_be_mended``): two that do it
+    at once write the same.
+    """
+    fields = {
+        "klray_schema": layout.SCHEMA_VERSION,
+        "text_set": facts.fingerprint,
+        "text_set_name": facts.name,
+        "n_texts": len(facts.text_bytes),
+        "texts_sha256": facts.sha256,
+        "created_by": uuid.uuid4().hex,
+    }
+    attributes = json.loads(sealed(fields))
+    body = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
+    if mend:
+        objects.put(layout.ROOT, body)
+        log.warning("store %s: its %s was lost or damaged, and was written again", objects.url, layout.ROOT)
+    else:
+        objects.create(layout.ROOT, body)
+    return check_text_set(objects, read_root(objects), facts)
+
+
+def check_text_set(objects: Objects, root: dict[str, Any], facts: TextFacts) -> dict[str, Any]:
+    """``root``, if it is that of a store for the texts of ``facts``.
+
+    Raises
+    ------
+    StoreError
+        It is for others.
+    """
+    if root["text_set"] != facts.fingerprint:
+        given = len(facts.text_bytes)
+        raise StoreError(
+            f"store {objects.url} holds {root['n_texts']:,} texts (text set {root['text_set_name']}, "
+            f"{root['text_set'][:8]}...), but {given:,} texts were given (text set {facts.name}, "
+            f"{facts.fingerprint[:8]}...); columns of different text sets cannot be compared: set texts= as it was, "
+            "or store.url= to a new place"
+        )
+    return root
+
+
+def _attributes(objects: Objects, body: bytes) -> dict[str, Any] | None:
+    """The attributes in a root's bytes; None if they are those of another program's group."""
+    root = json.loads(body)
+    if not isinstance(root, dict):
+        raise ValueError(f"it holds a {type(root).__name__}")
+    attributes = root.get("attributes", {})
+    schema = attributes.get("klray_schema")
+    if schema is None:
+        return None
+    if schema > layout.SCHEMA_VERSION:  # before the seal, which may be another then
+        raise StoreError(
+            f"store {objects.url} has schema {schema}, this klray reads up to schema {layout.SCHEMA_VERSION}; "
+            "upgrade klray to open it"
+        )
+    kept = unsealed(attributes)
+    if not (isinstance(kept["text_set"], str) and isinstance(kept["n_texts"], int) and kept["text_set_name"]):
+        raise ValueError("it names no text set")
+    return kept
+
+
+def _witnessed(objects: Objects) -> set[str]:
+    """Fingerprints of the text sets that commits, else snapshots, else texts/ were made for, as far as can be read."""
+    found = set()
+    names = objects.names(layout.COMMITS)[:WITNESSES]
+    for body in objects.get_many([f"{layout.COMMITS}/{name}" for name in names]):
+        try:
+            found.add(Commit.from_json(body or b"").identity.text_set)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    for snapshot in [] if found else snapshot_ids(objects)[-WITNESSES:]:
+        try:
+            found.add(read_manifest(objects, snapshot).text_set)
+        except (ValueError, TypeError):
+            continue
+    if not found:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            found.add(str(json.loads(objects.get(MARKER) or b"")["attributes"]["text_set"]))
+    return found

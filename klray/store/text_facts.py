@@ -1,0 +1,84 @@
+"""What a store keeps of its texts, in ``texts/``: their lengths and domains. The texts themselves stay outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+
+from klray.errors import StoreError
+from klray.objects import Objects
+from klray.store import layout
+from klray.store.datasets import encode_group
+from klray.store.snapshots import TextFacts
+from klray.store.zarr_store import ZarrStore
+from klray.texts import TextSet
+
+MARKER = f"{layout.TEXTS}/zarr.json"  # written last: its being there says that the others are
+AGAIN = "run klray score on it once more, with the same texts="
+
+
+def text_facts(text_set: TextSet) -> TextFacts:
+    """What a store of ``text_set`` keeps of it."""
+    return TextFacts(text_set.name, text_set.fingerprint, text_set.n_bytes.astype(np.int32), text_set.domains)
+
+
+def read_texts(objects: Objects, root: Mapping[str, Any]) -> TextFacts:
+    """The facts about the texts that the root's attributes name.
+
+    Raises
+    ------
+    StoreError
+        They were never written whole, or are damaged.
+    """
+    if objects.get(MARKER) is None:
+        raise StoreError(f"store {objects.url}: its creation was cut short; {AGAIN}")
+    try:
+        group = zarr.open_group(ZarrStore(objects, layout.TEXTS, read_only=True), mode="r", zarr_format=3)
+        facts = TextFacts(
+            name=root["text_set_name"],
+            fingerprint=root["text_set"],
+            text_bytes=np.asarray(group["text_bytes"][:], dtype=np.int32),
+            domains=tuple(str(domain) for domain in group["domain"][:]),
+        )
+    except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
+        raise StoreError(f"store {objects.url}: its texts/ are damaged ({error}); {AGAIN}") from error
+    if root.get("texts_sha256", facts.sha256) != facts.sha256:  # klray 0.1.0 before its first release kept none
+        raise StoreError(f"store {objects.url}: its texts/ hold other values than were written; {AGAIN}")
+    return facts
+
+
+def write_texts(objects: Objects, root: Mapping[str, Any], facts: TextFacts) -> None:
+    """Write them below a root that names the same text set: two writers write the same bytes.
+
+    Raises
+    ------
+    StoreError
+        The domains are others than the root knows.
+    """
+    if root.get("texts_sha256", facts.sha256) != facts.sha256:
+        raise StoreError(
+            f"store {objects.url}: its texts/ are damaged, and the texts that were given have other domains than those "
+            f"it was made for (text set {root['text_set_name']}); set texts= as it was then, with the same domains"
+        )
+    bodies = encode_group(lambda group: _fill(group, facts))
+    marker = bodies.pop("zarr.json")
+    objects.put_many({f"{layout.TEXTS}/{name}": body for name, body in bodies.items()})
+    objects.put(MARKER, marker)
+
+
+def _fill(group: zarr.Group, facts: TextFacts) -> None:
+    group.attrs.update({"text_set": facts.fingerprint, "text_set_name": facts.name})
+    for name, values in (("text_bytes", facts.text_bytes), ("domain", np.array(facts.domains, dtype=object))):
+        dims, dtype, unit, meaning = layout.ARRAYS[name]
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            chunks=values.shape,
+            dtype=dtype,
+            dimension_names=dims,
+            attributes={"units": unit, "long_name": meaning},
+        )
+        array[:] = values
