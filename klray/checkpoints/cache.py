@@ -119,6 +119,10 @@ class Cache:
     def evict(self, checkpoint: Checkpoint) -> None:
         """Give back what ``fetch`` gave and remove it from the disk, unless another thread uses it."""
         self.release(checkpoint)
+        self.discard(checkpoint)
+
+    def discard(self, checkpoint: Checkpoint) -> None:
+        """Remove what was given back from the disk, unless another thread uses it."""
         folder = self._folder(checkpoint)
         with self._changed:
             entry = self._entries.get(folder)
