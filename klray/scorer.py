@@ -93,6 +93,7 @@ class Scorer:
         self.cache = Cache(Path(settings.cache_dir), settings.cache_bytes, patience)
         self.fetcher = Fetcher(hub, self.cache)
         self._tokens: dict[str, tokens.Tokens] = {}
+        self._tokens_of: list[tuple[str, str]] = []
         self._model: models.Loaded | None = None
         self._loaded: Checkpoint | None = None
 
@@ -146,7 +147,7 @@ class Scorer:
         settings = self.settings
         try:
             self._model = models.load(directory, dtype=settings.dtype, device=settings.device, reuse=self._model)
-            encoded = self._encode(directory)
+            encoded = self._encode(checkpoint, directory)
         finally:
             self._give_back(checkpoint)
         timings["load_seconds"] = time.monotonic() - start
@@ -183,12 +184,16 @@ class Scorer:
             self.cache.discard(self._loaded)
         self._loaded = checkpoint
 
-    def _encode(self, directory: Path) -> tokens.Tokens:
+    def _encode(self, checkpoint: Checkpoint, directory: Path) -> tokens.Tokens:
         """The texts under the checkpoint's tokenizer, tokenised once per tokenizer."""
-        fingerprint = models.tokenizer_fingerprint(directory)
-        if fingerprint not in self._tokens:
-            self._tokens = {fingerprint: tokens.encode(models.load_tokenizer(directory), self.text_set.texts)}
-        return self._tokens[fingerprint]
+        # By the verified hashes, when config and tokenizer are the last one's: reading them again takes 5 to 20 ms.
+        described = [(file.path, file.content) for file in checkpoint.files if not file.is_weight]
+        if described != self._tokens_of or not all(content for _, content in described):
+            fingerprint = models.tokenizer_fingerprint(directory)
+            if fingerprint not in self._tokens:
+                self._tokens = {fingerprint: tokens.encode(models.load_tokenizer(directory), self.text_set.texts)}
+            self._tokens_of = described
+        return next(iter(self._tokens.values()))
 
 
 @cache  # 15 ms
