@@ -36,7 +36,9 @@ def main() -> str:
             found = swept(hub, checkpoints, Path(place) / "sweep", 10**9)
         probe = _probe(root / REPOSITORY / "step0")
     each = [later - earlier for earlier, later in pairwise(found.committed)][WARM:]
-    parts = {name: [timing[f"{name}_seconds"] for timing in found.timings][WARM + 1 :] for name in found.timings[0]}
+    parts = {
+        name: [timing[f"{name}_seconds"] for timing in found.timings][WARM + 1 :] for name in ("fetch", "load", "score")
+    }
     rest = [
         whole - fetch - load - score
         for whole, fetch, load, score in zip(each, parts["fetch"], parts["load"], parts["score"], strict=True)
