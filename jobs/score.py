@@ -63,6 +63,7 @@ def _print(report: SweepReport, checkpoints: Sequence[Checkpoint], store: Store)
     print(
         f"scored {report.scored} checkpoints in {report.seconds:.0f} s{rate}; "
         f"{report.present} were there, {len(report.failures)} failed; store {store.url}"
+        + (f"; {report.taken_over} of these hold the same files as another" if report.taken_over else "")
         + (f"; {report.elsewhere} were committed by other jobs meanwhile" if report.elsewhere else "")
     )
     if report.failures:

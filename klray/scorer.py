@@ -8,8 +8,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from klray import likelihood, models, tokens
-from klray.checkpoints import Cache, Checkpoint, Hub
+from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub, Patience
 from klray.errors import CheckpointError, StoreError
 from klray.store import Column, Identity, Store
+from klray.store.twins import take_over
 from klray.texts import TextSet
 
 log = logging.getLogger("klray")
@@ -56,10 +57,11 @@ class Outcome:
     first: bool  # False: another job had committed the same column meanwhile
     seconds: float
     tokens: int
+    taken_over: bool = False  # the values were there, of a checkpoint with the same files
 
 
 class Scorer:
-    """Scores checkpoints one after another, fetching the next while the present one is scored.
+    """Scores checkpoints one after another, fetching the next ones while the present one is scored.
 
     Parameters
     ----------
@@ -67,6 +69,7 @@ class Scorer:
     store_url, storage_options : where columns go
     text_set : the texts, the same as the store's
     settings : how to score
+    patience : the pauses that a hub asked for, if they are shared with other scorers
 
     Raises
     ------
@@ -81,20 +84,21 @@ class Scorer:
         storage_options: Mapping[str, Any],
         text_set: TextSet,
         settings: ScoringSettings,
+        patience: Patience | None = None,
     ):
         torch.set_num_threads(settings.threads)
-        self.hub = hub
         self.store = Store.open(store_url, storage_options)
         self.text_set = text_set
         self.settings = settings
-        self.cache = Cache(Path(settings.cache_dir), settings.cache_bytes)
-        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
-        self._ahead: tuple[Checkpoint, Future[Path]] | None = None
+        self.cache = Cache(Path(settings.cache_dir), settings.cache_bytes, patience)
+        self.fetcher = Fetcher(hub, self.cache)
         self._tokens: dict[str, tokens.Tokens] = {}
+        self._tokens_of: list[tuple[str, str]] = []
         self._model: models.Loaded | None = None
+        self._loaded: Checkpoint | None = None
 
-    def score(self, checkpoint: Checkpoint, upcoming: Checkpoint | None = None) -> Outcome:
-        """Score ``checkpoint`` and commit its column; meanwhile fetch ``upcoming``.
+    def score(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint] = ()) -> Outcome:
+        """Score ``checkpoint`` and commit its column; meanwhile fetch those that are ``upcoming``, in their order.
 
         Raises
         ------
@@ -105,37 +109,47 @@ class Scorer:
         """
         start = time.monotonic()
         timings: dict[str, float] = {}
-        directory = self._fetch(checkpoint)
+        directory = self.fetcher.take(checkpoint, upcoming)
         timings["fetch_seconds"] = time.monotonic() - start
-        if upcoming is not None:
-            self._ahead = upcoming, self._fetcher.submit(self.cache.fetch, self.hub, upcoming)
         try:
             column = self._column(checkpoint, directory, timings)
         except CheckpointError as error:  # where this worker keeps its files says nothing to whoever reads the record
             raise CheckpointError(error.message.replace(str(directory), checkpoint.label), error.reason) from error
         finally:
-            self.cache.evict(checkpoint)
+            if not upcoming:  # nothing will be copied from it
+                self.cache.discard(checkpoint)
         try:
             _, first = self.store.add_column(column)
         except OSError as error:
             raise _store_refused(self.store.url, error) from error
         return Outcome(column.identity.key, first, time.monotonic() - start, int(column.n_tokens.sum()))
 
-    def _fetch(self, checkpoint: Checkpoint) -> Path:
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            fetched, future = ahead
-            if fetched == checkpoint:
-                return future.result()
-            if not future.cancel() and future.exception() is None:  # another worker took what was fetched ahead
-                self.cache.evict(fetched)
-        return self.cache.fetch(self.hub, checkpoint)
+    def take_over(self, checkpoint: Checkpoint, source: str) -> Outcome | None:
+        """Commit for ``checkpoint`` the values of the column with the key ``source``, whose checkpoint holds the same
+        files; None when that column is not there, or not whole.
+
+        Raises
+        ------
+        StoreError
+            The store refused the column.
+        """
+        start = time.monotonic()
+        identity = self.settings.identity(checkpoint, self.text_set.fingerprint)
+        facts = {**dataclasses.asdict(checkpoint.facts), "revision": checkpoint.revision}
+        try:
+            taken = take_over(self.store.objects, source, identity, facts)
+        except OSError as error:
+            raise _store_refused(self.store.url, error) from error
+        return None if taken is None else Outcome(identity.key, taken[1], time.monotonic() - start, 0, taken_over=True)
 
     def _column(self, checkpoint: Checkpoint, directory: Path, timings: dict[str, float]) -> Column:
         start = time.monotonic()
         settings = self.settings
-        self._model = models.load(directory, dtype=settings.dtype, device=settings.device, reuse=self._model)
-        encoded = self._encode(directory)
+        try:
+            self._model = models.load(directory, dtype=settings.dtype, device=settings.device, reuse=self._model)
+            encoded = self._encode(checkpoint, directory)
+        finally:
+            self._give_back(checkpoint)
         timings["load_seconds"] = time.monotonic() - start
         start = time.monotonic()
         scores = likelihood.score(self._model.model, encoded, tokens_per_batch=settings.tokens_per_batch)
@@ -157,19 +171,33 @@ class Scorer:
             layers=(-1,),
             n_tokens=scores.n_tokens,
             facts=facts,
-            versions=versions(),
+            versions=dict(versions()),
             timings=timings,
         )
 
-    def _encode(self, directory: Path) -> tokens.Tokens:
+    def _give_back(self, checkpoint: Checkpoint) -> None:
+        """The model owns its memory: make room for the next ones while this one is scored. Its files stay until then,
+        or until the room is needed, because config and tokenizer of the next one are copied from them.
+        """
+        self.cache.release(checkpoint)
+        if self._loaded is not None and self._loaded != checkpoint:
+            self.cache.discard(self._loaded)
+        self._loaded = checkpoint
+
+    def _encode(self, checkpoint: Checkpoint, directory: Path) -> tokens.Tokens:
         """The texts under the checkpoint's tokenizer, tokenised once per tokenizer."""
-        fingerprint = models.tokenizer_fingerprint(directory)
-        if fingerprint not in self._tokens:
-            self._tokens = {fingerprint: tokens.encode(models.load_tokenizer(directory), self.text_set.texts)}
-        return self._tokens[fingerprint]
+        # By the verified hashes, when config and tokenizer are the last one's: reading them again takes 5 to 20 ms.
+        described = [(file.path, file.content) for file in checkpoint.files if not file.is_weight]
+        if described != self._tokens_of or not all(content for _, content in described):
+            fingerprint = models.tokenizer_fingerprint(directory)
+            if fingerprint not in self._tokens:
+                self._tokens = {fingerprint: tokens.encode(models.load_tokenizer(directory), self.text_set.texts)}
+            self._tokens_of = described
+        return next(iter(self._tokens.values()))
 
 
-def versions() -> dict[str, str]:
+@cache  # 15 ms
+def versions() -> Mapping[str, str]:
     """Versions of what decides the numbers, for a commit."""
     found = {name: version(name) for name in ("klray", "torch", "transformers", "tokenizers", "numpy")}
     return {**found, "python": platform.python_version(), "machine": platform.machine(), "cpus": str(os.cpu_count())}

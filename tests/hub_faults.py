@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
@@ -33,13 +34,21 @@ def write_model(folder: Path, seed: int = 0, weight_bytes: int = WEIGHT_BYTES, t
 class FaultyHub(HubServer):
     """A hub that misbehaves while a count in ``faults`` lasts.
 
-    busy: 429 with RateLimit headers; broken: 500; cut: closes in the middle of a weight file; reset: the same with a
-    TCP reset; corrupt: sends other bytes of a weight file than it announced. ``before_weights`` runs when a weight
-    file's body begins.
+    busy: 429 with RateLimit headers; later: 503 with Retry-After; broken: 500; cut: closes in the middle of a block of
+    a weight file; reset: the same with a TCP reset; deaf: sends a weight file from its start, whatever the range;
+    corrupt: sends other bytes of a weight file than it announced. ``pause`` is the time that busy and later ask for, in
+    seconds or, for later, in words. ``before_weights`` runs before each block of a weight file. ``seen`` are when
+    (monotonic) each weight file was asked for, and the Range.
     """
 
-    def __init__(self, root: Path, before_weights: Callable[[], None] = lambda: None, **faults: int):
+    def __init__(
+        self, root: Path, before_weights: Callable[[], None] = lambda: None, pause: int | str = 0, **faults: int
+    ):
         self.faults = faults = Counter(faults)
+        self.seen = seen = list[tuple[float, str]]()
+
+        self.before_weights = before_weights
+        hub = self
 
         class Handler(HubHandler):
             def take(self, fault: str) -> bool:
@@ -48,9 +57,19 @@ class FaultyHub(HubServer):
                     return faults[fault] >= 0
 
             def answer(self) -> None:
+                if self.path.endswith(".safetensors"):
+                    seen.append((time.monotonic(), self.headers.get("Range", "")))
+                    if seen[-1][1] and self.take("deaf"):
+                        del self.headers["Range"]
                 if self.take("busy"):
-                    headers = {"RateLimit": '"api";r=0;t=0', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
+                    headers = {
+                        "RateLimit": f'"resolvers";r=0;t={pause}',
+                        "RateLimit-Policy": '"fixed window";"api";q=500;w=300',
+                    }
                     self.send_json({"error": "slow down"}, HTTPStatus.TOO_MANY_REQUESTS, headers)
+                elif self.take("later"):
+                    status = HTTPStatus.SERVICE_UNAVAILABLE
+                    self.send_json({"error": "later"}, status, {"Retry-After": str(pause)})
                 elif self.take("broken"):
                     self.send_json({"error": "sorry"}, HTTPStatus.INTERNAL_SERVER_ERROR)
                 else:
@@ -59,7 +78,7 @@ class FaultyHub(HubServer):
             def send_block(self, block: bytes) -> None:
                 if not self.path.endswith(".safetensors"):
                     return super().send_block(block)
-                before_weights()
+                hub.before_weights()
                 if self.take("corrupt"):
                     return super().send_block(bytes(len(block)))
                 if self.take("cut"):

@@ -29,7 +29,8 @@ from klray.checkpoints import (
     resolve,
     step_of,
 )
-from klray.checkpoints.hub import download, without_secrets
+from klray.checkpoints.download import Downloader
+from klray.checkpoints.hub import without_secrets
 from klray.embedded.hub import HubServer
 from klray.errors import CheckpointError, KlrayError
 from tests.hub_faults import FaultyHub, write_model
@@ -379,7 +380,7 @@ def test_credentials_of_the_endpoint_go_into_a_header_and_no_words(
     hub = Hub(f"http://bob:hush%40hush@{host}", "token-word")
     said = [only_error(hub, RepositorySpec(name)).message for name in ("tiny/run", "tiny/busy")]
     with pytest.raises(CheckpointError) as raised:
-        download(hub, "tiny/run", "0" * 40, "config.json", tmp_path)
+        Downloader().download(hub, "tiny/run", "0" * 40, RemoteFile("config.json", 1, None, None), tmp_path)
     assert set(seen) == {"Basic " + base64.b64encode(b"bob:hush@hush").decode()}
     assert "503" in said[1]
     assert "thrown while requesting" in caplog.text  # huggingface_hub's own words

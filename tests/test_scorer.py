@@ -59,17 +59,16 @@ def test_column_is_the_log_likelihood_of_the_checkpoint(scorer: Scorer, checkpoi
 def test_next_checkpoint_is_fetched_while_this_one_is_scored(
     tmp_path: Path, scorer: Scorer, checkpoints: list[Checkpoint]
 ) -> None:
-    scorer.score(checkpoints[0], upcoming=checkpoints[1])
-    assert scorer._ahead is not None
-    scorer._ahead[1].result()
-    scorer.hub = Hub("http://127.0.0.1:9", "nobody answers there")
+    scorer.score(checkpoints[0], upcoming=[checkpoints[1]])
+    scorer.fetcher.settle()
+    scorer.fetcher.hub = Hub("http://127.0.0.1:9", "nobody answers there")
     scorer.score(checkpoints[1])
     assert len(scorer.store.commits()) == 2
     assert scorer.cache.bytes == 0
 
 
 def test_what_was_fetched_ahead_for_nothing_is_evicted(scorer: Scorer, checkpoints: list[Checkpoint]) -> None:
-    scorer.score(checkpoints[0], upcoming=checkpoints[1])
+    scorer.score(checkpoints[0], upcoming=[checkpoints[1]])
     scorer.score(checkpoints[2])
     assert {commit.facts["revision"] for commit in scorer.store.commits()} == {"step4", "step12"}
     assert scorer.cache.bytes == 0

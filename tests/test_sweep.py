@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 import psutil
@@ -19,9 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from klray import texts
+from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.embedded.family import train_family
 from klray.embedded.hub import HubServer
 from klray.embedded.recipe import SMALLEST
+from klray.embedded.routes import HubHandler
 from klray.store import Store
 
 TEXTS = ["texts=python_stdlib", "texts.n=16"]
@@ -236,3 +239,140 @@ def test_another_text_set_is_refused_before_anything_is_scored(hub: HubServer, u
 
 def test_text_set_of_the_sweep_is_the_store_s(undisturbed: Path) -> None:
     assert Store.open(str(undisturbed)).texts.fingerprint == texts.python_stdlib(n=16).fingerprint
+
+
+class NotingHub(HubServer):
+    """Notes when which weights are asked for, calls ``before_weights`` with that, and asks for ``pause`` seconds of
+    silence while ``refusals`` last.
+    """
+
+    def __init__(self, root: Path):
+        self.weights = weights = list[tuple[float, str]]()
+        self.refusals, self.pause = 0, 0
+        self.before_weights: Callable[[str], None] = lambda path: None
+        hub = self
+
+        class Handler(HubHandler):
+            def send_resolved(self, repository: str, revision: str, path: str) -> None:
+                if path.endswith(".safetensors"):
+                    weights.append((time.monotonic(), f"{repository}/{revision}"))
+                    hub.before_weights(f"{repository}/{revision}")
+                    with self.server.lock:
+                        refused, hub.refusals = hub.refusals > 0, hub.refusals - 1
+                    if refused:
+                        headers = {"Retry-After": str(hub.pause)}
+                        return self.send_json({"error": "slow down"}, HTTPStatus.TOO_MANY_REQUESTS, headers)
+                return super().send_resolved(repository, revision, path)
+
+        self.handler = Handler
+        super().__init__(root)
+
+
+@pytest.fixture(scope="module")
+def doubled_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same files under step4, step5 and in another repository; the same weights with another config; one other."""
+    root = tmp_path_factory.mktemp("doubled")
+    run = train_family(SMALLEST) / "klray" / "tiny-46k-seed1"
+    for name, step in (
+        ("doubled/run/step4", 4),
+        ("doubled/run/step5", 4),
+        ("doubled/run/step6", 4),
+        ("twin/run/step4", 4),
+    ):
+        shutil.copytree(run / f"step{step}", root / name)
+    shutil.copytree(run / "step8", root / "doubled/run/step8")
+    for name in ("doubled/run/step5", "twin/run/step4"):
+        (root / name / "README.md").write_text("so that it is a commit of its own")
+    config = root / "doubled/run/step6/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rope_theta": 500.0}))
+    return root
+
+
+@pytest.fixture
+def noting(doubled_root: Path) -> Iterator[NotingHub]:
+    with NotingHub(doubled_root) as server:
+        yield server
+
+
+def test_checkpoints_with_the_same_files_are_fetched_and_scored_once_and_recorded_each(
+    noting: NotingHub, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    some = ["models.revisions=step*", "ray.workers=1"]
+    done = run(noting, store, "models.names=[doubled/run]", *some)
+    assert "scored 4 checkpoints" in done.stdout and "1 of these hold the same files as another" in done.stdout
+    opened = Store.open(str(store))
+    commits = {str(commit.facts["revision"]): commit for commit in opened.commits()}
+    values = {revision: opened.read_column(commit).tobytes() for revision, commit in commits.items()}
+    assert values["step4"] == values["step5"]
+    assert values["step4"] != values["step8"]
+    scored, taken = sorted((commits["step4"], commits["step5"]), key=lambda commit: "taken_from" in commit.facts)
+    assert taken.facts["taken_from"] == f"doubled/run@{scored.identity.commit}" and "taken_from" not in scored.facts
+    assert (commits["step4"].facts["step"], commits["step5"].facts["step"]) == (4, 5)
+    assert commits["step4"].path != commits["step5"].path
+    assert "taken_from" not in commits["step6"].facts  # the same weights with another config are another checkpoint
+    fetched = [path for _, path in noting.weights]
+    assert len(fetched) <= 3  # 2, where step6 finds those of step4 on the disk, or the other way round
+    assert len({f"doubled/run/{commits[name].identity.commit}" for name in ("step4", "step5")} & set(fetched)) <= 1
+    # What is asked for later takes over what is there, in another repository, too.
+    more = run(noting, store, "models.names=[doubled/run,twin/run]", *some)
+    assert "scored 1 checkpoints" in more.stdout and "1 of these hold the same files as another" in more.stdout
+    assert len(noting.weights) == len(fetched)
+    assert opened.audit().damages == () and opened.audit().sound == 5
+
+
+def test_twin_of_a_column_that_is_damaged_is_scored(noting: NotingHub, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    run(noting, store, "models.names=[doubled/run]", "models.revisions=[step4]", "ray.workers=1")
+    (commit,) = Store.open(str(store)).commits()
+    (chunk,) = (path for path in (store / commit.path / "log_likelihood" / "c").rglob("0") if path.is_file())
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    done = run(noting, store, "models.names=[doubled/run]", "models.revisions=[step4,step5]", "ray.workers=1")
+    assert "scored 1 checkpoints" in done.stdout and "same files" not in done.stdout
+    assert len(noting.weights) == 2
+
+
+def test_all_actors_pause_when_the_hub_tells_one_of_them(tmp_path: Path) -> None:
+    """Two workers; the first request for weights is told to come back in 8 s, and then no worker asks for any."""
+    with NotingHub(train_family(SMALLEST)) as server:
+        server.refusals, server.pause = 1, 8
+        some = ["models.names=[klray/tiny-46k-seed1]", "models.revisions=step*", "ray.workers=2"]
+        done = run(server, tmp_path / "store", *some)
+    n_checkpoints = len(SMALLEST.saved_steps)
+    assert f"scored {n_checkpoints} checkpoints" in done.stdout
+    after = [when - server.weights[0][0] for when, _ in server.weights[1:]]
+    assert len(after) >= n_checkpoints
+    early = [seconds for seconds in after if seconds < server.pause]
+    assert len(early) <= 1 and all(seconds < 1 for seconds in early)  # the other one may have been on its way
+
+
+def resolved(hub: HubServer) -> list[Checkpoint]:
+    selection = Selection("doubled", (RepositorySpec("doubled/run", "step*"),))
+    return resolve(Hub(hub.endpoint, hub.token), selection)[0]
+
+
+def test_checkpoint_that_kills_its_process_is_tried_as_often_as_configured_and_recorded(
+    noting: NotingHub, tmp_path: Path
+) -> None:
+    """Whoever asks for its weights is killed; the others are scored."""
+    store = tmp_path / "store"
+    some = ["models.names=[doubled/run]", "models.revisions=[step4,step8]", "ray.workers=1", "ray.max_attempts=3"]
+    arguments, environment = command(noting, store, *some)
+    lethal = next(each for each in resolved(noting) if each.revision == "step8")
+    died: list[int] = []
+    with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+
+        def kill(path: str) -> None:
+            if path == f"doubled/run/{lethal.commit}":
+                for actor in actors_of(process.pid):
+                    died.append(actor.pid)
+                    actor.send_signal(signal.SIGKILL)
+
+        noting.before_weights = kill
+        said, errors = (stream.decode() for stream in process.communicate(timeout=280))
+    assert process.returncode == 1, errors
+    assert "scored 1 checkpoints" in said and "1 failed" in said
+    (failure,) = Store.open(str(store)).failures()
+    assert (failure.revision, failure.reason) == ("step8", "worker_died")
+    assert "the process that scored it died 3 times" in failure.message
+    assert len(set(died)) >= 3  # each time another process

@@ -1,11 +1,14 @@
 """Checkpoints of model families on a hub or in folders: which there are, at which commit, and their files on disk.
 
-``resolve`` turns a ``Selection`` into checkpoints once; a ``Cache`` then fetches, verifies and evicts them by commit.
+``resolve`` turns a ``Selection`` into checkpoints once; a ``Cache`` then fetches, verifies and evicts them by commit,
+and a ``Fetcher`` does so ahead of time.
 """
 
 from klray.checkpoints.cache import Cache
+from klray.checkpoints.fetcher import Fetcher
 from klray.checkpoints.hub import Contact, Hub, contact
 from klray.checkpoints.identity import Checkpoint, Facts, RemoteFile, Unavailable, step_of
+from klray.checkpoints.patience import Patience
 from klray.checkpoints.selection import RepositorySpec, Selection, resolve
 
 __all__ = [
@@ -13,7 +16,9 @@ __all__ = [
     "Checkpoint",
     "Contact",
     "Facts",
+    "Fetcher",
     "Hub",
+    "Patience",
     "RemoteFile",
     "RepositorySpec",
     "Selection",

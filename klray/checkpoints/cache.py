@@ -15,8 +15,10 @@ from types import TracebackType
 from typing import TextIO
 
 from klray.checkpoints.delivery import MARKER, deliver, delivered, verify_folder
+from klray.checkpoints.download import Downloader
 from klray.checkpoints.hub import Hub, is_disk_full
 from klray.checkpoints.identity import Checkpoint, RemoteFile
+from klray.checkpoints.patience import Patience
 from klray.errors import CheckpointError, KlrayError
 
 log = logging.getLogger("klray")
@@ -45,10 +47,12 @@ class Cache:
 
     Each process has a folder ``worker-0``, ``worker-1``, ... of its own below ``root``, locked while the cache is open,
     so ``max_bytes`` is per process. What is complete there is found again by the next process that takes the folder.
+    Downloads pause as ``patience`` says, which caches may share.
     """
 
-    def __init__(self, root: Path, max_bytes: int):
+    def __init__(self, root: Path, max_bytes: int, patience: Patience | None = None):
         self.max_bytes = max_bytes
+        self._downloader = Downloader(patience)
         self.root, self._lock = _claim(Path(root).expanduser().resolve())
         self._changed = threading.Condition()
         self._entries: dict[Path, _Entry] = {}  # least recently used first
@@ -87,7 +91,7 @@ class Cache:
         if entry is None:
             return folder
         try:
-            deliver(hub, checkpoint, folder, self._twin)
+            deliver(self._downloader, hub, checkpoint, folder, self._twin)
         except BaseException as error:
             with self._changed:
                 self._remove(folder)
@@ -115,6 +119,10 @@ class Cache:
     def evict(self, checkpoint: Checkpoint) -> None:
         """Give back what ``fetch`` gave and remove it from the disk, unless another thread uses it."""
         self.release(checkpoint)
+        self.discard(checkpoint)
+
+    def discard(self, checkpoint: Checkpoint) -> None:
+        """Remove what was given back from the disk, unless another thread uses it."""
         folder = self._folder(checkpoint)
         with self._changed:
             entry = self._entries.get(folder)

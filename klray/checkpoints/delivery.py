@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,41 +9,41 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 
-from klray.checkpoints.hub import Hub, download
+from klray.checkpoints.download import Downloader
+from klray.checkpoints.hub import Hub
 from klray.checkpoints.identity import Checkpoint, RemoteFile
+from klray.checkpoints.proof import verify
 from klray.errors import CheckpointError
 
 FILES_AT_ONCE = 4
 MARKER = ".klray.json"
-BLOCK_BYTES = 1 << 20
 
 Twin = Callable[[RemoteFile], Path | None]
 
 
-def deliver(hub: Hub, checkpoint: Checkpoint, folder: Path, twin: Twin) -> None:
+def deliver(downloader: Downloader, hub: Hub, checkpoint: Checkpoint, folder: Path, twin: Twin) -> None:
     """Fill ``folder`` with the files of ``checkpoint``, each verified, and write the marker of completeness last.
 
     A file is copied from ``twin(file)``, a path of equal content that is on this disk already, or else downloaded by
-    commit: along a training run only the weights change, and two requests a checkpoint remain of about twelve.
+    commit: along a training run only the weights change, and one request a checkpoint remains of about six.
 
     Raises
     ------
     CheckpointError
-        ``checksum_mismatch`` when a file is wrong twice, and as ``klray.checkpoints.hub.download``.
+        ``checksum_mismatch`` when a file is wrong twice, and as ``Downloader.download``.
     OSError
         The disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     largest_first = sorted(checkpoint.files, key=lambda file: -file.size_bytes)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        futures = [pool.submit(_obtain, hub, checkpoint, file, folder, twin) for file in largest_first]
+        futures = [pool.submit(_obtain, downloader, hub, checkpoint, file, folder, twin) for file in largest_first]
         wait(futures, return_when=FIRST_EXCEPTION)
         for future in futures:
             future.cancel()
     for future in futures:
         if not future.cancelled():
             future.result()
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's notes about the downloads
     partial = folder / f"{MARKER}.partial"
     partial.write_text(json.dumps([asdict(file) for file in checkpoint.files]))
     partial.replace(folder / MARKER)
@@ -58,24 +57,6 @@ def delivered(folder: Path) -> tuple[RemoteFile, ...] | None:
     except (OSError, ValueError, TypeError):
         return None
     return files if whole else None
-
-
-def verify(path: Path, file: RemoteFile) -> str:
-    """Return "" when ``path`` holds the content announced for ``file``, else both sizes or hashes in words."""
-    size = path.stat().st_size
-    if size != file.size_bytes:
-        return f"announced {file.size_bytes:,} bytes, found {size:,}"
-    announced, _, _ = file.content.partition(":")
-    if not announced:
-        return ""
-    digest = hashlib.sha256()
-    if announced == "git-sha1":  # git's blob id: the SHA-1 of a header and the content
-        digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-    found = f"{announced}:{digest.hexdigest()}"
-    return "" if found == file.content else f"announced {file.content}, found {found}"
 
 
 def verify_folder(checkpoint: Checkpoint) -> Path:
@@ -99,15 +80,15 @@ def verify_folder(checkpoint: Checkpoint) -> Path:
     return folder
 
 
-def _obtain(hub: Hub, checkpoint: Checkpoint, file: RemoteFile, folder: Path, twin: Twin) -> None:
+def _obtain(
+    downloader: Downloader, hub: Hub, checkpoint: Checkpoint, file: RemoteFile, folder: Path, twin: Twin
+) -> None:
     path = folder / file.path
     if _copy(twin(file), path) and not verify(path, file):
         return
     wrong = ""
     for _ in range(2):
-        path.unlink(missing_ok=True)
-        download(hub, checkpoint.repository, checkpoint.commit, file.path, folder)
-        wrong = verify(path, file)
+        wrong = downloader.download(hub, checkpoint.repository, checkpoint.commit, file, folder)
         if not wrong:
             return
     path.unlink()

@@ -1,30 +1,26 @@
-"""A model hub over HTTP: what a repository holds, and its files. The only module that speaks to huggingface_hub.
+"""A model hub over HTTP: who answers there, what a repository holds, and what its refusals mean.
 
 Requests: one for a repository's ``main``, one for its branches and tags, one for each further commit (the hub's strict
-limit: 500 anonymous or 1,000 authenticated API requests in five minutes), then a HEAD and a GET for each file to
-download (the hub's wide limit: 3,000 or 5,000).
+limit: 500 anonymous or 1,000 authenticated API requests in five minutes). Files: see ``klray.checkpoints.download``.
 """
 
 from __future__ import annotations
 
 import base64
 import errno
-import logging
 import os
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from huggingface_hub import get_token, hf_hub_download
+from huggingface_hub import get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
     HTTPError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -34,20 +30,16 @@ from huggingface_hub.utils import (
     hf_raise_for_status,
     http_backoff,
     parse_ratelimit_headers,
-    silent_tqdm,
     validate_repo_id,
 )
 
 from klray.checkpoints.identity import RemoteFile
 from klray.errors import URL, CheckpointError, Reason, without_secrets
 
-log = logging.getLogger("klray")
-
 DEFAULT_ENDPOINT = "https://huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONTACT_SECONDS = 5.0  # to connect, and between two parts of an answer, when the hub is only asked who we are
 TIMEOUT_SECONDS = 60.0  # without one, huggingface_hub 2.4 waits for ever for a hub that accepts and then says nothing
-PAUSES_SECONDS = (1.0, 5.0)  # before the second and the third attempt at a file
 TOO_MANY = 429
 TRANSIENT_STATUS = (408, TOO_MANY, 500, 502, 503, 504)
 # RuntimeError: after a refused connection huggingface_hub closes the client that all threads share, and the others find
@@ -193,42 +185,6 @@ def check_access(hub: Hub, repository: str) -> None:
     _get(hub, repository, "", "/auth-check")
 
 
-def download(hub: Hub, repository: str, commit: str, path: str, folder: Path) -> None:
-    """Download one file of a commit to ``folder / path``: two requests, no progress bar.
-
-    huggingface_hub resumes a body that ends early and waits out 429 by itself; a reset connection, a 5xx on the body
-    and a short file are tried again here, from the start of the file.
-
-    Raises
-    ------
-    CheckpointError
-        ``download_failed`` after the attempts; ``gated``, ``repository_not_found`` or ``revision_not_found`` at once.
-    OSError
-        The disk is full (see ``is_disk_full``).
-    """
-    for pause in (*PAUSES_SECONDS, None):
-        try:
-            hf_hub_download(
-                repository,
-                path,
-                revision=commit,
-                local_dir=folder,
-                endpoint=hub.address,
-                headers=hub.headers,
-                token=hub.token or False,
-                tqdm_class=silent_tqdm,
-            )
-            return
-        except NETWORK_ERRORS as error:
-            if is_disk_full(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-            if pause is None or not _is_transient(error):
-                raise _failure(hub, repository, commit, error, path) from error
-            words = without_secrets(str(error))
-            log.warning("%s of %s@%s: %s; trying again in %g s", path, repository, commit[:8], words, pause)
-            time.sleep(pause)
-
-
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or one that caused it, says that the disk or the quota is full."""
     for one in _chain(error):
@@ -253,7 +209,7 @@ def _get(hub: Hub, repository: str, revision: str, route: str, **parameters: str
             "repository_not_found",
         ) from error
     except (*NETWORK_ERRORS, ValueError) as error:  # ValueError: the body is not JSON
-        raise _failure(hub, repository, revision, error) from error
+        raise failure(hub, repository, revision, error) from error
 
 
 def _request(hub: Hub, url: str, parameters: dict[str, str]) -> Any:
@@ -288,23 +244,25 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _status(error: BaseException) -> int | None:
+def response_of(error: BaseException) -> Any:
+    """The hub's answer that an error, or one that caused it, is about; None for a connection that broke."""
     responses = (getattr(one, "response", None) for one in _chain(error))
-    return next((response.status_code for response in responses if response is not None), None)
+    return next((response for response in responses if response is not None), None)
 
 
-def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, LocalEntryNotFoundError):  # huggingface_hub has tried six times already, over 23 s
-        return False
-    status = _status(error)
-    return status is None or status in TRANSIENT_STATUS
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may be answered later."""
+    response = response_of(error)
+    return response is None or response.status_code in TRANSIENT_STATUS
 
 
-def _failure(hub: Hub, repository: str, revision: str, error: BaseException, path: str = "") -> CheckpointError:
+def failure(hub: Hub, repository: str, revision: str, error: BaseException, path: str = "") -> CheckpointError:
+    """What ``error`` means for whoever asked for a repository, or for a file of it."""
     asked = f"{repository}@{revision}" if revision else repository
     asked = f"{path} of {asked}" if path else asked
     token = "the token given" if hub.token else "no token"
-    status = _status(error)
+    response = response_of(error)
+    status = None if response is None else response.status_code
     reason: Reason = "download_failed"
     if isinstance(error, GatedRepoError):
         reason = "gated"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 
 from klray.errors import Reason
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
+# Fetched for whoever uses the folder; the log-likelihood of a plain text does not depend on them.
+UNREAD = ("generation_config.json", "chat_template.")
 
 # A step is the number after the word "step" or "checkpoint", where the word starts the name or follows - or _, and the
 # number ends the name or is followed by -, _ or a dot: step1000, step1000-tokens4B, global_step1000,
@@ -87,6 +90,16 @@ class Checkpoint:
     def bytes(self) -> int:
         """Size of all files together, in bytes."""
         return sum(file.size_bytes for file in self.files)
+
+    @property
+    def content(self) -> str:
+        """Name of all that decides a score (64 hex): equal for checkpoints whose weights, config and tokenizer have
+        equal names and bytes, wherever they are; "" when the hub did not announce the content of one of them.
+        """
+        files = sorted((file.path, file.content) for file in self.files if not file.path.startswith(UNREAD))
+        if not all(content for _, content in files):
+            return ""
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
     @property
     def weights_sha256(self) -> str:

@@ -165,20 +165,25 @@ def _fill(
 
 
 def add_column(objects: Objects, column: Column) -> tuple[Commit, bool]:
-    """Write and commit a column; (its commit, whether this attempt is the first).
+    """Write and commit a column; (its commit, whether this attempt is the first)."""
+    start = time.time()
+    bodies, commit = encode_column(column, uuid.uuid4().hex)
+    return commit, put_and_commit(objects, bodies, commit, start)
+
+
+def put_and_commit(objects: Objects, bodies: Mapping[str, bytes], commit: Commit, start: float) -> bool:
+    """Write a column's objects and commit it, begun at ``start`` (seconds of the day); whether this is the first.
 
     A process that was stopped in between, on a laptop or by a debugger, may find that its folder was removed meanwhile
     as left over (``klray.store.audit.repair``): after ``COMMIT_WITHIN_SECONDS`` the same bytes are put there again.
     """
-    start = time.time()  # the time of day: it goes on while the process or the machine is stopped
-    bodies, commit = encode_column(column, uuid.uuid4().hex)
     objects.put_many(bodies)
     first = commit_column(objects, commit)
-    seconds = time.time() - start
+    seconds = time.time() - start  # the time of day: it goes on while the process or the machine is stopped
     if first and seconds > COMMIT_WITHIN_SECONDS:
         log.warning("column %s was committed %.0f s after it was begun: writing it once more", commit.path, seconds)
         objects.put_many(bodies)
-    return commit, first
+    return first
 
 
 def commit_column(objects: Objects, commit: Commit) -> bool:

@@ -1,0 +1,200 @@
+"""Downloads of single files: resumed where they broke, hashed as they come in, silent while the hub asks for a pause.
+
+huggingface_hub resumes a body that ends early, but begins again after a TCP reset or a 5xx, pauses alone after a 429,
+asks for each file twice (HEAD and GET) and leaves the hash to be read from the disk; so the requests are made here,
+with its client. Where the hub offers a file through Xet and hf_xet is installed, hf_xet fetches it.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from huggingface_hub import constants, hf_hub_download, hf_hub_url
+from huggingface_hub.utils import (
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+    silent_tqdm,
+)
+
+from klray.checkpoints.hub import NETWORK_ERRORS, TOO_MANY, Hub, failure, is_disk_full, is_transient, response_of
+from klray.checkpoints.identity import RemoteFile
+from klray.checkpoints.patience import Patience
+from klray.checkpoints.proof import Proof, verify
+from klray.errors import without_secrets
+
+log = logging.getLogger("klray")
+
+PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # before the second to the sixth attempt, unless the hub names a time
+LONGEST_PAUSE_SECONDS = 900.0  # the hub counts requests over five minutes; whoever asks for more is not waited for
+PROGRESS_BYTES = 1 << 20  # an attempt that brought this much, or the rest, was none in vain
+XET_HASH = constants.HUGGINGFACE_HEADER_X_XET_HASH
+NOTES = ".cache"  # where huggingface_hub keeps notes about what it downloaded
+
+
+class Downloader:
+    """Downloads for one process, under a ``patience`` that may be shared with others."""
+
+    def __init__(self, patience: Patience | None = None):
+        self.patience = patience or Patience()
+        self._without_xet: set[str] = set()  # hubs whose Xet storage failed
+
+    def download(self, hub: Hub, repository: str, commit: str, file: RemoteFile, folder: Path) -> str:
+        """Download one file of a commit to ``folder / file.path``, in one request when nothing goes wrong.
+
+        Returns "" when it is what was announced, else both sizes or hashes in words.
+
+        A broken body is continued where it broke (HTTP Range). After 429 or 5xx all downloads under the same patience
+        pause, for the time that the hub names (Retry-After, RateLimit) or a growing one. Six attempts in a row that
+        bring nothing are the end.
+
+        Raises
+        ------
+        CheckpointError
+            ``download_failed`` after the attempts; ``gated``, ``repository_not_found`` or ``revision_not_found`` at
+            once.
+        OSError
+            The disk is full (see ``is_disk_full``).
+        """
+        url = hf_hub_url(repository, file.path, revision=commit, endpoint=hub.address)
+        headers = build_hf_headers(token=hub.token or False, headers=hub.headers)
+        headers["accept-encoding"] = "identity"  # ranges and hashes are of the content itself
+        where = f"{file.path} of {repository}@{commit[:8]}"
+        proof = Proof(file)
+        failed = 0
+        path = folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as stream:
+            while True:
+                self.patience.wait()
+                before = proof.taken
+                try:
+                    xet = self._receive(url, headers, proof, stream, hub)
+                    break
+                except NETWORK_ERRORS as error:
+                    if is_disk_full(error):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+                    failed = 1 if proof.taken - before >= PROGRESS_BYTES else failed + 1
+                    if failed > len(PAUSES_SECONDS) or not is_transient(error):
+                        raise failure(hub, repository, commit, error, file.path) from error
+                    asked = _pause_asked(error)
+                    if asked is not None and asked > LONGEST_PAUSE_SECONDS:
+                        raise failure(hub, repository, commit, error, file.path) from error
+                    seconds = PAUSES_SECONDS[failed - 1] if asked is None else asked
+                    words = without_secrets(str(error)).splitlines()[0:1]
+                    log.warning("%s: %s; going on in %g s at byte %d", where, *words or [""], seconds, proof.taken)
+                    if response_of(error) is None:
+                        time.sleep(seconds)  # a broken connection concerns this file alone
+                    else:
+                        self.patience.pause(seconds)
+        if not xet:
+            return proof.wrong()
+        if self._by_xet(hub, repository, commit, file, folder):
+            return verify(path, file)
+        self._without_xet.add(hub.address)
+        return self.download(hub, repository, commit, file, folder)
+
+    def _receive(self, url: str, headers: dict[str, str], proof: Proof, stream: BinaryIO, hub: Hub) -> bool:
+        """Write what is missing of a file; True when the hub offers it through Xet, and nothing was written."""
+        missing = {"range": f"bytes={proof.taken}-"} if proof.taken else {}
+        xet = _xet_is_here() and hub.address not in self._without_xet
+        with _answer(url, {**headers, **missing}, xet) as response:
+            hf_raise_for_status(response)
+            if xet and XET_HASH in response.headers:
+                return True
+            if response.status_code != HTTPStatus.PARTIAL_CONTENT:  # from the start
+                proof.restart()
+                stream.seek(0)
+                stream.truncate()
+            for block in response.iter_bytes():
+                proof.take(block)
+                stream.write(block)
+                if proof.taken > proof.file.size_bytes:  # no more than announced goes to the disk
+                    break
+        return False
+
+    def _by_xet(self, hub: Hub, repository: str, commit: str, file: RemoteFile, folder: Path) -> bool:
+        """Fetch a file through Xet; False, and a warning, when that fails."""
+        # hf_xet may keep what it fetched for later, 10 GB of it: that would be beside the cache's bound
+        os.environ.setdefault("HF_XET_CHUNK_CACHE_SIZE_BYTES", "0")
+        (folder / file.path).unlink(missing_ok=True)
+        try:
+            hf_hub_download(
+                repository,
+                file.path,
+                revision=commit,
+                local_dir=folder,
+                endpoint=hub.address,
+                headers=hub.headers,
+                token=hub.token or False,
+                tqdm_class=silent_tqdm,
+            )
+        except (*NETWORK_ERRORS, ValueError) as error:
+            if is_disk_full(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+            words = " ".join(without_secrets(str(error)).split())[:300]
+            log.warning(
+                "%s of %s@%s cannot be fetched through Xet (%s: %s): going on with plain HTTP from %s",
+                file.path,
+                repository,
+                commit[:8],
+                type(error).__name__,
+                words,
+                hub.address,
+            )
+            return False
+        finally:
+            shutil.rmtree(folder / NOTES, ignore_errors=True)
+        return True
+
+
+@contextmanager
+def _answer(url: str, headers: dict[str, str], xet: bool) -> Iterator[Any]:
+    """The answer to a GET, with its body to be read: where the hub leads to, unless it offers ``xet`` when wanted."""
+    client = get_session()
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT  # of silence; 10 s unless the environment says otherwise
+    with client.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=False) as response:
+        following = None if xet and XET_HASH in response.headers else response.next_request
+        if following is None:
+            yield response
+            return
+        response.read()  # so that the connection can be used again
+    answer = client.send(following, stream=True, follow_redirects=True)  # elsewhere, without the token
+    try:
+        yield answer
+    finally:
+        answer.close()
+
+
+def _xet_is_here() -> bool:
+    return not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet") is not None
+
+
+def _pause_asked(error: BaseException) -> float | None:
+    """Seconds that the hub asks to wait for, by RateLimit (429) or Retry-After; None when it names none."""
+    response = response_of(error)
+    if response is None:
+        return None
+    limit = parse_ratelimit_headers(response.headers) if response.status_code == TOO_MANY else None
+    if limit is not None:
+        return float(limit.reset_in_seconds)
+    after = response.headers.get("retry-after", "").strip()
+    if after.isdecimal():
+        return float(after)
+    try:
+        return max(0.0, (parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,99 @@
+"""What runs inside Ray: a scorer with its process, and the pauses that all scorers of a sweep keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from klray.checkpoints import Checkpoint, Hub, Patience
+from klray.errors import CheckpointError, Reason, StoreError
+from klray.scorer import Outcome, Scorer, ScoringSettings
+from klray.texts import TextSet
+
+log = logging.getLogger("klray")
+
+ANSWER_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Why an actor could not score a checkpoint; returned, not raised, so that nothing has to survive unpickling."""
+
+    reason: Reason
+    message: str
+
+
+class SharedPatience(Patience):
+    """Patience of all scorers of a sweep: what the hub tells one of them, a ``PatienceActor`` tells the others."""
+
+    def __init__(self, actor: Any):
+        super().__init__()
+        self._actor = actor
+
+    def pause(self, seconds: float) -> None:
+        """Let no scorer of the sweep ask the hub for anything before ``seconds`` have passed."""
+        super().pause(seconds)
+        self._actor.pause.remote(seconds)
+
+    def left(self) -> float:
+        """Seconds until the hub may be asked. Where the actor does not answer, this process goes by its own."""
+        own = super().left()
+        try:
+            return own or float(ray.get(self._actor.left.remote(), timeout=ANSWER_SECONDS))
+        except ray.exceptions.RayError:
+            return own
+
+
+class PatienceActor:
+    """The one ``Patience`` of a sweep, in a Ray actor. It deals in seconds from now, because clocks differ."""
+
+    def __init__(self) -> None:
+        self._patience = Patience()
+
+    def pause(self, seconds: float) -> None:
+        """As ``Patience.pause``."""
+        self._patience.pause(seconds)
+
+    def left(self) -> float:
+        """As ``Patience.left``."""
+        return self._patience.left()
+
+
+class ScorerActor:
+    """A Scorer in a Ray actor, with its arguments; ``patience`` is a handle of a ``PatienceActor``."""
+
+    def __init__(
+        self,
+        patience: Any,
+        hub: Hub,
+        store_url: str,
+        storage_options: Mapping[str, Any],
+        text_set: TextSet,
+        settings: ScoringSettings,
+    ):
+        self.scorer = Scorer(hub, store_url, storage_options, text_set, settings, SharedPatience(patience))
+
+    def ready(self) -> bool:
+        """Answers once the scorer stands."""
+        return True
+
+    def score(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint], source: str) -> Outcome | Refusal:
+        """As ``Scorer.score``, or ``Scorer.take_over`` from the column with the key ``source`` if that is not "".
+
+        What concerns this checkpoint alone is returned as a Refusal.
+        """
+        try:
+            taken = self.scorer.take_over(checkpoint, source) if source else None
+            return taken or self.scorer.score(checkpoint, upcoming)
+        except CheckpointError as error:
+            return Refusal(error.reason, error.message)
+        except StoreError:
+            raise
+        except Exception as error:
+            log.exception("%s@%s", checkpoint.repository, checkpoint.revision)
+            return Refusal("unexpected", f"{type(error).__name__}: {error}")

@@ -1,0 +1,206 @@
+"""One run of a sweep: who works on what, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from klray.checkpoints import Checkpoint
+from klray.cluster import Shape
+from klray.errors import KlrayError
+from klray.progress import Progress
+from klray.scorer import ScoringSettings
+from klray.store import Failure, Store
+from klray.sweep.actor import PatienceActor, Refusal, ScorerActor
+from klray.sweep.queue import Queue, Work
+
+log = logging.getLogger("klray")
+
+PATIENCE_SECONDS = 30.0  # between two words about workers that have not started
+# Checkpoints set aside for a worker, which fetches them in turn as far as its cache has room: more than one, so that
+# neither the link nor the scorer stands still where one checkpoint takes longer than another.
+AHEAD = 4
+
+
+@dataclasses.dataclass(eq=False)
+class _Worker:
+    actor: Any
+    work: Work | None = None  # being scored
+    ahead: list[Work] = dataclasses.field(default_factory=list)  # others may take them when nothing else is left
+    last_repository: str = ""
+    ready: bool = False
+    starts: int = 0
+
+
+class Run:
+    """Scores ``todo`` on actors of ``shape``.
+
+    ``present`` are the keys of committed columns by the content of their checkpoints; ``arguments`` are those of a
+    ``Scorer``; a checkpoint is tried ``max_attempts`` times if the process that scores it dies.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: ScoringSettings,
+        shape: Shape,
+        arguments: tuple[Any, ...],
+        todo: Sequence[Checkpoint],
+        present: Mapping[str, str],
+        max_attempts: int,
+    ):
+        self.store, self.settings, self.shape, self.arguments = store, settings, shape, arguments
+        self.max_attempts = max_attempts
+        works = [Work(each, settings.identity(each, store.texts.fingerprint)) for each in todo]
+        self.queue = Queue(works, present)
+        self.workers: list[_Worker] = []
+        self.running: dict[Any, _Worker] = {}
+        self.patience: Any = None
+        self.scored = self.taken_over = self.elsewhere = self.tokens = 0
+        self.failures: list[Failure] = []
+
+    def go(self, progress: Progress) -> None:
+        """Work until nothing is left to do."""
+        self.patience = ray.remote(PatienceActor).options(num_cpus=0).remote()
+        self.workers = [_Worker(self._actor()) for _ in range(self.shape.workers)]
+        self.running = {worker.actor.ready.remote(): worker for worker in self.workers}
+        try:
+            while self.queue or any(worker.work for worker in self.workers):
+                finished, _ = ray.wait(list(self.running), num_returns=1, timeout=PATIENCE_SECONDS)
+                if not finished:
+                    self._say_who_is_missing()
+                    continue
+                worker = self.running.pop(finished[0])
+                if worker.work is None:
+                    self._welcome(worker, finished[0])
+                elif self._finish(worker, finished[0]):
+                    self._show(progress)
+                for idle in self.workers:
+                    if idle.ready and idle.work is None:
+                        self._start(idle, progress)
+        finally:
+            for worker in self.workers:
+                ray.kill(worker.actor)  # GPU memory is best returned by ending the process
+            ray.kill(self.patience)
+
+    def _show(self, progress: Progress) -> None:
+        progress.advance(note=f"{self.tokens:,} tokens" + (f", {len(self.failures)} failed" if self.failures else ""))
+
+    def _actor(self) -> Any:
+        options = {"num_cpus": self.shape.cpus_per_worker, "num_gpus": self.shape.gpus_per_worker}
+        return ray.remote(ScorerActor).options(**options).remote(self.patience, *self.arguments)
+
+    def _welcome(self, worker: _Worker, answer: Any) -> None:
+        """Take in that a worker stands; one that died on the way is tried again, then gone without."""
+        try:
+            worker.ready = bool(ray.get(answer))
+        except ray.exceptions.RayError as error:
+            cause = _cause(error)
+            if isinstance(cause, KlrayError):
+                raise cause from error
+            worker.starts += 1
+            if worker.starts < self.max_attempts:
+                log.warning("a worker died while it started, trying once more")
+                worker.actor = self._actor()
+                self.running[worker.actor.ready.remote()] = worker
+                return
+            self.workers.remove(worker)
+            if not self.workers:
+                raise KlrayError(
+                    f"no scoring worker could start: {str(cause).strip().splitlines()[-1]}; each opens store "
+                    f"{self.store.url} and a cache in {self.settings.cache_dir}"
+                ) from error
+
+    def _say_who_is_missing(self) -> None:
+        started = sum(worker.ready for worker in self.workers)
+        if started < len(self.workers):
+            count = len(self.workers)
+            log.info("%d of %d workers have started; the cluster may be busy with other work", started, count)
+
+    def _start(self, worker: _Worker, progress: Progress) -> None:
+        while (work := worker.ahead.pop(0) if worker.ahead else self._take(worker)) is not None:
+            if not self.store.is_committed(work.identity.key):
+                break
+            self.elsewhere += 1  # by another job, since this one began
+            self.queue.settle(work, committed=True)
+            self.queue.go_elsewhere()
+            self._show(progress)
+        if work is None:
+            return
+        worker.work = work
+        worker.last_repository = work.checkpoint.repository
+        work.attempts += 1
+        self._set_aside(worker)
+        upcoming = [each.checkpoint for each in worker.ahead if not each.source]
+        self.running[worker.actor.score.remote(work.checkpoint, upcoming, work.source)] = worker
+
+    def _set_aside(self, worker: _Worker) -> None:
+        """Set checkpoints aside for a worker to fetch, no more than its share; the last ones go to whoever is free."""
+        idle = sum(each.work is None for each in self.workers)
+        left = len(self.queue) + sum(len(each.ahead) for each in self.workers)
+        share = -(-left // len(self.workers))
+        while len(self.queue) > idle and len(worker.ahead) < min(AHEAD, share):
+            work = self._take(worker)
+            assert work is not None
+            worker.ahead.append(work)
+
+    def _take(self, worker: _Worker) -> Work | None:
+        """The next work that waits, else the last one that was set aside for another worker."""
+        work = self.queue.take(worker.last_repository, {each.last_repository for each in self.workers})
+        if work is None and (others := [each for each in self.workers if each.ahead]):
+            work = max(others, key=lambda each: len(each.ahead)).ahead.pop()
+        return work
+
+    def _finish(self, worker: _Worker, result: Any) -> bool:
+        """Take in a result; False when the work goes back to wait, because its worker died."""
+        work, worker.work = worker.work, None
+        assert work is not None
+        try:
+            outcome = ray.get(result)
+        except ray.exceptions.RayTaskError as error:
+            cause = _cause(error)
+            raise cause if isinstance(cause, KlrayError) else error from error
+        except ray.exceptions.RayError as error:
+            self.queue.put_back(worker.ahead)
+            worker.actor, worker.ahead, worker.last_repository = self._actor(), [], ""
+            where = f"{work.checkpoint.repository}@{work.checkpoint.revision}"
+            if work.attempts < self.max_attempts:
+                log.warning("%s: its worker died, trying once more (attempt %d)", where, work.attempts + 1)
+                self.queue.try_again(work)
+                return False
+            found = str(error).strip().splitlines()[0]
+            outcome = Refusal(
+                "worker_died",
+                f"{where}: the process that scored it died {work.attempts} times ({found}); if memory was short, lower "
+                "scoring.tokens_per_batch or ray.workers",
+            )
+        self.queue.settle(work, committed=not isinstance(outcome, Refusal))
+        if isinstance(outcome, Refusal):
+            self._record(work, outcome)
+        else:
+            self.scored += outcome.first
+            self.taken_over += outcome.first and outcome.taken_over
+            self.elsewhere += not outcome.first
+            if not outcome.first:
+                self.queue.go_elsewhere()
+            self.tokens += outcome.tokens
+        return True
+
+    def _record(self, work: Work, refusal: Refusal) -> None:
+        revision = work.checkpoint.revision
+        failure = self.store.record_failure(
+            work.identity, revision, refusal.reason, refusal.message, attempt=uuid.uuid4().hex
+        )
+        log.warning("%s@%s failed: %s", work.checkpoint.repository, revision, refusal.message)
+        self.failures.append(failure)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was raised inside an actor; Ray tells of an error in a constructor only in words."""
+    return getattr(error, "cause", None) or error

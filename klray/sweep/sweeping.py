@@ -1,0 +1,116 @@
+"""Sweep: from what is asked for and what a store holds to a run, and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import ray
+
+from klray.checkpoints import Checkpoint, Hub, Unavailable
+from klray.cluster import RaySettings, connected
+from klray.progress import Progress
+from klray.scorer import ScoringSettings
+from klray.store import Failure, Identity, Store, unresolved
+from klray.sweep.run import Run
+from klray.texts import TextSet
+
+log = logging.getLogger("klray")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepReport:
+    """How a sweep ended."""
+
+    scored: int  # columns that this sweep committed
+    taken_over: int  # of these, columns of checkpoints with the same files as another, not fetched and not scored
+    present: int  # columns that were there before
+    elsewhere: int  # columns that other jobs committed meanwhile
+    failures: tuple[Failure, ...]
+    tokens: int
+    seconds: float
+
+
+def missing(
+    checkpoints: Iterable[Checkpoint], committed: Set[str], settings: ScoringSettings, text_set: str
+) -> tuple[list[Checkpoint], list[Checkpoint]]:
+    """Split checkpoints into (missing, present) by the keys that a store has committed for a text set's fingerprint."""
+    keys: dict[str, Checkpoint] = {}
+    for checkpoint in checkpoints:
+        keys.setdefault(settings.identity(checkpoint, text_set).key, checkpoint)
+    return (
+        [checkpoint for key, checkpoint in keys.items() if key not in committed],
+        [checkpoint for key, checkpoint in keys.items() if key in committed],
+    )
+
+
+def sweep(
+    store: Store,
+    text_set: TextSet,
+    checkpoints: Sequence[Checkpoint],
+    unavailable: Sequence[Unavailable],
+    hub: Hub,
+    settings: ScoringSettings,
+    ray_settings: RaySettings,
+    storage_options: Mapping[str, Any] | None = None,
+    resolved: Iterable[tuple[str, str]] = (),
+) -> SweepReport:
+    """Score every checkpoint that the store lacks; failures are recorded with their reasons and the sweep goes on.
+
+    Checkpoints that hold the same weights, config and tokenizer are fetched and scored once, and recorded each.
+
+    ``resolved`` are the (repository, revision or pattern) that were asked for and found: earlier records that they
+    could not be are withdrawn.
+
+    Raises
+    ------
+    StoreError
+        The store refuses to be written; what was committed before is safe.
+    KlrayError
+        The cluster cannot carry the actors that were asked for.
+    """
+    start = time.monotonic()
+    asked = [(each.repository, each.revision) for each in checkpoints] + list(resolved)
+    store.withdraw_failures(_unresolved(store, repository, revision, settings) for repository, revision in asked)
+    todo, present = missing(checkpoints, store.committed_keys(), settings, store.texts.fingerprint)
+    failed = [_record_unavailable(store, each, settings) for each in unavailable]
+    if not todo:
+        return SweepReport(0, 0, len(present), 0, tuple(failed), 0, time.monotonic() - start)
+    with connected(ray_settings) as shape:
+        settings = dataclasses.replace(settings, device=shape.device)
+        shape = dataclasses.replace(shape, workers=min(shape.workers, len(todo)))
+        arguments = (hub, store.url, dict(storage_options or {}), ray.put(text_set), settings)
+        same = {each.content: settings.identity(each, store.texts.fingerprint).key for each in present if each.content}
+        run = Run(store, settings, shape, arguments, todo, same, ray_settings.max_attempts)
+        log.info("scoring %d checkpoints on %d %s workers", len(todo), shape.workers, shape.device)
+        with Progress(len(todo), "score", "checkpoint") as progress:
+            run.go(progress)
+    return SweepReport(
+        scored=run.scored,
+        taken_over=run.taken_over,
+        present=len(present),
+        elsewhere=run.elsewhere,
+        failures=tuple(failed + run.failures),
+        tokens=run.tokens,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _unresolved(store: Store, repository: str, revision: str, settings: ScoringSettings) -> Identity:
+    return Identity(
+        repository=repository,
+        commit=unresolved(revision),
+        text_set=store.texts.fingerprint,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+    )
+
+
+def _record_unavailable(store: Store, each: Unavailable, settings: ScoringSettings) -> Failure:
+    identity = _unresolved(store, each.repository, each.revision, settings)
+    log.warning("%s@%s: %s", each.repository, each.revision, each.message)
+    return store.record_failure(identity, each.revision, each.reason, each.message, attempt=uuid.uuid4().hex)

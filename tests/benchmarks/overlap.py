@@ -1,0 +1,183 @@
+"""A sweep of 32 checkpoints behind a hub with a limited rate: its wall time beside its download and its compute alone.
+
+One worker, the real sweep: Ray actor, hub client, store in a folder. The wall time goes from the first byte that is
+fetched to the last commit; Ray's start-up, some seconds once a sweep, is in a column of its own. Bytes on disk are
+looked at every 5 ms. Where the longest gap between two looks is long, the machine was doing something else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from klray import likelihood, models, tokens
+from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, resolve
+from klray.cluster import RaySettings
+from klray.embedded.hub import local_hub
+from klray.scorer import ScoringSettings
+from klray.store import Store
+from klray.sweep import sweep
+from klray.texts import python_stdlib
+from tests.benchmarks.machine import table
+from tests.benchmarks.trajectory14m import REPOSITORY, write_run
+
+N_CHECKPOINTS = 32
+N_TEXTS = 8
+ALONE = 8  # checkpoints on which compute alone is measured, before and after each sweep: others use the machine, too
+RATIOS = (0.5, 1.0, 2.0)  # download over compute
+CACHED = 4  # checkpoints that the cache may hold
+LOOK_SECONDS = 0.005
+
+
+class DiskWatch(threading.Thread):
+    """Looks at the bytes below a folder: the most, when the first came, and the longest time between two looks."""
+
+    def __init__(self, folder: Path):
+        super().__init__(daemon=True)
+        self.folder, self.most, self.first, self.gap = folder, 0, 0.0, 0.0
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        before = time.monotonic()
+        while not self.done.wait(LOOK_SECONDS):
+            found = 0
+            for parent, _, names in os.walk(self.folder):
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):
+                        found += (Path(parent) / name).stat().st_size
+            if found and not self.first:
+                self.first = time.time()
+            self.most = max(self.most, found)
+            self.gap, before = max(self.gap, time.monotonic() - before), time.monotonic()
+
+    def __enter__(self) -> DiskWatch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.join()
+
+
+@dataclasses.dataclass(frozen=True)
+class Swept:
+    """How a sweep went, in seconds; per checkpoint: when it was committed, and what its commit says of its parts."""
+
+    total: float
+    first: float
+    committed: list[float]
+    timings: list[dict[str, float]]
+    watch: DiskWatch
+
+    @property
+    def wall(self) -> float:
+        """From the first byte to the last commit."""
+        return self.committed[-1] - self.first
+
+
+def swept(hub: Hub, checkpoints: Sequence[Checkpoint], folder: Path, cache_bytes: int) -> Swept:
+    """Run a sweep into a new store below ``folder``."""
+    text_set = python_stdlib(n=N_TEXTS)
+    store = Store.create(str(folder / "store"), text_set)
+    cache = folder / "cache"
+    settings = ScoringSettings(cache_dir=str(cache), cache_bytes=cache_bytes)
+    start = time.perf_counter()
+    with DiskWatch(cache) as watch:
+        report = sweep(store, text_set, checkpoints, [], hub, settings, RaySettings(workers=1))
+    total = time.perf_counter() - start
+    assert report.scored == len(checkpoints), report.failures
+    written = {path.stem: path.stat().st_mtime for path in (folder / "store" / "commits").glob("*.json")}
+    commits = sorted(store.commits(), key=lambda commit: written[commit.key])
+    return Swept(total, watch.first, sorted(written.values()), [commit.timings for commit in commits], watch)
+
+
+def main() -> str:
+    """Measure and return the table."""
+    rows = [
+        (
+            "download/compute",
+            "download alone, s",
+            "compute alone, s",
+            "sweep, s",
+            "over the larger",
+            "with Ray's start, s",
+            "compute in the sweep, s",
+            "most on disk, MB",
+            "bound, MB",
+            "longest gap, s",
+        )
+    ]
+    with tempfile.TemporaryDirectory() as place:
+        root = write_run(Path(place) / "hub", N_CHECKPOINTS)
+        for ratio in RATIOS:
+            compute = _compute_alone(root)
+            weights = (root / REPOSITORY / "step0" / "model.safetensors").stat().st_size
+            with local_hub(root, N_CHECKPOINTS * weights / (ratio * compute)) as (endpoint, token):
+                hub = Hub(endpoint, token)
+                checkpoints, _ = resolve(hub, Selection("bench", (RepositorySpec(REPOSITORY, "step*"),)))
+                bound = CACHED * checkpoints[0].bytes
+                download = _download_alone(hub, checkpoints, Path(place) / f"alone-{ratio}", bound)
+                found = swept(hub, checkpoints, Path(place) / f"sweep-{ratio}", bound)
+            compute = (compute + _compute_alone(root)) / 2
+            inside = sum(each["load_seconds"] + each["score_seconds"] for each in found.timings)
+            rows.append(
+                (
+                    f"{download / compute:.2f}",
+                    f"{download:.1f}",
+                    f"{compute:.1f}",
+                    f"{found.wall:.1f}",
+                    f"{found.wall / max(download, compute):.2f}",
+                    f"{found.total:.1f}",
+                    f"{inside:.1f}",
+                    f"{found.watch.most / 1e6:.0f}",
+                    f"{bound / 1e6:.0f}",
+                    f"{found.watch.gap:.2f}",
+                )
+            )
+    title = (
+        f"Sweep of {N_CHECKPOINTS} checkpoints of Pythia-14m's shape ({weights / 1e6:.0f} MB), {N_TEXTS} texts, fp32"
+    )
+    return table(title, rows)
+
+
+def _download_alone(hub: Hub, checkpoints: Sequence[Checkpoint], folder: Path, bound: int) -> float:
+    start = time.perf_counter()
+    with Cache(folder, bound) as cache:
+        for checkpoint in checkpoints:
+            cache.fetch(hub, checkpoint)
+            cache.release(checkpoint)
+    return time.perf_counter() - start
+
+
+def _compute_alone(root: Path) -> float:
+    """Seconds to load and score all checkpoints from their folders, in a process with nothing else to do."""
+    command = [sys.executable, "-m", "tests.benchmarks.overlap", str(root)]
+    found = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found * N_CHECKPOINTS / ALONE
+
+
+def _compute(root: Path) -> float:
+    torch.set_num_threads(1)
+    folders = sorted((root / REPOSITORY).iterdir())
+    encoded = tokens.encode(models.load_tokenizer(folders[0]), python_stdlib(n=N_TEXTS).texts)
+    loaded = models.load(folders[0])
+    likelihood.score(loaded.model, encoded)
+    start = time.perf_counter()
+    for folder in folders[:ALONE]:
+        loaded = models.load(folder, reuse=loaded)
+        likelihood.score(loaded.model, encoded)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    print(_compute(Path(sys.argv[1])))
