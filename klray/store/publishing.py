@@ -37,7 +37,7 @@ def publish(objects: Objects, texts: TextFacts, report: Report | None = None) ->
     Raises
     ------
     StoreError
-        There is no column, a column is damaged, or another publisher made the same snapshot at the same moment.
+        There is no column, or a column is damaged.
     """
     told = report or (lambda what, done, of: None)
     base = move_latest(objects)
@@ -81,22 +81,23 @@ def publish(objects: Objects, texts: TextFacts, report: Report | None = None) ->
 
 
 def _claim(objects: Objects, content: str, base: Manifest | None) -> str:
-    """An id that is this publisher's alone."""
-    identifier = _identifier(datetime.now(UTC), content, base)
-    if not objects.create(layout.claim_path(identifier), uuid.uuid4().hex.encode()):
-        raise StoreError(
-            f"store {objects.url}: another publisher is writing snapshot {identifier} this moment; run publish again"
-        )
-    return identifier
+    """An id that is this publisher's alone: its time and content.
+
+    It is above the id of ``base`` even when this machine's clock is behind that of its publisher, and that of a
+    publisher of the same content in the same millisecond, who may be at work or dead.
+    """
+    now, last = datetime.now(UTC), base.id if base else ""
+    while True:
+        if last:
+            now = max(now, _time(last) + timedelta(milliseconds=1))
+        identifier = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z-{content[:8]}"
+        if objects.create(layout.claim_path(identifier), uuid.uuid4().hex.encode()):
+            return identifier
+        last = identifier
 
 
-def _identifier(now: datetime, content: str, base: Manifest | None) -> str:
-    """Time and content; above the id of ``base`` even when this machine's clock is behind that of its publisher."""
-    identifier = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z-{content[:8]}"
-    if base and identifier <= base.id:
-        then = datetime.strptime(base.id.rpartition("-")[0], "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)
-        return _identifier(then + timedelta(milliseconds=1), content, None)
-    return identifier
+def _time(identifier: str) -> datetime:
+    return datetime.strptime(identifier.rpartition("-")[0], "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)
 
 
 def _write_facts(

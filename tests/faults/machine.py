@@ -250,7 +250,7 @@ class StoreMachine(Ending, RuleBasedStateMachine):
     def _judge_refusal(self, actor: Actor) -> None:
         """An error in words is right where there is damage, or nothing to work on."""
         words = str(actor.error)
-        expected = ["no committed column to publish", "another publisher is writing", "has no snapshot yet"]
+        expected = ["no committed column to publish", "has no snapshot yet"]
         if not self.history_of_damage and not self.damaged_snapshots:
             assert any(each in words for each in expected), f"{actor.name}: {words}"
 
@@ -282,6 +282,7 @@ class StoreMachine(Ending, RuleBasedStateMachine):
         else:
             folder = self.folder / json.loads(marker.read_bytes())["path"]
             damage(chunks(folder) if how != "lose all" else [folder], how)
+            self.model.spoilt.add(self.model.stands[key])
         self.model.tainted.add(key)
         self.history_of_damage.add(key)
         tally["damaged columns"] += 1

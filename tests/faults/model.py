@@ -72,6 +72,7 @@ class Model:
     stands : key to the SHA-256 of the commit that is there now
     ever : key to the SHA-256 of every commit that was ever there
     tainted : keys whose commit or column was damaged on purpose and not committed anew since
+    spoilt : SHA-256 of attempts whose folder was damaged: a late commit of such a one is damaged from the start
     snapshots : id to key to SHA-256: what each snapshot held when it became visible
     """
 
@@ -79,6 +80,7 @@ class Model:
     stands: dict[str, str] = dataclasses.field(default_factory=dict)
     ever: dict[str, set[str]] = dataclasses.field(default_factory=dict)
     tainted: set[str] = dataclasses.field(default_factory=set)
+    spoilt: set[str] = dataclasses.field(default_factory=set)
     snapshots: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     def begin(self, column: Column) -> Column:
@@ -93,7 +95,7 @@ class Model:
             if stood is None:
                 assert sha in self.values, f"commit {key[:8]} names values {sha[:8]} that nobody wrote"
                 self.ever.setdefault(key, set()).add(sha)
-                self.tainted.discard(key)
+                (self.tainted.add if sha in self.spoilt else self.tainted.discard)(key)
             else:
                 assert sha == stood, f"commit {key[:8]} of {stood[:8]} was replaced by {sha[:8]}"
         for key in self.stands.keys() - found.keys():
