@@ -130,7 +130,7 @@ class ScoringConfig:
     dtype: Dtype = Dtype.float32
     quantization: str = "none"
     threads: int = 1  # CPU threads of one worker
-    tokens_per_batch: int | None = None  # default: 2,048 on a CPU, 16,384 on a GPU
+    tokens_per_batch: int | None = None  # default: 1,024 on a CPU, 16,384 on a GPU
     cache_dir: str | None = None  # downloaded checkpoints; default below the user's cache folder
     cache_gigabytes: float = 20.0  # of one worker
 

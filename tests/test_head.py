@@ -79,6 +79,21 @@ def test_extreme_logits() -> None:
     assert head.log_probabilities(hidden, targets).tolist() == pytest.approx([0, -math.inf, 0, math.log(0.5)])
 
 
+def test_logits_of_hundreds_on_one_side_of_zero() -> None:
+    head, hidden, targets = example(torch.float32, bias=True)
+    for offset in (-300.0, 300.0):  # GPT-2's logits stand about -100; exp() of these leaves fp32
+        shifted = OutputHead(head.weight_VD, head.bias_V + offset)
+        computed = shifted.log_probabilities(hidden, targets).double()
+        torch.testing.assert_close(computed, reference(shifted, hidden, targets), rtol=0, atol=1e-4)
+
+
+def test_rows_that_are_infinite_stay_so() -> None:
+    head = OutputHead(torch.ones(3, 1), torch.full((3,), -math.inf))
+    assert math.isnan(head.log_probabilities(torch.ones(1, 1), torch.tensor([0])).item())
+    head = OutputHead(torch.tensor([[1.0], [math.inf]]))
+    assert head.log_probabilities(torch.ones(1, 1), torch.tensor([0])).item() == -math.inf
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the elements of the largest tensor that any operation returned."""
 

@@ -67,7 +67,12 @@ def test_equals_one_text_per_forward_with_a_float64_log_softmax(architecture: st
     scored = score(model, tokens, tokens_per_batch=BUDGET)
     assert scored.head == "tiled"
     assert scored.values.dtype == np.float64
+    assert scored.padding_share > 0
     np.testing.assert_allclose(scored.values, expected, rtol=0, atol=1e-3)
+    one_by_one = score(model, tokens, tokens_per_batch=1)
+    assert one_by_one.padding_share == 0
+    np.testing.assert_allclose(one_by_one.values, expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(scored.values, one_by_one.values, rtol=0, atol=1e-3)
     assert scored.values[0] == 0.0
     assert scored.n_tokens.tolist() == [max(len(ids) - 1, 0) for ids in tokens]
     assert (scored.values < 0).tolist() == (scored.n_tokens > 0).tolist()

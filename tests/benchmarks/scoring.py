@@ -1,70 +1,117 @@
-"""Scoring on a CPU: klray beside the papers' loop (one text per forward, full log-softmax) and the rate of a GEMM."""
+"""Scoring on a CPU in fp32: klray, the papers' loop (one text per forward, full log-softmax), lm-evaluation-harness.
+
+Each has a process of its own, with its own GEMM rate and peak memory; they take turns, so that whatever else the
+machine does falls on all alike.
+"""
 
 from __future__ import annotations
 
-import resource
+import gc
+import multiprocessing
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from klray.likelihood import default_tokens_per_batch
+from klray.tokens import encode, plan
+from tests.benchmarks import contenders
+from tests.benchmarks.contenders import Shape
+from tests.benchmarks.machine import table
 
-from klray import likelihood
-from klray.tokens import Tokens
-from tests.benchmarks.machine import seconds, table
-
-# name: hidden, layers, heads, vocabulary, texts (of about 300 tokens)
-SHAPES = {
-    "tiny-0.4m": (64, 2, 4, 2048, 256),
-    "tiny-0.7m": (96, 3, 4, 2048, 256),
-    "pythia-14m": (128, 6, 4, 50304, 128),
-    "pythia-70m": (512, 6, 8, 50304, 32),
-}
+SHAPES = (
+    Shape("pythia-14m", 128, 6, 4, one_in=4),
+    Shape("pythia-70m", 512, 6, 8, one_in=12),
+    Shape("pythia-160m", 768, 12, 12, one_in=24),
+)
+ROUNDS = 3
+BATCH_SIZES = (1, 4, 16)  # of lm-evaluation-harness
+HEADING = ("shape", "way", "tokens/s", "klray is", "of the GEMM rate", "GFLOP/s", "peak MiB", "added MiB", "padding")
 
 
-def main() -> str:
+def main(shapes: Sequence[Shape] = SHAPES, rounds: int = ROUNDS) -> str:
     """Measure and return the table."""
-    gemm = _gemm_rate()
-    rows = [("shape", "papers' loop, tokens/s", "klray, tokens/s", "ratio", "share of the GEMM rate")]
-    for name, (hidden, layers, heads, vocabulary, n_texts) in SHAPES.items():
-        torch.manual_seed(0)
-        config = GPTNeoXConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=4 * hidden,
-            max_position_embeddings=1024,
+    rows = [HEADING]
+    for shape in shapes:
+        rows += _compare(shape, rounds)
+    title = (
+        f"Scoring in fp32. Each way's fastest of {rounds} turns of the same texts, beside the fastest GEMM (2,048\n"
+        "square) of its process, whose GFLOP/s are given; counted are the linear layers and the head, two operations\n"
+        "for each weight and predicted token. Added MiB: the peak beyond what stood before scoring. Texts: whole\n"
+        "batches of the plan for 512 texts of about 1 kB, one in "
+        + ", ".join(f"{shape.one_in} ({shape.name})" for shape in shapes)
+    )
+    return table(title, rows)
+
+
+def _compare(shape: Shape, rounds: int) -> list[tuple[str, ...]]:
+    words, those = contenders.tokenizer(shape.vocabulary), contenders.texts(shape.vocabulary, shape.one_in)
+    tokens = encode(words, those)
+    count = int(tokens.counted.sum())
+    ways = [way for way in contenders.WAYS if way != "lm-eval" or contenders.has_lm_eval()]
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for way in ways:
+        pipes[way], theirs = context.Pipe()
+        processes.append(context.Process(target=_take_turns, args=(theirs, shape, way, those), daemon=True))
+        processes[-1].start()
+        theirs.close()
+    batch_size = {way: _answer(pipes[way]) for way in ways}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way in ways:
+            pipes[way].send("score")
+            rate, took = _answer(pipes[way])
+            rates[way].append(rate)
+            seconds[way].append(took)
+    memory = {}
+    for way in ways:
+        pipes[way].send("memory")
+        memory[way] = _answer(pipes[way])
+    for process in processes:
+        process.join()
+    padding = plan(tokens.lengths, default_tokens_per_batch("cpu")).padding_share
+    return [
+        (
+            shape.name,
+            way if way != "lm-eval" else f"lm-eval, batch {batch_size[way]}",
+            f"{count / min(seconds[way]):,.0f}",
+            f"{min(seconds[way]) / min(seconds['klray']):.2f}x",
+            f"{count * shape.flops_per_token / min(seconds[way]) / max(rates[way]):.2f}",
+            f"{max(rates[way]) / 1e9:.0f}",
+            f"{memory[way][0]:,.0f}",
+            f"{memory[way][1]:,.0f}",
+            f"{padding:.1%}" if way == "klray" else "",
         )
-        model = GPTNeoXForCausalLM(config).eval()
-        tokens = _tokens(n_texts, vocabulary)
-        work = 2 * tokens.counted.sum() * (sum(p.numel() for p in model.parameters()) - vocabulary * hidden)
-        loop = seconds(lambda model=model, tokens=tokens: _papers_loop(model, tokens), repeats=1)
-        ours = seconds(lambda model=model, tokens=tokens: likelihood.score(model, tokens), repeats=2)
-        count = float(tokens.counted.sum())
-        rows.append(
-            (name, f"{count / loop:,.0f}", f"{count / ours:,.0f}", f"{loop / ours:.2f}", f"{work / ours / gemm:.2f}")
-        )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return table(f"Scoring in fp32, GEMM rate {gemm / 1e9:.0f} GFLOP/s, peak memory {peak:.1f} GiB", rows)
+        for way in ways
+    ]
 
 
-def _tokens(n_texts: int, vocabulary: int) -> Tokens:
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(100, 420, n_texts)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Tokens(generator.integers(0, vocabulary, offsets[-1]).astype(np.int32), offsets)
+def _answer(pipe: Connection) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise RuntimeError("a process of the benchmark ended early: see its traceback above") from None
 
 
-def _gemm_rate() -> float:
-    matrix = torch.randn(2048, 2048)
-    return 2 * 2048**3 / seconds(lambda: matrix @ matrix)
+def _take_turns(pipe: Connection, shape: Shape, way: str, those: list[str]) -> None:
+    """One way in its own process: says its batch size, then answers "score" and, last, "memory"."""
+    model, words = shape.model(), contenders.tokenizer(shape.vocabulary)
+    sample = those[:: max(1, len(those) // 12)]
+    size = contenders.best_batch_size(model, words, sample, BATCH_SIZES) if way == "lm-eval" else 0
+    score = contenders.way(way, model, words, size)
+    score(sample)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = _memory("VmRSS")
+    pipe.send(size)
+    while pipe.recv() == "score":
+        pipe.send((contenders.gemm_rate(), contenders.timed(lambda: score(those))))
+    pipe.send((_memory("VmHWM"), _memory("VmHWM") - before))
 
 
-@torch.no_grad()
-def _papers_loop(model: GPTNeoXForCausalLM, tokens: Tokens) -> list[float]:
-    found = []
-    for text in range(len(tokens)):
-        ids = torch.from_numpy(tokens[text].astype(np.int64))[None]
-        log_probabilities = torch.log_softmax(model(ids, use_cache=False).logits[0, :-1], dim=-1)
-        found.append(float(log_probabilities.gather(1, ids[0, 1:, None]).sum()))
-    return found
+def _memory(name: str) -> float:
+    """MiB of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024

@@ -1,0 +1,65 @@
+"""The scoring benchmarks at a tiny shape: they run where there is no GPU, and what they compare is the same work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.benchmarks import contenders, scoring
+from tests.benchmarks.contenders import Shape
+
+TINY = Shape("tiny", 64, 2, 4, vocabulary=2048, one_in=64)
+
+
+def test_the_gpu_benchmark_runs_with_torch_transformers_and_tokenizers_alone() -> None:
+    code = (
+        "import runpy, sys\n"
+        "for name in ('ray', 'zarr', 'dask', 'xarray', 'hydra', 'omegaconf', 's3fs', 'lm_eval', 'accelerate'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.argv[1:] = ['--device', 'cpu', '--shapes', 'tiny']\n"
+        "runpy.run_module('tests.benchmarks.scoring_gpu', run_name='__main__')\n"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=root, capture_output=True, text=True, timeout=240
+    )
+    first_words = [line.split("  ")[0] for line in done.stdout.splitlines()]
+    assert first_words.count("tiny") == 2
+    assert "tiny   klray         " in done.stdout
+    assert "tiny   papers' loop  " in done.stdout
+    assert "lm-eval" not in done.stdout
+    assert "The output head alone" in first_words
+
+
+def test_the_cpu_benchmark_gives_each_way_a_process_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "has_lm_eval", lambda: False)
+    lines = scoring.main([TINY], rounds=1).splitlines()
+    heading = next(number for number, line in enumerate(lines) if line.startswith("shape"))
+    rows = [[cell for cell in line.split("  ") if cell] for line in lines[heading + 1 :]]
+    assert [row[:2] for row in rows] == [["tiny", " klray"], ["tiny", " papers' loop"]]
+    assert rows[0][3].strip() == "1.00x"
+    assert all(float(row[4]) > 0 for row in rows)
+
+
+def test_klray_and_the_papers_loop_give_the_same_values() -> None:
+    model, words, those = TINY.model(), contenders.tokenizer(TINY.vocabulary), contenders.texts(TINY.vocabulary, 64)
+    ours, loop = (contenders.way(name, model, words)(those) for name in contenders.WAYS[:2])
+    np.testing.assert_allclose(ours, loop, rtol=0, atol=1e-3)
+    assert contenders.counted_tokens(words, those) == sum(len(text.split()) - 1 for text in those)
+
+
+def test_the_texts_are_whole_batches_of_the_plan_for_all() -> None:
+    every, part = contenders.texts(2048), contenders.texts(2048, 8)
+    assert len(every) == contenders.N_TEXTS
+    assert set(part) < set(every)
+    assert len(part) == pytest.approx(len(every) / 8, rel=0.1)
+
+
+def test_the_counted_work_is_that_of_the_weights_of_linear_layers_and_head() -> None:
+    model = TINY.model()
+    matrices = sum(module.weight.numel() for module in model.modules() if type(module).__name__ == "Linear")
+    assert TINY.flops_per_token == 2 * matrices
