@@ -87,6 +87,9 @@ class Downloader:
                 except NETWORK_ERRORS as error:
                     if is_disk_full(error):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+                    if proof.taken and not proof.wrong():  # it broke after the last byte
+                        xet = False
+                        break
                     failed = 1 if proof.taken - before >= PROGRESS_BYTES else failed + 1
                     if failed > len(PAUSES_SECONDS) or not is_transient(error):
                         raise failure(hub, repository, commit, error, file.path) from error
