@@ -163,6 +163,17 @@ def test_plan_that_cannot_be_read_is_passed_over(store: Store, body: bytes) -> N
     assert store.wanted_keys()["fam"] == {"a", "b"}
 
 
+def test_plan_that_is_damaged_is_passed_over_and_written_again(store: Store) -> None:
+    store.record_plan("fam", ["a", "b"])
+    (path,) = [f"plans/{name}" for name in store.objects.names("plans")]
+    whole = store.objects.get(path)
+    assert whole is not None
+    store.objects.put(path, whole.replace(b'"b"', b'"c"'))
+    assert store.wanted_keys() == {}
+    store.record_plan("fam", ["a", "b"])
+    assert store.objects.get(path) == whole and store.wanted_keys() == {"fam": {"a", "b"}}
+
+
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b'{"id": 3}'])
 @pytest.mark.parametrize("name", ["snapshots/LATEST.json", "zarr.json"])
 def test_json_of_another_kind_is_said_in_words(store: Store, name: str, body: bytes) -> None:

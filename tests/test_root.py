@@ -10,6 +10,7 @@ import pytest
 
 import klray as library
 from klray.errors import StoreError
+from klray.objects import FolderObjects
 from klray.store import Store, layout
 from klray.texts import TextSet
 from tests.test_cli import klray
@@ -116,6 +117,31 @@ def test_damaged_texts_are_not_written_with_other_domains(store: Store) -> None:
     with pytest.raises(StoreError, match=r"texts/ are damaged, and .* have other domains .* \(text set test\); set te"):
         Store.create(store.url, RELABELLED)
     assert Store.create(store.url, TEXTS).texts.domains == TEXTS.domains
+
+
+def test_lost_root_is_not_written_again_with_other_domains(store: Store) -> None:
+    damage(store, "lost")
+    with pytest.raises(
+        StoreError, match=r"zarr\.json is missing, and .* other domains than its texts/ \(test\): set texts="
+    ):
+        Store.create(store.url, RELABELLED)
+    assert Store.create(store.url, TEXTS).texts.domains == TEXTS.domains
+
+
+def test_store_that_another_job_creates_meanwhile_is_taken_for_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Between the look for a root and the look for what else is there."""
+    look = FolderObjects.names
+
+    def created_before(objects: FolderObjects, prefix: str) -> list[str]:
+        monkeypatch.undo()
+        Store.create(str(tmp_path), TEXTS)
+        return look(objects, prefix)
+
+    monkeypatch.setattr(FolderObjects, "names", created_before)
+    assert Store.create(str(tmp_path), TEXTS).texts.sha256 == Store.open(str(tmp_path)).texts.sha256
+    assert "lost or damaged" not in caplog.text
 
 
 def test_root_without_a_seal_is_believed(store: Store) -> None:

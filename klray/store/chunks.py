@@ -33,33 +33,39 @@ def write_chunks(
 ) -> list[str]:
     """Write all chunks of snapshot ``identifier``, ``chunk_models`` rows each; the SHA-256 of each, in order."""
     n_models = len(catalog)
+    ranges = [(start, min(start + chunk_models, n_models)) for start in range(0, n_models, chunk_models)]
     hashes: list[str] = []
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
         writing: deque[Future[None]] = deque()  # chunks are written while the next is put together
-        ranges = [(start, min(start + chunk_models, n_models)) for start in range(0, n_models, chunk_models)]
         copying = [
             readers.submit(_copied, objects, catalog, identifier, number, start, stop, chunk_models)
             for number, (start, stop) in enumerate(ranges)
         ]
-        for number, (start, stop) in enumerate(ranges):
-            sha256 = copying[number].result()
-            if sha256 is None:
-                body = bytearray(4 * chunk_models * n_texts)
-                block = np.frombuffer(body, "<f4").reshape(chunk_models, n_texts)
-                block[stop - start :] = np.nan
-                for rows in _gather(objects, catalog, number, start, stop, block, readers):
-                    told("models", start + rows, n_models)
-                assert rows == stop - start  # what is not filled would be zeros
-                del block
-                sha256 = hashlib.sha256(body).hexdigest()
-                if len(writing) == WRITERS:
-                    writing.popleft().result()
-                writing.append(writers.submit(objects.put, layout.chunk_path(identifier, number), body))
-                del body
-            hashes.append(sha256)
-            told("models", stop, n_models)
-        for each in writing:
-            each.result()
+        try:
+            for number, (start, stop) in enumerate(ranges):
+                sha256 = copying[number].result()
+                if sha256 is None:
+                    body = bytearray(4 * chunk_models * n_texts)
+                    block = np.frombuffer(body, "<f4").reshape(chunk_models, n_texts)
+                    block[stop - start :] = np.nan
+                    for rows in _gather(objects, catalog, number, start, stop, block, readers):
+                        told("models", start + rows, n_models)
+                    if rows != stop - start:  # what is not filled would be zeros
+                        raise AssertionError(f"chunk {number}: {rows} of {stop - start} rows were filled")
+                    del block
+                    sha256 = hashlib.sha256(body).hexdigest()
+                    if len(writing) == WRITERS:
+                        writing.popleft().result()
+                    writing.append(writers.submit(objects.put, layout.chunk_path(identifier, number), body))
+                    del body
+                hashes.append(sha256)
+                told("models", stop, n_models)
+            for each in writing:
+                each.result()
+        except BaseException:
+            for copy in copying:  # hundreds may wait
+                copy.cancel()
+            raise
     return hashes
 
 

@@ -17,7 +17,14 @@ log = logging.getLogger("klray")
 def record_plan(objects: Objects, family: str, keys: Iterable[str]) -> None:
     """Write down that the columns of ``keys`` are wanted; a plan that is there already is not written again."""
     body = json.dumps({"family": family, "keys": sorted(set(keys))}, indent=0).encode()
-    objects.create(layout.plan_path(family, hashlib.sha256(body).hexdigest()), body)
+    path = _path(family, body)
+    if not objects.create(path, body):  # what is there under this hash is something else
+        log.warning("store %s: plan %s was damaged and is written again", objects.url, path)
+        objects.put(path, body)
+
+
+def _path(family: str, body: bytes) -> str:
+    return layout.plan_path(family, hashlib.sha256(body).hexdigest())
 
 
 def wanted_keys(objects: Objects) -> dict[str, set[str]]:
@@ -27,6 +34,8 @@ def wanted_keys(objects: Objects) -> dict[str, set[str]]:
     for name, body in zip(names, objects.get_many([f"{layout.PLANS}/{name}" for name in names]), strict=True):
         try:
             plan = {} if body is None else json.loads(body)
+            if _path(str(plan["family"]), body or b"") != f"{layout.PLANS}/{name}":
+                raise ValueError("it is not what was written")
             wanted[str(plan["family"])].update(map(str, plan["keys"]))
         except (ValueError, TypeError, KeyError) as error:
             log.warning("store %s: plan %s cannot be read (%s); it is passed over", objects.url, name, error)

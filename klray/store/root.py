@@ -12,13 +12,15 @@ import logging
 import uuid
 from typing import Any
 
+import numpy as np
+
 from klray.errors import StoreError
 from klray.objects import Objects, probe
 from klray.store import layout
 from klray.store.columns import Commit
 from klray.store.seal import sealed, unsealed
 from klray.store.snapshots import TextFacts, read_manifest, snapshot_ids
-from klray.store.text_facts import AGAIN, MARKER
+from klray.store.text_facts import AGAIN, MARKER, find_texts
 
 log = logging.getLogger("klray")
 
@@ -41,9 +43,11 @@ def find_root(objects: Objects) -> dict[str, Any] | None:
     """
     body = objects.get(layout.ROOT)
     if body is None:
-        if objects.get(MARKER) is not None:
+        if objects.get(MARKER) is None:
+            return None
+        body = objects.get(layout.ROOT)  # another job may have created the store between the two looks
+        if body is None:
             raise DamagedRootError(f"store {objects.url}: its {layout.ROOT} is missing; {AGAIN}")
-        return None
     try:
         attributes = _attributes(objects, body)
     except StoreError:
@@ -87,6 +91,8 @@ def must_be_mended(objects: Objects, facts: TextFacts) -> bool:
         if find_root(objects) is not None:
             return False
         strangers = [name for name in objects.names("") if name not in (probe.PREFIX, layout.ROOT)]
+        if strangers and find_root(objects) is not None:  # another job has created the store since
+            return False
         found = _witnessed(objects) if strangers else set()
         if strangers and not found:
             raise StoreError(
@@ -109,6 +115,12 @@ def must_be_mended(objects: Objects, facts: TextFacts) -> bool:
         raise StoreError(
             f"{words}, and what is there is of another text set ({there}) than the {len(facts.text_bytes):,} texts "
             f"that were given ({facts.name}, {facts.fingerprint[:8]}...): set texts= as it was, and it is written again"
+        )
+    kept = find_texts(objects)  # the fingerprint of a text set is of its texts alone
+    if kept is not None and np.array_equal(kept.text_bytes, facts.text_bytes) and kept.domains != facts.domains:
+        raise StoreError(
+            f"{words}, and the texts that were given have other domains than its texts/ ({kept.name}): set texts= as "
+            "it was, with the same domains, and it is written again; if texts/ are damaged too, remove them first"
         )
     return True
 

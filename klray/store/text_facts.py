@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from klray.store.zarr_store import ZarrStore
 from klray.texts import TextSet
 
 MARKER = f"{layout.TEXTS}/zarr.json"  # written last: its being there says that the others are
+UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError)
 AGAIN = "run klray score on it once more, with the same texts="
 
 
@@ -36,18 +38,31 @@ def read_texts(objects: Objects, root: Mapping[str, Any]) -> TextFacts:
     if objects.get(MARKER) is None:
         raise StoreError(f"store {objects.url}: its creation was cut short; {AGAIN}")
     try:
-        group = zarr.open_group(ZarrStore(objects, layout.TEXTS, read_only=True), mode="r", zarr_format=3)
-        facts = TextFacts(
-            name=root["text_set_name"],
-            fingerprint=root["text_set"],
-            text_bytes=np.asarray(group["text_bytes"][:], dtype=np.int32),
-            domains=tuple(str(domain) for domain in group["domain"][:]),
-        )
-    except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
+        facts = _read(objects, root["text_set_name"], root["text_set"])
+    except UNREADABLE as error:
         raise StoreError(f"store {objects.url}: its texts/ are damaged ({error}); {AGAIN}") from error
     if root.get("texts_sha256", facts.sha256) != facts.sha256:  # klray 0.1.0 before its first release kept none
         raise StoreError(f"store {objects.url}: its texts/ hold other values than were written; {AGAIN}")
     return facts
+
+
+def find_texts(objects: Objects) -> TextFacts | None:
+    """What ``texts/`` says, whatever the root says; None when it cannot be read."""
+    try:
+        attributes = json.loads(objects.get(MARKER) or b"")["attributes"]
+        return _read(objects, attributes["text_set_name"], attributes["text_set"])
+    except UNREADABLE:
+        return None
+
+
+def _read(objects: Objects, name: str, fingerprint: str) -> TextFacts:
+    group = zarr.open_group(ZarrStore(objects, layout.TEXTS, read_only=True), mode="r", zarr_format=3)
+    return TextFacts(
+        name=name,
+        fingerprint=fingerprint,
+        text_bytes=np.asarray(group["text_bytes"][:], dtype=np.int32),
+        domains=tuple(str(domain) for domain in group["domain"][:]),
+    )
 
 
 def write_texts(objects: Objects, root: Mapping[str, Any], facts: TextFacts) -> None:
