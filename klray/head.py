@@ -216,5 +216,6 @@ def _short_context(model: Any) -> float:
 def _relative_error(logits_TV: torch.Tensor, own_TV: torch.Tensor) -> float:
     if logits_TV.shape != own_TV.shape:
         return math.inf
-    ours_TV, theirs_TV = logits_TV.cpu().double(), own_TV.cpu().double()
+    ours_TV = logits_TV.float()  # float64 takes two to three times as long
+    theirs_TV = own_TV.to(ours_TV.device).float()
     return ((ours_TV - theirs_TV).norm() / theirs_TV.norm().clamp_min(torch.finfo(torch.float32).tiny)).item()
