@@ -41,7 +41,7 @@ def status(config: Config) -> None:
         results = ", ".join(store.result_names(manifest.id))
         print(f"  {manifest.id}  {manifest.n_models:,} models{f'; results: {results}' if results else ''}")
     left = Counter(each.kind for each in store.leftovers(catalog))
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()))
+    kinds = ", ".join(f"{count:,} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(left.items()))
     print(f"leftovers  {left.total():,}{f' ({kinds}); klray verify lists them' if left else ''}")
 
 

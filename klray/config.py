@@ -56,7 +56,7 @@ class ModelsConfig:
     names: list[str] = field(default_factory=list)  # more repositories, at main
     repo: str | None = None  # free form: this repository or folder, and no other
     revisions: Any = None  # free form: instead of each repository's own
-    stride: int = 1  # every so many-th of the revisions that name a step
+    stride: int = 1  # every so many-th of the revisions that name a step, and the last
     limit: int | None = None  # the first so many checkpoints
 
 

@@ -73,9 +73,8 @@ def read_root(objects: Objects) -> dict[str, Any]:
     """
     root = find_root(objects)
     if root is None:
-        raise StoreError(
-            f"store.url={objects.url}: there is no klray store; check the address, or let klray score create one there"
-        )
+        cure = ", or let klray score create one there" if objects.listable else ""
+        raise StoreError(f"store.url={objects.url}: there is no klray store; check the address{cure}")
     return root
 
 

@@ -121,7 +121,11 @@ class Run:
         started = sum(worker.ready for worker in self.workers)
         if started < len(self.workers):
             count = len(self.workers)
-            log.info("%d of %d workers have started; the cluster may be busy with other work", started, count)
+            log.info(
+                "%d of %d workers have started; this machine, or the cluster, may be busy with other work",
+                started,
+                count,
+            )
 
     def _start(self, worker: _Worker, progress: Progress) -> None:
         while (work := worker.ahead.pop(0) if worker.ahead else self._take(worker)) is not None:
