@@ -108,10 +108,8 @@ def _cluster(settings: RaySettings) -> tuple[Finding, Cluster | None]:
     shape, there = cluster.shape, cluster.resources
     which = f"the cluster at {settings.address}" if settings.address else "a cluster of this machine"
     each = f"{shape.cpus_per_worker} CPUs" + (f" and {shape.gpus_per_worker:g} GPUs" if shape.gpus_per_worker else "")
-    words = (
-        f"{which}: {there.nodes} {'nodes' if there.nodes > 1 else 'node'}, {there.cpus:g} CPUs, {there.gpus:g} GPUs; carries {shape.workers} actors of "
-        f"{each}"
-    )
+    nodes = f"{there.nodes} {'nodes' if there.nodes > 1 else 'node'}"
+    words = f"{which}: {nodes}, {there.cpus:g} CPUs, {there.gpus:g} GPUs; carries {shape.workers} actors of {each}"
     return Finding("Ray", "ok", words), cluster
 
 
