@@ -241,9 +241,11 @@ def _store(url: str | None, storage_options: Mapping[str, Any]) -> Iterator[Find
     try:
         objects = open_objects(url, options)
         silent = bounded(lambda: why_silent(objects))
-    except (StoreError, ValueError, TimeoutError) as error:
+    except (StoreError, ValueError) as error:
         yield _refusal("store", error)
         return
+    except TimeoutError as error:
+        silent = f"{url} {error}"
     if silent:
         yield Finding("store", "refused", silent, "check AWS_ENDPOINT_URL and the network")
         return
