@@ -92,7 +92,7 @@ class BucketObjects(Objects):
         """Remove an object."""
 
     @abc.abstractmethod
-    def _codes(self, error: OSError) -> set[str]:
+    def _codes(self, error: Exception) -> set[str]:
         """S3's error codes and HTTP statuses that an error tells of."""
 
     def _path(self, key: str) -> str:
@@ -188,7 +188,7 @@ class BucketObjects(Objects):
                     continue
                 raise StoreUnreachableError(
                     f"store {self.url}: no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-                    "or AWS_PROFILE, or read anonymously with store.storage_options.anon=true"
+                    "or AWS_PROFILE, or read anonymously with +store.storage_options.anon=true"
                 ) from error
             except errors as error:
                 codes = self._codes(error)

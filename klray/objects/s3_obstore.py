@@ -144,7 +144,7 @@ class ObstoreObjects(BucketObjects):
         with _in_words():
             self._files.delete(key)
 
-    def _codes(self, error: OSError) -> set[str]:
+    def _codes(self, error: Exception) -> set[str]:
         return {
             code for pair in re.findall(r"status code: (\d{3})[^(]*(?:\(([\w.]+)\))?", str(error)) for code in pair
         } - {""}
