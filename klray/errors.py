@@ -47,6 +47,10 @@ class StoreError(KlrayError):
     """The store cannot do what was asked: another text set, a newer schema, damaged or missing objects."""
 
 
+class StoreUnreachableError(StoreError):
+    """The store's server is silent, busy or refuses: of what it holds nothing was learnt, least of all damage."""
+
+
 def without_secrets(words: str) -> str:
     """Take user, password, query and fragment out of each URL in ``words``, and the credentials out of a header.
 

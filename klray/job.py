@@ -21,6 +21,7 @@ from klray.config import Config, register
 from klray.errors import KlrayError
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}  # as OmegaConf calls them
+FREE = "store.storage_options"  # what it holds is the backend's, so that Hydra knows none of its keys
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -102,6 +103,8 @@ def _explain(error: Exception) -> str:
     asked = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
     if asked is None:
         return text
+    if re.match(rf"{re.escape(FREE)}(\.|$)", asked[1]):
+        return f"{FREE} has no keys of its own: put a + before what you add, as in +{FREE}.anon=true"
     known = _keys(OmegaConf.structured(Config))
     near = difflib.get_close_matches(asked.group(1), known, n=3, cutoff=0.6)
     near = near or [key for key in known if key.rsplit(".", 1)[-1] == asked.group(1).rsplit(".", 1)[-1]]

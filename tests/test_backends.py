@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from klray import config as configs
 from klray.config import Backend, StoreConfig
-from klray.errors import StoreError
+from klray.errors import StoreError, StoreUnreachableError
 from klray.objects import Objects, open_objects
 from klray.store import Store
 from tests.careless_s3 import CarelessS3, careless_s3
@@ -190,13 +191,53 @@ def test_without_credentials_writers_are_refused_and_readers_are_anonymous(
     assert caplog.text.count(f"no S3 credentials were found: reading {URL} anonymously") == 2
 
 
-def test_busy_server_is_asked_again_once_each_time(server: CarelessS3) -> None:
-    objects = opened()
-    server.busy = [(503, "SlowDown"), (409, "ConditionalRequestConflict"), (429, "SlowDown"), (500, "InternalError")]
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_busy_server_is_asked_again_once_each_time(
+    server: CarelessS3, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects = opened(backend)
+    server.busy = [(503, "SlowDown"), (409, "ConditionalRequestConflict"), (429, "TooMany"), (500, "InternalError")]
     assert objects.conditional_put("a", b"body")
     assert server.requests == 5 and server.objects["some/store/a"][0] == b"body"
-    server.busy = [(503, "SlowDown")] * 8
-    with pytest.raises(OSError, match=r"status code: 503 .*\(SlowDown\)$"):
+    assert caplog.messages == [f"store {URL}: the server is busy (503, SlowDown); trying again for a while"]
+    server.busy = [(408, "X"), (502, "BadGateway"), (504, "GatewayTimeout"), (400, "RequestTimeout"), (502, "X")]
+    assert objects.get("a") == b"body" and server.requests == 11 and len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("answer", [(503, "SlowDown"), (502, "BadGateway"), (400, "RequestTimeout")])
+def test_server_that_stays_busy_is_named_with_its_answer(server: CarelessS3, answer: tuple[int, str]) -> None:
+    server.busy = [answer] * 16
+    first, second = refusals(lambda each: each.get("a"))
+    assert first == second and server.requests == 16
+    words = f"store {URL}: the server is busy: for bucket/some/store/a it answered {answer[0]}, {answer[1]} after 8 att"
+    assert first.startswith(words)
+
+
+def test_refusals_that_no_credentials_mend_say_what_does(server: CarelessS3) -> None:
+    for answer, words in (
+        ((301, "PermanentRedirect"), f"store {URL}: S3 has this bucket in another region (301, PermanentRedirect); "),
+        ((400, "AuthorizationHeaderMalformed"), "another region (400, AuthorizationHeaderMalformed); set AWS_DEFAULT_"),
+        ((403, "RequestTimeTooSkewed"), "(403, RequestTimeTooSkewed); set the clock of this machine by NTP"),
+        ((403, "QuotaExceeded"), "(403, QuotaExceeded): the server has no room, or none for you; make room"),
+        ((507, "XMinioStorageFull"), "(507, XMinioStorageFull): the server has no room"),
+    ):
+        for work in (lambda each: each.put("a", b""), lambda each: each.get("a"), lambda each: each.walk("a")):
+
+            def asked(objects: Objects, work: Callable[[Objects], object] = work, answer: Any = answer) -> None:
+                server.busy = [answer] * 9  # botocore asks more than once where a bucket is when it is redirected
+                work(objects)
+
+            first, second = refusals(asked)
+            assert first == second and words in first and "credentials" not in first
+
+
+def test_error_without_words_is_named_by_its_type(server: CarelessS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(_: str) -> bytes:
+        raise ConnectionResetError
+
+    objects = opened()
+    monkeypatch.setattr(objects, "_fetch", reset)
+    with pytest.raises(StoreUnreachableError, match=r"the server did not answer \(ConnectionResetError\); check"):
         objects.get("a")
 
 
@@ -256,3 +297,35 @@ def test_config_chooses_for_every_opener(
     assert code == 0 and "fam" in out, errors
     code, _, errors = klray(capfd, monkeypatch, *words, "+store.storage_options.default_block_size=1")
     assert code != 0 and "default_block_size, which mean nothing with store.backend=obstore" in errors
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        ("http://me:ge/heim@host:1", "...@host:1"),
+        ("http://me:geheim @host", "...@host"),
+        ("me:geheim@host", "...@host"),
+        ("http://me:geheim@host:port", "...@host:port"),
+        ("http://me:gehé@host", "...@host"),
+        ("http://host/?key=geheim", "http://host/"),
+        ("127.0.0.1:9000", "127.0.0.1:9000"),
+        ("http://a_b:1", "http://a_b:1"),
+        ("http://host:99999", "http://host:99999"),
+    ],
+)
+def test_endpoint_that_is_no_address_is_named_without_its_password(
+    server: CarelessS3, monkeypatch: pytest.MonkeyPatch, backend: str, endpoint: str, shown: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StoreError) as told:
+        opened(backend)
+    assert str(told.value).startswith(f"AWS_ENDPOINT_URL (or endpoint_url of the profile) is {shown!r}, which is no ad")
+    with pytest.raises(StoreError, match=r"^store\.storage_options\.endpoint_url is ") as told:
+        opened(backend, endpoint_url=endpoint)
+    assert "geh" not in str(told.value)
+
+
+@pytest.mark.parametrize("endpoint", ["https://me:w%C3%A9@s3.example.org:9000/a", "http://[::1]:9000", "http://h"])
+def test_endpoint_that_is_an_address_is_taken(server: CarelessS3, endpoint: str) -> None:
+    assert [opened(backend, endpoint_url=endpoint).endpoint for backend in BACKENDS] == [endpoint] * 2

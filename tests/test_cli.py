@@ -48,6 +48,14 @@ def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
             "credentials do not belong in a config",
         ),
         (["analyze", "store.url=x", "dask.memory_limit=much"], "there is no klray store"),
+        (
+            ["status", "store.storage_options={anon:true}"],
+            r"put a \+ before what you add, as in \+store\.storage_options\.",
+        ),
+        (
+            ["status", "store.storage_options.anon=true"],
+            r"put a \+ before what you add, as in \+store\.storage_options\.",
+        ),
         (["status", "store.url=s3://b-1/a//b"], "a part of the prefix is '', which S3 takes for a name"),
         (["status", "store.url=x"], "there is no klray store; check the address"),
     ],

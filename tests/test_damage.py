@@ -286,6 +286,8 @@ def test_patterns_in_a_prefix_are_names(s3_url: str, prefix: str, backend: str) 
             r"a part of the prefix is '\.\.', which S3 takes for a name and klray's libraries do not; write s3://",
         ),
         ("./b", r"a part of the prefix is '\.', which"),
+        ("a/b\x01c", r"part of the prefix is 'b\\x01c', with characters that S3's answers cannot hold; write s3://"),
+        ("\ud800", r"a part of the prefix is '\\ud800', with characters"),
         ("a?versionId=1", r"\?versionId= in it asks for a version of an object, and a store has none; write s3://"),
     ],
 )
@@ -293,3 +295,9 @@ def test_patterns_in_a_prefix_are_names(s3_url: str, prefix: str, backend: str) 
 def test_prefix_that_libraries_take_for_something_else_is_refused(prefix: str, words: str, backend: str) -> None:
     with pytest.raises(StoreError, match=words):
         Store.open(f"s3://bucket/{prefix}", {"backend": backend})
+
+
+def test_folder_where_an_object_would_be_is_no_object(tmp_path: Path) -> None:
+    (tmp_path / "failures" / ".ipynb_checkpoints").mkdir(parents=True)
+    assert FolderObjects(tmp_path).get("failures/.ipynb_checkpoints") is None
+    assert FolderObjects(tmp_path).get_many(["failures"]) == [None]

@@ -100,7 +100,11 @@ def test_what_the_web_cannot_do_is_refused_in_words(served: tuple[str, Store, ty
     with pytest.raises(StoreError, match=r"store.url=https://\.\.\. holds a user, a password or a sig") as raised:
         klray.open_dataset("https://me:wo@rd@host/x")
     assert "rd@" not in str(raised.value)
-    for place in ("s3://KEY:se/cret@bucket/x", "https://host/x?X-Amz-Signature=secret"):
+    for place in (
+        *("s3://KEY:se/cret@bucket/x", "https://host/x?X-Amz-Signature=secret", "s3:/KEY:secret@bucket"),
+        *("s3:KEY:secret@bucket", "https:/me:secret@host", "s3://KEY:secret%40bucket/p", "KEY:se/cret@bucket/p"),
+        *("https://me:secret%40host/x", "KEY:secret@bucket://x", "gs://KEY:secret%40bucket", "s3://b?secret=1"),
+    ):
         with pytest.raises(StoreError, match="take them out") as raised:
             klray.open_dataset(place)
         assert "cret" not in str(raised.value)

@@ -139,6 +139,8 @@ def test_places_that_are_no_store_are_refused(tmp_path: Path) -> None:
         Store.open(str(tmp_path / "nothing"))
     with pytest.raises(StoreError, match="klray opens folders, s3:// and https:// stores, not gs://"):
         open_objects("gs://bucket/prefix")
+    with pytest.raises(StoreError, match=r"store.url=s3:...: write s3:// with two slashes"):
+        open_objects("s3:bucket/prefix")
     (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
     with pytest.raises(StoreError, match="was not made by klray"):
         Store.open(str(tmp_path))

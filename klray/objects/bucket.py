@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from botocore.exceptions import NoCredentialsError
 
-from klray.errors import StoreError, without_secrets
+from klray.errors import StoreUnreachableError, without_secrets
 from klray.objects.base import Listed, Objects
+from klray.objects.endpoint import check_endpoint
 from klray.objects.roles import Action, who_may
 
 T = TypeVar("T")
@@ -28,9 +29,14 @@ REQUESTS_AT_ONCE = 32
 ATTEMPTS = 8
 FIRST_PAUSE_SECONDS = 0.2  # doubled each time: 0.2 s ... 12.8 s, 25 s in all
 REFUSED = {"PreconditionFailed", "412"}
-BUSY = {"ConditionalRequestConflict", "409", "SlowDown", "ServiceUnavailable", "503", "InternalError", "500", "429"}
+BUSY = {
+    *("ConditionalRequestConflict", "409", "SlowDown", "ServiceUnavailable", "503", "InternalError", "500", "429"),
+    *("RequestTimeout", "408", "BadGateway", "502", "GatewayTimeout", "504"),  # S3 says RequestTimeout with status 400
+}
 DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 GONE = {"NoSuchKey", "404"}
+ELSEWHERE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed"}
+FULL = {"QuotaExceeded", "XMinioStorageFull", "507"}
 UNABLE = {"NotImplemented", "501", "MethodNotAllowed", "405"}
 
 
@@ -55,6 +61,7 @@ class BucketObjects(Objects):
         self.url = url.rstrip("/")
         self._root = self.url.removeprefix("s3://")
         self._options = dict(options)
+        check_endpoint(options)
 
     def __getstate__(self) -> dict[str, Any]:
         # Threads and connections stay here: whoever gets a copy makes its own, with its own credentials.
@@ -85,7 +92,7 @@ class BucketObjects(Objects):
         """Remove an object."""
 
     @abc.abstractmethod
-    def _codes(self, error: OSError) -> set[str]:
+    def _codes(self, error: Exception) -> set[str]:
         """S3's error codes and HTTP statuses that an error tells of."""
 
     def _path(self, key: str) -> str:
@@ -95,12 +102,12 @@ class BucketObjects(Objects):
         def attempt() -> bool:
             try:
                 self._send(key, body, new=True)
+                return True
             except OSError as error:
                 if not (isinstance(error, FileExistsError) or self._codes(error) & REFUSED):
                     raise
-                # The body is this attempt's alone: if it is there, the server stored it and only its answer was lost.
-                return self.get(key) == body
-            return True
+            # The body is this attempt's alone: if it is there, the server stored it and only its answer was lost.
+            return self.get(key) == body  # outside of the except, whose codes would be found in get's errors
 
         return self._patiently(attempt, key)
 
@@ -171,6 +178,7 @@ class BucketObjects(Objects):
     def _patiently(self, attempt: Callable[[], T], key: str, action: Action = "write") -> T:
         """Repeat while the server is busy; put what it refuses into words."""
         pause = FIRST_PAUSE_SECONDS
+        errors: tuple[type[Exception], ...] = (*self.silence, OSError)
         for last in [False] * (ATTEMPTS - 1) + [True]:
             try:
                 return attempt()
@@ -178,33 +186,54 @@ class BucketObjects(Objects):
                 if action in ("read", "list") and not self._anonymous:
                     self._become_anonymous()
                     continue
-                raise StoreError(
+                raise StoreUnreachableError(
                     f"store {self.url}: no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-                    "or AWS_PROFILE, or read anonymously with store.storage_options.anon=true"
+                    "or AWS_PROFILE, or read anonymously with +store.storage_options.anon=true"
                 ) from error
-            except self.silence as error:
-                if pause == FIRST_PAUSE_SECONDS:
-                    words = without_secrets(str(error))
-                    log.warning("store %s: the server does not answer (%s); trying again for a while", self.url, words)
-                if last:
-                    raise StoreError(
-                        f"store {self.url}: the server did not answer ({without_secrets(str(error))}); check "
-                        "AWS_ENDPOINT_URL and the network"
-                    ) from error
-            except OSError as error:
+            except errors as error:
                 codes = self._codes(error)
-                if codes & DENIED or isinstance(error, PermissionError):
-                    asked = (
-                        "set credentials (this was asked anonymously)" if self._anonymous else "check the credentials"
-                    )
-                    raise StoreError(
-                        f"store {self.url}: {self._path(key)} was refused ({', '.join(sorted(codes)) or error}); "
-                        f"{asked}, and see that the bucket's policy allows this{who_may(action, key)}"
-                    ) from error
-                if "NoSuchBucket" in codes:
-                    raise StoreError(f"store {self.url}: there is no such bucket; create it first") from error
-                if last or not (codes & BUSY or isinstance(error, ConnectionError)):
+                if refusal := self._refusal(error, codes, key, action):
+                    raise StoreUnreachableError(f"store {self.url}: {refusal}") from error
+                answered = bool(codes & BUSY)
+                if not answered and not isinstance(error, (*self.silence, ConnectionError)):
                     raise
+                words = _listed(codes) if answered else without_secrets(str(error)) or type(error).__name__
+                if pause == FIRST_PAUSE_SECONDS:
+                    found = "the server is busy" if answered else "the server does not answer"
+                    log.warning("store %s: %s (%s); trying again for a while", self.url, found, words)
+                if last and answered:
+                    raise StoreUnreachableError(
+                        f"store {self.url}: the server is busy: for {self._path(key)} it answered {words} after "
+                        f"{ATTEMPTS} attempts; wait, and run the same command again"
+                    ) from error
+                if last:
+                    raise StoreUnreachableError(
+                        f"store {self.url}: the server did not answer ({words}); check AWS_ENDPOINT_URL and the network"
+                    ) from error
             time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not cryptography
             pause *= 2
         raise AssertionError("the last attempt returns or raises")
+
+    def _refusal(self, error: Exception, codes: set[str], key: str, action: Action) -> str:
+        """What was refused and what to do, if asking again would not help; "" if it may, or if nobody knows."""
+        path, said = self._path(key), _listed(codes)
+        if "RequestTimeTooSkewed" in codes:
+            return (
+                f"{path} was refused ({said}); set the clock of this machine by NTP: it is off by over 15 min, unless "
+                "the server's is"
+            )
+        if codes & FULL:
+            return f"{path} was refused ({said}): the server has no room, or none for you; make room or ask for more"
+        if codes & ELSEWHERE:
+            return f"S3 has this bucket in another region ({said}); set AWS_DEFAULT_REGION to the bucket's"
+        if codes & DENIED or isinstance(error, PermissionError):
+            asked = "set credentials (this was asked anonymously)" if self._anonymous else "check the credentials"
+            return (
+                f"{path} was refused ({said or error}); {asked}, and see that the bucket's policy allows "
+                f"this{who_may(action, key)}"
+            )
+        return "there is no such bucket; create it first" if "NoSuchBucket" in codes else ""
+
+
+def _listed(codes: set[str]) -> str:
+    return ", ".join(sorted(codes - {"", "None"}))

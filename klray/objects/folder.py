@@ -90,7 +90,7 @@ class FolderObjects(Objects):
     def get(self, key: str) -> bytes | None:
         try:
             return (self.root / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
     def get_many(self, keys: list[str]) -> list[bytes | None]:

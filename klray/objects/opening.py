@@ -35,15 +35,16 @@ def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> 
     options = dict(storage_options or {})
     backend = options.pop("backend", DEFAULT_BACKEND)
     scheme, separator, rest = url.partition("://")
-    if not separator:
-        if re.match(r"(s3|https?|file):", url):
-            raise StoreError(f"store.url={url}: write {url.split(':')[0]}:// with two slashes")
-        return FolderObjects(Path(url))
-    if scheme != "file" and ("@" in rest or (scheme != "s3" and re.search(r"[?#]", rest))):
+    if _gives_access(url):
+        place = f"{scheme}://..." if scheme in ("s3", "https", "http") else "..."
         raise StoreError(
-            f"store.url={scheme}://... holds a user, a password or a signature, which would be shown and kept; take "
+            f"store.url={place} holds a user, a password or a signature, which would be shown and kept; take "
             "them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         )
+    if not separator:
+        if one := re.match(r"(s3|https?|file):", url):
+            raise StoreError(f"store.url={one[1]}:...: write {one[1]}:// with two slashes")
+        return FolderObjects(Path(url))
     if scheme == "file":
         return FolderObjects(Path(rest))
     if scheme not in ("s3", "https", "http"):
@@ -54,7 +55,8 @@ def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> 
     if scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
         raise StoreError(f"store.url={url}: {bucket!r} cannot be the name of a bucket; write s3://bucket/prefix")
     if scheme == "s3" and (odd := _misread(rest.rstrip("/").split("/")[1:])):
-        raise StoreError(f"store.url={url}: {odd}; write s3://bucket/prefix without")
+        shown = ascii(url)[1:-1] if not url.isprintable() else url
+        raise StoreError(f"store.url={shown}: {odd}; write s3://bucket/prefix without")
     library, extra, name, kind = BACKENDS[backend] if scheme == "s3" else WEB
     try:
         module = importlib.import_module(f"klray.objects.{name}")  # the libraries are extras
@@ -66,11 +68,28 @@ def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> 
     return objects
 
 
+def _gives_access(url: str) -> bool:
+    """Whether a URL holds what is nobody else's business; also one with a slash too few, or no scheme, as typed."""
+    if re.match("file:/", url):
+        return False
+    if re.match(r"(//)?[^/:]+:.*@", url, re.DOTALL):  # KEY:SECRET@bucket, s3:/KEY:SECRET@bucket, s3://a@b
+        return True
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return False
+    host = rest.split("/")[0]
+    if scheme == "s3":
+        return bool(re.search("[:%?#]", host))  # no bucket's name; KEY:SECRET%40bucket
+    return bool(re.search("[?#]", rest) or re.search("[:%]", re.sub(r"^\[[\da-fA-F:.]+\]|:\d+$", "", host)))
+
+
 def _misread(parts: list[str]) -> str:
     """What in a prefix the libraries that ask S3 do not all take as it stands; "" for a prefix that is a name."""
     for part in parts:
         if part in ("", ".", ".."):
             return f"a part of the prefix is {part!r}, which S3 takes for a name and klray's libraries do not"
+        if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", part):
+            return f"a part of the prefix is {part!r}, with characters that S3's answers cannot hold"
         if "?versionId=" in part:  # s3fs asks for a version of what stands before it
             return "?versionId= in it asks for a version of an object, and a store has none"
     return ""

@@ -126,7 +126,7 @@ class S3Objects(BucketObjects):
     def _remove(self, key: str) -> None:
         self._files.rm_file(self._path(key))
 
-    def _codes(self, error: OSError) -> set[str]:
+    def _codes(self, error: Exception) -> set[str]:
         return _codes(error)
 
 

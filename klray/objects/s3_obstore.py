@@ -144,9 +144,9 @@ class ObstoreObjects(BucketObjects):
         with _in_words():
             self._files.delete(key)
 
-    def _codes(self, error: OSError) -> set[str]:
+    def _codes(self, error: Exception) -> set[str]:
         return {
-            code for pair in re.findall(r"status code: (\d{3})[^(]*(?:\((\w+)\))?", str(error)) for code in pair
+            code for pair in re.findall(r"status code: (\d{3})[^(]*(?:\(([\w.]+)\))?", str(error)) for code in pair
         } - {""}
 
 
@@ -189,16 +189,14 @@ def _in_words() -> Iterator[None]:
         yield
     except (BaseError, FileNotFoundError) as error:
         words = str(error).partition("\n\nDebug source")[0]
-        code = re.search(r"<Code>(\w+)</Code>", words)
+        code = re.search(r"<Code>([\w.]+)</Code>", words)
         words = words.partition(": <")[0] + (f" ({code[1]})" if code else "")
         if isinstance(error, FileNotFoundError) or "status code: 404" in words:
             raise FileNotFoundError(words) from error
         if isinstance(error, PermissionDeniedError | UnauthenticatedError):
             raise PermissionError(words) from error
-        if "incorrectly configured region" in words:
-            raise StoreError(
-                f"S3 has this bucket in another region ({words}); set AWS_DEFAULT_REGION to the bucket's"
-            ) from error
+        if "incorrectly configured region" in words:  # its words for a redirect that does not say where to
+            raise OSError("status code: 301 (PermanentRedirect)") from error
         if isinstance(error, GenericError) and "status code: " not in words:
             raise ConnectionError(words) from error
         raise OSError(words) from error

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from aiohttp import ClientError, ClientResponseError
 from fsspec.implementations.http import HTTPFileSystem
 
-from klray.errors import StoreError
+from klray.errors import StoreError, StoreUnreachableError
 from klray.objects.base import Listed, Objects
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class WebObjects(Objects):
                 status = error.status if isinstance(error, ClientResponseError) else None
                 if last or (status is not None and status not in BUSY):
                     found = f"HTTP status {status}" if status else str(error) or type(error).__name__
-                    raise StoreError(
+                    raise StoreUnreachableError(
                         f"store {self.url}: {self._path(key)} cannot be read ({found}); check the address, and that "
                         "everybody may read there"
                     ) from error
