@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 import klray
-from klray.errors import StoreError
+from klray.errors import StoreError, StoreUnreachableError
 from klray.objects import FolderObjects
 from klray.store import Store, layout
 from tests.test_cli import klray as klray_says
@@ -161,6 +161,23 @@ def test_plan_that_cannot_be_read_is_passed_over(store: Store, body: bytes) -> N
     store.record_plan("fam", ["a", "b"])
     store.objects.put("plans/other-0000.json", body)
     assert store.wanted_keys()["fam"] == {"a", "b"}
+
+
+def test_server_that_is_busy_is_not_taken_for_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = column("a", 1).identity.key
+    store.objects.put(layout.commit_path(key), b"{cut")
+    found = store.audit()
+    assert [damage.key for damage in found.damages if damage.key] == [key]
+
+    def busy(objects: FolderObjects, keys: list[str]) -> list[bytes | None]:
+        raise StoreUnreachableError("the server is busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderObjects, "get_many", busy)
+        for work in (store.audit, lambda: store.repair(found, NOW), store.publish):
+            with pytest.raises(StoreUnreachableError):
+                work()
+    assert store.objects.get(layout.commit_path(key)) == b"{cut"
 
 
 def test_plan_that_is_damaged_is_passed_over_and_written_again(store: Store) -> None:

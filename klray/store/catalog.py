@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from klray.errors import StoreError
+from klray.errors import StoreError, StoreUnreachableError
 from klray.objects import Listed, Objects
 from klray.store import layout
 from klray.store.columns import Commit, StoredColumn, committed, find_commits
@@ -199,6 +199,8 @@ def _rows_of(objects: Objects, base: Manifest) -> Rows:
         log.warning("%s of the snapshot before is missing or damaged: reading every commit", path)
     try:
         return {"key": _LABELS.array(open_snapshot(objects, base.id)["key"].values)}
+    except StoreUnreachableError:
+        raise
     except (StoreError, ValueError, KeyError, RuntimeError, OSError) as error:
         log.warning("snapshot %s does not say the order of its models (%s): they are sorted anew", base.id, error)
         return {"key": _LABELS.array([])}

@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 
-from klray.errors import StoreError
+from klray.errors import StoreError, StoreUnreachableError
 from klray.objects import Objects
 from klray.store import layout
 from klray.store.datasets import open_dataset_below, write_dataset
@@ -59,6 +59,8 @@ def damaged_results(objects: Objects, markers: Iterable[str]) -> dict[str, str]:
     for path in markers:
         try:
             marker = read_marker(objects, path) or {}
+        except StoreUnreachableError:
+            raise
         except StoreError as error:
             wrong[path] = str(error)
             continue

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from klray.errors import StoreError
+from klray.errors import StoreError, StoreUnreachableError
 from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import committed
@@ -115,6 +115,8 @@ def last_finished(objects: Objects, own: Manifest | None = None) -> tuple[Manife
     ids = snapshot_ids(objects)
     try:
         now = latest_id(objects)
+    except StoreUnreachableError:
+        raise
     except StoreError as error:
         log.warning("%s", error)
         now = None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from klray.errors import StoreError
+from klray.errors import StoreError, StoreUnreachableError
 from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import Commit, find_commits, put_and_commit
@@ -31,6 +31,8 @@ def take_over(
     start = time.time()
     try:
         known = next(iter(find_commits(objects, [source])), None)
+    except StoreUnreachableError:
+        raise
     except StoreError as error:
         log.warning("%s", error)
         known = None
