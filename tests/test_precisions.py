@@ -20,8 +20,9 @@ from klray.embedded.family import train_family
 from klray.embedded.hub import HubServer
 from klray.embedded.recipe import SMALLEST
 from klray.noise.exact import exact_log_likelihood
+from klray.scorer import Scorer
 from klray.store import Store
-from klray.sweep import Refusal, ScorerActor
+from klray.sweep.actor import Refusal, ScorerActor
 from klray.tokens import encode
 
 TEXTS = texts.python_stdlib(n=16)
@@ -48,11 +49,17 @@ def checkpoints(hub: Hub) -> list[Checkpoint]:
     return found
 
 
-def worker(hub: Hub, folder: Path, **scoring: Any) -> ScorerActor:
-    """What a Ray actor runs, in this process."""
+class Worker(ScorerActor):
+    """What a Ray actor runs, in this process, with a patience of its own."""
+
+    def __init__(self, *arguments: Any):
+        self.scorer = Scorer(*arguments)
+
+
+def worker(hub: Hub, folder: Path, **scoring: Any) -> Worker:
     store = Store.create(str(folder / "store"), TEXTS)
     settings = scoring_settings(ScoringConfig(cache_dir=str(folder / "cache"), **scoring))
-    return ScorerActor(hub, store.url, {}, TEXTS, settings)
+    return Worker(hub, store.url, {}, TEXTS, settings)
 
 
 def row(store: Store, key: str) -> np.ndarray:
@@ -66,7 +73,7 @@ def test_a_column_has_the_precision_that_was_asked_for(
 ) -> None:
     actor = worker(hub, tmp_path, dtype=dtype)
     for checkpoint in checkpoints:  # the second goes into the model of the first
-        outcome = actor.score(checkpoint, None)
+        outcome = actor.score(checkpoint, (), "")
         assert not isinstance(outcome, Refusal)
         folder = train_family(SMALLEST) / REPOSITORY / checkpoint.revision
         loaded = models.load(folder, dtype.value).model
@@ -104,7 +111,7 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
     hub: Hub, checkpoints: list[Checkpoint], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     actor = worker(hub, tmp_path)
-    actor.score(checkpoints[0], None)
+    actor.score(checkpoints[0], (), "")
     loaded = actor.scorer._model
     assert loaded is not None
     longest = int(actor.scorer._encode(train_family(SMALLEST) / REPOSITORY / "step40").lengths.max())
@@ -117,7 +124,7 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
 
     loaded.model.base_model.register_forward_pre_hook(grow, with_kwargs=True)
     with caplog.at_level(logging.WARNING, "klray"):
-        outcome = actor.score(checkpoints[1], None)
+        outcome = actor.score(checkpoints[1], (), "")
     assert not isinstance(outcome, Refusal)
     assert actor.scorer._model is loaded and max(tried) > longest
     assert "out of memory with" in caplog.text and "going on with" in caplog.text
@@ -130,7 +137,7 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
 
 def test_a_gpu_s_own_error_is_a_lack_of_memory_too(hub: Hub, checkpoints: list[Checkpoint], tmp_path: Path) -> None:
     actor = worker(hub, tmp_path)
-    actor.score(checkpoints[0], None)
+    actor.score(checkpoints[0], (), "")
     loaded = actor.scorer._model
     assert loaded is not None
 
@@ -138,7 +145,7 @@ def test_a_gpu_s_own_error_is_a_lack_of_memory_too(hub: Hub, checkpoints: list[C
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     loaded.model.base_model.register_forward_pre_hook(fail)
-    refusal = actor.score(checkpoints[1], None)
+    refusal = actor.score(checkpoints[1], (), "")
     assert isinstance(refusal, Refusal)
     assert refusal.reason == "out_of_memory"
     assert (
@@ -169,8 +176,8 @@ def test_a_worker_names_the_first_text_that_is_not_finite_and_goes_on(tmp_path: 
     hub = Hub("http://127.0.0.1:9", "")
     found, _ = resolve(hub, Selection("local", tuple(RepositorySpec(str(folder), ["main"]) for folder in folders)))
     actor = worker(hub, tmp_path)
-    refusal = actor.score(found[0], None)
+    refusal = actor.score(found[0], (), "")
     assert isinstance(refusal, Refusal)
     assert refusal.reason == "non_finite"
     assert f"gives text {first} a log-likelihood of nan, and" in refusal.message
-    assert not isinstance(actor.score(found[1], None), Refusal)
+    assert not isinstance(actor.score(found[1], (), ""), Refusal)
