@@ -114,7 +114,8 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
     actor.score(checkpoints[0], (), "")
     loaded = actor.scorer._model
     assert loaded is not None
-    longest = int(actor.scorer._encode(train_family(SMALLEST) / REPOSITORY / "step40").lengths.max())
+    tokenizer = models.load_tokenizer(train_family(SMALLEST) / REPOSITORY / "step40")
+    longest = int(encode(tokenizer, TEXTS.texts).lengths.max())
     tried: list[int] = []
 
     def grow(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
