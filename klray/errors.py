@@ -47,6 +47,10 @@ class StoreError(KlrayError):
     """The store cannot do what was asked: another text set, a newer schema, damaged or missing objects."""
 
 
+class StoreDamagedError(StoreError):
+    """What the store holds is not what was written, or is missing; the message says how it is mended."""
+
+
 class StoreUnreachableError(StoreError):
     """The store's server is silent, busy or refuses: of what it holds nothing was learnt, least of all damage."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -178,6 +178,35 @@ def test_server_that_is_busy_is_not_taken_for_damage(store: Store, monkeypatch: 
             with pytest.raises(StoreUnreachableError):
                 work()
     assert store.objects.get(layout.commit_path(key)) == b"{cut"
+
+
+@pytest.mark.parametrize("opens", [Store.open, lambda url: Store.create(url, TEXTS)])
+def test_texts_that_a_busy_server_keeps_back_are_not_damaged(
+    store: Store, opens: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = FolderObjects.get
+
+    def busy(objects: FolderObjects, key: str) -> bytes | None:
+        if key.startswith("texts/text_bytes/c"):
+            raise StoreUnreachableError("the server is busy")
+        return get(objects, key)
+
+    monkeypatch.setattr(FolderObjects, "get", busy)
+    with pytest.raises(StoreUnreachableError):
+        opens(store.url)
+
+
+def test_column_that_a_busy_server_keeps_back_is_not_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that are not those of the commit are read once more, as columns of before the first release were."""
+
+    def busy(objects: FolderObjects, key: str) -> bytes | None:
+        raise StoreUnreachableError("the server is busy")
+
+    commit = store.commits()[0]
+    monkeypatch.setattr(FolderObjects, "get_many", lambda objects, keys: [b"other"] * len(keys))
+    monkeypatch.setattr(FolderObjects, "get", busy)
+    with pytest.raises(StoreUnreachableError):
+        store.read_column(commit)
 
 
 def test_plan_that_is_damaged_is_passed_over_and_written_again(store: Store) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from klray.errors import StoreError
+from klray.errors import StoreDamagedError
 
 TEMPORARY = ".tmp"  # end of the name of a file that is being written
 
@@ -91,7 +91,7 @@ class Objects(abc.ABC):
                 raise ValueError(f"it holds a {type(found).__name__}")
             return found
         except ValueError as error:
-            raise StoreError(
+            raise StoreDamagedError(
                 f"store {self.url}: {key} is damaged ({error}); remove it and run the command that wrote it again"
             ) from error
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-from klray.errors import StoreError, StoreUnreachableError
+from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.objects import Objects, is_temporary, probe
 from klray.store import layout
 from klray.store.columns import Commit, committed, find_commits, read_column
@@ -112,9 +112,7 @@ def _stands(objects: Objects, damage: Damage) -> bool:
     """
     try:
         return [commit.path for commit in find_commits(objects, [damage.key])] == [damage.path]
-    except StoreUnreachableError:
-        raise
-    except StoreError:
+    except StoreDamagedError:
         return not damage.path  # unreadable, as it was
 
 
@@ -125,9 +123,7 @@ def _is_named(objects: Objects, leftover: Leftover, keys: Sequence[str]) -> bool
         try:
             commits = find_commits(objects, [key for key in keys if key.startswith(key8)])
             return any(commit.path == leftover.path for commit in commits)
-        except StoreUnreachableError:
-            raise
-        except StoreError:
+        except StoreDamagedError:
             return True  # of a commit that cannot be read nobody knows the folder
     if leftover.kind == "snapshot":
         return objects.get(layout.manifest_path(leftover.path.split("/")[1])) is not None
@@ -142,9 +138,7 @@ def _result_paths(objects: Objects, markers: Iterable[str]) -> set[str]:
     for path in markers:
         try:
             marker = read_marker(objects, path)
-        except StoreUnreachableError:
-            raise
-        except StoreError:
+        except StoreDamagedError:
             named.add(path.removesuffix(".json"))
         else:
             named.update([str(marker["path"])] if marker else [])
@@ -194,9 +188,7 @@ def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Da
     for key in keys:
         try:
             commits += find_commits(objects, [key])
-        except StoreUnreachableError:
-            raise
-        except StoreError as error:
+        except StoreDamagedError as error:
             damages.append(Damage(key, "", str(error)))
     paths = {f"{commit.path}/{name}": sha256 for commit in commits for name, sha256 in commit.objects.items()}
     wrong = wrong_objects(objects, paths)
@@ -208,9 +200,7 @@ def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Da
         elif not commit.objects:  # klray 0.1.0 before its first release
             try:
                 read_column(objects, commit)
-            except StoreUnreachableError:
-                raise
-            except StoreError as error:
+            except StoreDamagedError as error:
                 damages.append(Damage(commit.key, commit.path, str(error)))
     return commits, damages
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from klray.errors import StoreError
+from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.objects import Listed, Objects
 from klray.store import layout
 from klray.store.datasets import encode_group
@@ -231,7 +231,7 @@ def find_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
                 raise ValueError(f"it is the commit of {commit.key}")
             commits.append(commit)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StoreError(
+            raise StoreDamagedError(
                 f"store {objects.url}: commit {layout.commit_path(key)} is damaged ({error}); {_requeue(objects, key)}"
             ) from error
     return commits
@@ -263,13 +263,15 @@ def _checked(objects: Objects, column: StoredColumn, body: bytes | None) -> npt.
         values = np.asarray(group["log_likelihood"][:], dtype=np.float32)
         found = values_sha256(values)
     except (FileNotFoundError, KeyError) as error:
-        raise StoreError(
+        raise StoreDamagedError(
             f"{where} is committed but its objects are missing; {_requeue(objects, column.key)}"
         ) from error
+    except StoreUnreachableError:
+        raise
     except (ValueError, TypeError, RuntimeError) as error:  # metadata that is no JSON, a chunk that does not decompress
         values, found = np.empty(0, np.float32), f"unreadable bytes ({error})"
     if found != column.sha256:
-        raise StoreError(
+        raise StoreDamagedError(
             f"{where} does not hold what was committed: SHA-256 {column.sha256[:12]} was committed, "
             f"{found[:80]} is there; {_requeue(objects, column.key)}"
         )

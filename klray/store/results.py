@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 
-from klray.errors import StoreError, StoreUnreachableError
+from klray.errors import StoreDamagedError, StoreError
 from klray.objects import Objects
 from klray.store import layout
 from klray.store.datasets import open_dataset_below, write_dataset
@@ -49,7 +49,7 @@ def read_marker(objects: Objects, path: str) -> dict[str, Any] | None:
         if marker is not None and not str(marker["path"]).startswith(path.removesuffix(".json")):
             raise ValueError("it names another place")
     except (ValueError, KeyError) as error:
-        raise StoreError(f"store {objects.url}: {path} is damaged ({error}); run klray analyze again") from error
+        raise StoreDamagedError(f"store {objects.url}: {path} is damaged ({error}); run klray analyze again") from error
     return marker
 
 
@@ -59,9 +59,7 @@ def damaged_results(objects: Objects, markers: Iterable[str]) -> dict[str, str]:
     for path in markers:
         try:
             marker = read_marker(objects, path) or {}
-        except StoreUnreachableError:
-            raise
-        except StoreError as error:
+        except StoreDamagedError as error:
             wrong[path] = str(error)
             continue
         there = objects.fingerprints(str(marker["path"])) if "objects" in marker else {}

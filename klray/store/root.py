@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from klray.errors import StoreError
+from klray.errors import StoreDamagedError, StoreError
 from klray.objects import Objects, probe
 from klray.store import layout
 from klray.store.columns import Commit
 from klray.store.seal import sealed, unsealed
-from klray.store.snapshots import TextFacts, read_manifest, snapshot_ids
+from klray.store.snapshots import TextFacts, read_manifests, snapshot_ids
 from klray.store.text_facts import AGAIN, MARKER, find_texts
 
 log = logging.getLogger("klray")
@@ -27,7 +27,7 @@ log = logging.getLogger("klray")
 WITNESSES = 32  # commits that are asked for their text set: every one has the store's, and some may be damaged too
 
 
-class DamagedRootError(StoreError):
+class DamagedRootError(StoreDamagedError):
     """The root is there and cannot be believed, or is missing where a store is."""
 
 
@@ -196,12 +196,10 @@ def _witnessed(objects: Objects) -> set[str]:
             found.add(Commit.from_json(body or b"").identity.text_set)
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
-    for snapshot in [] if found else snapshot_ids(objects)[-WITNESSES:]:
-        try:
-            found.add(read_manifest(objects, snapshot).text_set)
-        except (ValueError, TypeError):
-            continue
     if not found:
+        found = {each.text_set for each in read_manifests(objects, snapshot_ids(objects)[-WITNESSES:])}
+    if not found:
+        body = objects.get(MARKER) or b""
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            found.add(str(json.loads(objects.get(MARKER) or b"")["attributes"]["text_set"]))
+            found.add(str(json.loads(body)["attributes"]["text_set"]))
     return found

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from klray.errors import StoreError, StoreUnreachableError
+from klray.errors import StoreDamagedError, StoreError
 from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import committed
@@ -106,7 +106,7 @@ def latest_id(objects: Objects) -> str | None:
     """
     found = objects.get_json(layout.LATEST)
     if found is not None and not layout.is_name(str(found.get("id"))):
-        raise StoreError(f"store {objects.url}: {layout.LATEST} names no snapshot; run klray publish to mend it")
+        raise StoreDamagedError(f"store {objects.url}: {layout.LATEST} names no snapshot; run klray publish to mend it")
     return None if found is None else str(found["id"])
 
 
@@ -115,9 +115,7 @@ def last_finished(objects: Objects, own: Manifest | None = None) -> tuple[Manife
     ids = snapshot_ids(objects)
     try:
         now = latest_id(objects)
-    except StoreUnreachableError:
-        raise
-    except StoreError as error:
+    except StoreDamagedError as error:
         log.warning("%s", error)
         now = None
     # An id is above its parent's, so that those below LATEST's need not be read; unless LATEST names none of them.
@@ -161,7 +159,7 @@ def read_manifest(objects: Objects, snapshot: str) -> Manifest:
     try:
         return Manifest.from_fields(fields)
     except (ValueError, TypeError) as error:
-        raise StoreError(
+        raise StoreDamagedError(
             f"store {objects.url}: {layout.manifest_path(found)} is damaged ({error}); name another snapshot, or run "
             "klray publish for a new one"
         ) from error

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from klray.errors import Reason, StoreError, StoreUnreachableError
+from klray.errors import Reason, StoreDamagedError, StoreError
 from klray.objects import FolderObjects, Objects, open_objects, probe
 from klray.store import audit as audits
 from klray.store import columns, failures, layout, plans, publishing, results, snapshots
@@ -63,9 +63,7 @@ class Store:
         root = roots.claim(objects, facts, mend=mend)
         try:
             return cls(objects, read_texts(objects, root))
-        except StoreUnreachableError:
-            raise
-        except StoreError:  # its creation was cut short, or its texts were damaged: they are the ones given
+        except StoreDamagedError:  # its creation was cut short, or its texts were damaged: they are the ones given
             write_texts(objects, root, facts)
         return cls(objects, read_texts(objects, root))
 

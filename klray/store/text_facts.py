@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from klray.errors import StoreError
+from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.objects import Objects
 from klray.store import layout
 from klray.store.datasets import encode_group
@@ -36,13 +36,15 @@ def read_texts(objects: Objects, root: Mapping[str, Any]) -> TextFacts:
         They were never written whole, or are damaged.
     """
     if objects.get(MARKER) is None:
-        raise StoreError(f"store {objects.url}: its creation was cut short; {AGAIN}")
+        raise StoreDamagedError(f"store {objects.url}: its creation was cut short; {AGAIN}")
     try:
         facts = _read(objects, root["text_set_name"], root["text_set"])
+    except StoreUnreachableError:
+        raise
     except UNREADABLE as error:
-        raise StoreError(f"store {objects.url}: its texts/ are damaged ({error}); {AGAIN}") from error
+        raise StoreDamagedError(f"store {objects.url}: its texts/ are damaged ({error}); {AGAIN}") from error
     if root.get("texts_sha256", facts.sha256) != facts.sha256:  # klray 0.1.0 before its first release kept none
-        raise StoreError(f"store {objects.url}: its texts/ hold other values than were written; {AGAIN}")
+        raise StoreDamagedError(f"store {objects.url}: its texts/ hold other values than were written; {AGAIN}")
     return facts
 
 
@@ -51,6 +53,8 @@ def find_texts(objects: Objects) -> TextFacts | None:
     try:
         attributes = json.loads(objects.get(MARKER) or b"")["attributes"]
         return _read(objects, attributes["text_set_name"], attributes["text_set"])
+    except StoreUnreachableError:
+        raise
     except UNREADABLE:
         return None
 

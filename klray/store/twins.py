@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from klray.errors import StoreError, StoreUnreachableError
+from klray.errors import StoreDamagedError
 from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import Commit, find_commits, put_and_commit
@@ -31,9 +31,7 @@ def take_over(
     start = time.time()
     try:
         known = next(iter(find_commits(objects, [source])), None)
-    except StoreUnreachableError:
-        raise
-    except StoreError as error:
+    except StoreDamagedError as error:
         log.warning("%s", error)
         known = None
     if known is None or not known.objects:  # klray 0.1.0 before its first release kept no hashes of objects

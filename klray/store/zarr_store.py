@@ -11,7 +11,7 @@ from typing import Any
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from klray.errors import StoreError
+from klray.errors import StoreDamagedError
 from klray.objects import Objects
 
 
@@ -81,7 +81,7 @@ class ZarrStore(Store):
         elif body is not None and sha256 and hashlib.sha256(body).hexdigest() != sha256:
             wrong = "holds other bytes than were written"
         if wrong:
-            raise StoreError(
+            raise StoreDamagedError(
                 f"store {self._objects.url}: {self._key(key)} {wrong}; klray verify says what else is damaged, and "
                 f"{self._cure}"
             )
