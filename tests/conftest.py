@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: new, empty places for stores, on a folder and on every S3 server that is here."""
+"""Fixtures shared by the tests: places for stores, in a folder and on every S3 server that is here; a hub."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 import s3fs
+import torch
 
+from klray.checkpoints import Hub, download
+from klray.embedded.family import train_family
+from klray.embedded.hub import HubServer
+from klray.embedded.recipe import SMALLEST
+from klray.store import Store
+from tests.hub_faults import hub_of
 from tests.s3_server import CephServer, S3Server, ceph_server, moto_server, why_no_ceph
+from tests.stores import TEXTS
 
 FILE_SYSTEMS: dict[tuple[str, str], dict[str, s3fs.S3FileSystem]] = {}
 
@@ -51,6 +59,40 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr("klray.objects.opening.DEFAULT_BACKEND", "obstore")
         return new_place(request.getfixturevalue("moto" if why_no_ceph() else "ceph"), monkeypatch)
     return new_place(request.getfixturevalue(request.param), monkeypatch)
+
+
+@pytest.fixture
+def store(place: str) -> Store:
+    """An empty store, at every place in turn."""
+    return Store.create(place, TEXTS)
+
+
+@pytest.fixture
+def folder_store(tmp_path: Path) -> Store:
+    """An empty store in a folder."""
+    return Store.create(str(tmp_path / "store"), TEXTS)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """The smallest embedded family, served."""
+    with HubServer(train_family(SMALLEST)) as server:
+        yield hub_of(server)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken download is tried again at once."""
+    monkeypatch.setattr(download, "PAUSES_SECONDS", (0.0,) * 5)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: the last bits do not depend on the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def new_place(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:

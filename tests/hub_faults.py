@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.embedded.hub import HubServer
 from klray.embedded.routes import HubHandler
 
+RUN = "tiny/run"
 WEIGHT_BYTES = 300_000  # several blocks of the server
 
 
@@ -29,6 +31,23 @@ def write_model(folder: Path, seed: int = 0, weight_bytes: int = WEIGHT_BYTES, t
     weights = np.random.default_rng(seed).integers(0, 256, weight_bytes, dtype=np.uint8)
     save_file({"weight": weights}, folder / "model.safetensors")
     return folder
+
+
+def write_run(root: Path, steps: int) -> Path:
+    """A hub's folder with ``steps`` checkpoints of one run, each of other weights."""
+    for step in range(steps):
+        write_model(root / RUN / f"step{step}", seed=step)
+    return root
+
+
+def hub_of(server: HubServer) -> Hub:
+    """A hub server as its user sees it."""
+    return Hub(server.endpoint, server.token)
+
+
+def checkpoints_of(server: HubServer) -> list[Checkpoint]:
+    """The checkpoints of the run, in order of their steps."""
+    return resolve(hub_of(server), Selection("tiny", (RepositorySpec(RUN, "step*"),)))[0]
 
 
 class FaultyHub(HubServer):

@@ -23,7 +23,7 @@ from klray.objects.roles import Action, roles_for
 from klray.store import Store
 from tests.conftest import become
 from tests.s3_server import CephServer, S3Server
-from tests.test_store import TEXTS, add, column
+from tests.stores import TEXTS, add, column
 
 ACCESS = Path(__file__).parent.parent / "infra/access"
 ROLES = ("reader", "writer", "publisher", "curator")

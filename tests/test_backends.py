@@ -20,8 +20,8 @@ from klray.objects import Objects, open_objects
 from klray.store import Store
 from tests.careless_s3 import CarelessS3, careless_s3
 from tests.s3_server import CREDENTIALS
+from tests.stores import N_TEXTS, TEXTS, add, column
 from tests.test_cli import klray
-from tests.test_store import N_TEXTS, TEXTS, add, column
 
 URL = "s3://bucket/some/store"
 BACKENDS = ("s3fs", "obstore")

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, download, resolve
+from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.embedded.hub import HubServer
 from klray.errors import CheckpointError, KlrayError
-from tests.hub_faults import WEIGHT_BYTES, FaultyHub, write_model
+from tests.hub_faults import RUN, WEIGHT_BYTES, FaultyHub, checkpoints_of, hub_of, write_model, write_run
 
-RUN = "tiny/run"
 STEPS = 6
 FILES = 3
 CHECKPOINT_BYTES = WEIGHT_BYTES + 10_000  # with config, tokenizer and the notes
@@ -29,30 +28,13 @@ CHECKPOINT_BYTES = WEIGHT_BYTES + 10_000  # with config, tokenizer and the notes
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("hub")
-    for step in range(STEPS):
-        write_model(root / RUN / f"step{step}", seed=step)
-    return root
+    return write_run(tmp_path_factory.mktemp("hub"), STEPS)
 
 
 @pytest.fixture
 def server(root: Path) -> Iterator[HubServer]:
     with HubServer(root) as server:
         yield server
-
-
-@pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "PAUSES_SECONDS", (0.0,) * 5)
-
-
-def hub_of(server: HubServer) -> Hub:
-    return Hub(server.endpoint, server.token)
-
-
-def checkpoints_of(server: HubServer) -> list[Checkpoint]:
-    checkpoints, _ = resolve(hub_of(server), Selection("tiny", (RepositorySpec(RUN, "step*"),)))
-    return checkpoints
 
 
 def bytes_below(folder: Path) -> int:
@@ -321,7 +303,7 @@ def test_checkpoint_above_the_bound_is_refused_before_any_request(server: HubSer
 FULL_DISK = """
 import pathlib, subprocess, sys
 sys.path[:0] = [{project!r}]
-from tests.hub_faults import FaultyHub
+from tests.hub_faults import RUN, FaultyHub, checkpoints_of, hub_of, write_run
 from klray.checkpoints import Cache, Hub, RepositorySpec, Selection, resolve
 from klray.errors import CheckpointError
 

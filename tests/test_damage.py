@@ -16,9 +16,8 @@ import klray
 from klray.errors import StoreError, StoreUnreachableError
 from klray.objects import FolderObjects
 from klray.store import Store, layout
+from tests.stores import TEXTS, add, assert_holds, column
 from tests.test_cli import klray as klray_says
-from tests.test_publishing import assert_holds
-from tests.test_store import TEXTS, add, column
 
 NOW = timedelta(0)
 

@@ -15,37 +15,20 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from klray.checkpoints import Cache, Checkpoint, Hub, RemoteFile, RepositorySpec, Selection, download, resolve
+from klray.checkpoints import Cache, Checkpoint, RemoteFile
 from klray.checkpoints.download import Downloader
 from klray.checkpoints.patience import Patience
 from klray.embedded.hub import HubServer
 from klray.embedded.routes import BLOCK_BYTES, HubHandler
 from klray.errors import CheckpointError
-from tests.hub_faults import WEIGHT_BYTES, FaultyHub, write_model
+from tests.hub_faults import RUN, WEIGHT_BYTES, FaultyHub, checkpoints_of, hub_of, write_run
 
-RUN = "tiny/run"
 WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("hub")
-    for step in range(2):
-        write_model(root / RUN / f"step{step}", seed=step)
-    return root
-
-
-@pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "PAUSES_SECONDS", (0.0,) * 5)
-
-
-def hub_of(server: HubServer) -> Hub:
-    return Hub(server.endpoint, server.token)
-
-
-def checkpoints_of(server: HubServer) -> list[Checkpoint]:
-    return resolve(hub_of(server), Selection("tiny", (RepositorySpec(RUN, "step*"),)))[0]
+    return write_run(tmp_path_factory.mktemp("hub"), 2)
 
 
 def weights_of(checkpoint: Checkpoint) -> RemoteFile:

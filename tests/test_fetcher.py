@@ -7,21 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub, RepositorySpec, Selection, resolve
+from klray.checkpoints import Cache, Fetcher
 from klray.errors import CheckpointError
-from tests.hub_faults import WEIGHT_BYTES, FaultyHub, write_model
+from tests.hub_faults import WEIGHT_BYTES, FaultyHub, checkpoints_of, hub_of, write_run
 
-RUN = "tiny/run"
 STEPS = 6
 CHECKPOINT_BYTES = WEIGHT_BYTES + 10_000
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("hub")
-    for step in range(STEPS):
-        write_model(root / RUN / f"step{step}", seed=step)
-    return root
+    return write_run(tmp_path_factory.mktemp("hub"), STEPS)
 
 
 @pytest.fixture
@@ -30,13 +26,8 @@ def server(root: Path) -> Iterator[FaultyHub]:
         yield server
 
 
-def checkpoints_of(server: FaultyHub) -> tuple[Hub, list[Checkpoint]]:
-    hub = Hub(server.endpoint, server.token)
-    return hub, resolve(hub, Selection("tiny", (RepositorySpec(RUN, "step*"),)))[0]
-
-
 def test_as_many_are_ahead_as_the_cache_has_room_for(server: FaultyHub, tmp_path: Path) -> None:
-    hub, checkpoints = checkpoints_of(server)
+    hub, checkpoints = hub_of(server), checkpoints_of(server)
     with Cache(tmp_path, int(3.5 * CHECKPOINT_BYTES)) as cache:
         fetcher = Fetcher(hub, cache)
         for number, checkpoint in enumerate(checkpoints):
@@ -49,7 +40,7 @@ def test_as_many_are_ahead_as_the_cache_has_room_for(server: FaultyHub, tmp_path
 
 
 def test_all_are_fetched_one_by_one_in_a_cache_for_one(server: FaultyHub, tmp_path: Path) -> None:
-    hub, checkpoints = checkpoints_of(server)
+    hub, checkpoints = hub_of(server), checkpoints_of(server)
     with Cache(tmp_path, int(1.5 * CHECKPOINT_BYTES)) as cache:
         fetcher = Fetcher(hub, cache)
         for number, checkpoint in enumerate(checkpoints):
@@ -59,7 +50,7 @@ def test_all_are_fetched_one_by_one_in_a_cache_for_one(server: FaultyHub, tmp_pa
 
 
 def test_what_nobody_wants_any_more_makes_room(server: FaultyHub, tmp_path: Path) -> None:
-    hub, (first, second, third, fourth, fifth, _) = checkpoints_of(server)
+    hub, (first, second, third, fourth, fifth, _) = hub_of(server), checkpoints_of(server)
     with Cache(tmp_path, int(2.5 * CHECKPOINT_BYTES)) as cache:
         fetcher = Fetcher(hub, cache)
         fetcher.take(first, [second, third, fourth])
@@ -73,7 +64,7 @@ def test_what_nobody_wants_any_more_makes_room(server: FaultyHub, tmp_path: Path
 
 def test_failure_is_told_when_the_checkpoint_is_taken_and_the_next_one_follows(root: Path, tmp_path: Path) -> None:
     with FaultyHub(root, corrupt=0) as server:
-        hub, (first, second, third, *_) = checkpoints_of(server)
+        hub, (first, second, third, *_) = hub_of(server), checkpoints_of(server)
         with Cache(tmp_path, 10 * CHECKPOINT_BYTES) as cache:
             fetcher = Fetcher(hub, cache)
             fetcher.take(first)

@@ -6,7 +6,6 @@ import logging
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,12 +35,7 @@ ARCHITECTURES = [
 BUDGET = 200  # several batches, some of several rows
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def truth(model: Any, tokens: Tokens) -> np.ndarray:

@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,7 @@ from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import log_likelihood
 from tests import tiny_models
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def save(directory: Path, architecture: str = "gpt_neox", **options: Any) -> Path:

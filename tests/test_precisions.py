@@ -17,7 +17,6 @@ from klray import models, texts
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.config import Dtype, ScoringConfig, scoring_settings
 from klray.embedded.family import train_family
-from klray.embedded.hub import HubServer
 from klray.embedded.recipe import SMALLEST
 from klray.noise.exact import exact_log_likelihood
 from klray.scorer import Scorer
@@ -34,12 +33,6 @@ def _threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with HubServer(train_family(SMALLEST)) as server:
-        yield Hub(server.endpoint, server.token)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from klray.objects.probe import Finding, probe
 from klray.store import Store
 from tests.careless_s3 import CarelessS3, careless_s3
 from tests.s3_server import CREDENTIALS
-from tests.test_store import TEXTS, column
+from tests.stores import TEXTS, column
 
 URL = "s3://bucket/some/store"
 

@@ -17,7 +17,7 @@ import pytest
 from klray.errors import StoreError
 from klray.objects import FolderObjects
 from klray.store import Column, Store, layout, publishing
-from tests.test_store import N_TEXTS, TEXTS, add, column
+from tests.stores import N_TEXTS, TEXTS, add, assert_holds, column
 
 
 class Watched(FolderObjects):
@@ -47,14 +47,6 @@ def layered(name: str, step: int, n_layers: int) -> Column:
     values = np.random.default_rng([step, n_layers]).normal(-500, 100, (n_layers, N_TEXTS))
     identity = dataclasses.replace(plain.identity, lens="logit")
     return dataclasses.replace(plain, identity=identity, log_likelihood=values, layers=tuple(range(n_layers)))
-
-
-def assert_holds(store: Store, *columns: Column) -> None:
-    data = store.dataset().load()
-    expected = np.concatenate([each.log_likelihood for each in columns]).astype(np.float32)
-    np.testing.assert_array_equal(data["log_likelihood"].values, expected)
-    assert data["key"].values.tolist() == [each.identity.key for each in columns for _ in each.layers]
-    assert data["layer"].values.tolist() == [layer for each in columns for layer in each.layers]
 
 
 def test_only_new_columns_are_read_and_full_chunks_are_copied(tmp_path: Path, two_models_a_chunk: None) -> None:

@@ -19,7 +19,7 @@ from klray.store import Store
 from tests.conftest import new_place
 from tests.faults.proxy import Plan, proxy
 from tests.s3_server import S3Server
-from tests.test_store import TEXTS, add, column
+from tests.stores import TEXTS, add, column
 
 STEPS = (1, 2, 3, 5, 8)
 

@@ -13,9 +13,8 @@ from klray.errors import StoreError
 from klray.objects import FolderObjects
 from klray.store import Store, layout
 from klray.texts import TextSet
+from tests.stores import N_TEXTS, TEXTS, add, assert_holds, column
 from tests.test_cli import klray
-from tests.test_publishing import assert_holds
-from tests.test_store import N_TEXTS, TEXTS, add, column
 
 OTHERS = TextSet("others", tuple(f"other {i}" for i in range(N_TEXTS)), ("a",) * N_TEXTS)
 RELABELLED = TextSet("test", TEXTS.texts, ("z",) * N_TEXTS)

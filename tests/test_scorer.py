@@ -13,7 +13,6 @@ import klray
 from klray import texts
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.embedded.family import train_family
-from klray.embedded.hub import HubServer
 from klray.embedded.recipe import SMALLEST
 from klray.errors import StoreError
 from klray.models import load, load_tokenizer
@@ -22,12 +21,6 @@ from klray.store import Store
 
 TEXTS = texts.python_stdlib(n=8)
 REPOSITORY = "klray/tiny-46k-seed1"
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with HubServer(train_family(SMALLEST)) as server:
-        yield Hub(server.endpoint, server.token)
 
 
 @pytest.fixture

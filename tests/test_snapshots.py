@@ -13,17 +13,7 @@ import xarray as xr
 import klray
 from klray.errors import StoreError
 from klray.store import Column, Store
-from tests.test_store import N_TEXTS, TEXTS, add, column
-
-
-@pytest.fixture
-def store(place: str) -> Store:
-    return Store.create(place, TEXTS)
-
-
-@pytest.fixture
-def folder_store(tmp_path: Path) -> Store:
-    return Store.create(str(tmp_path / "store"), TEXTS)
+from tests.stores import N_TEXTS, TEXTS, add, column
 
 
 def test_snapshot_opens_in_plain_xarray_without_a_warning(folder_store: Store) -> None:

@@ -22,40 +22,7 @@ from klray.objects.s3 import _codes
 from klray.store import Column, Identity, Store, unresolved
 from klray.store.columns import values_sha256
 from klray.texts import TextSet
-
-N_TEXTS = 12
-TEXTS = TextSet("test", tuple(f"text {i} " * 40 for i in range(N_TEXTS)), tuple("ab"[i % 2] for i in range(N_TEXTS)))
-
-
-def column(name: str, step: int | None = None, text_set: TextSet = TEXTS, **facts: object) -> Column:
-    identity = Identity(f"org/{name}", f"{step if step is not None else 0:040x}", text_set.fingerprint)
-    values = np.random.default_rng([len(name), step or 0]).normal(-500, 100, (1, len(text_set)))
-    n_tokens = np.full(len(text_set), 7)
-    revision = "main" if step is None else f"step{step}"
-    return Column(
-        identity,
-        values,
-        (-1,),
-        n_tokens,
-        {"revision": revision, "step": step, "family": "fam", "run": f"org/{name}", "parameters": 10, **facts},
-        {"klray": "test"},
-        {"score_seconds": 1.0},
-    )
-
-
-def add(store: Store, *columns: Column) -> None:
-    for number, each in enumerate(columns):
-        assert store.commit(store.write_column(each, attempt=f"{number:032x}"))
-
-
-@pytest.fixture
-def store(place: str) -> Store:
-    return Store.create(place, TEXTS)
-
-
-@pytest.fixture
-def folder_store(tmp_path: Path) -> Store:
-    return Store.create(str(tmp_path / "store"), TEXTS)
+from tests.stores import N_TEXTS, TEXTS, add, column
 
 
 def test_column_is_visible_only_after_its_commit_and_keeps_its_bits(store: Store) -> None:

@@ -1,0 +1,40 @@
+"""What the tests of the store put into one: a text set, and columns whose values follow from their names."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from klray.store import Column, Identity, Store
+from klray.texts import TextSet
+
+N_TEXTS = 12
+TEXTS = TextSet("test", tuple(f"text {i} " * 40 for i in range(N_TEXTS)), tuple("ab"[i % 2] for i in range(N_TEXTS)))
+
+
+def column(name: str, step: int | None = None, text_set: TextSet = TEXTS, **facts: object) -> Column:
+    identity = Identity(f"org/{name}", f"{step if step is not None else 0:040x}", text_set.fingerprint)
+    values = np.random.default_rng([len(name), step or 0]).normal(-500, 100, (1, len(text_set)))
+    n_tokens = np.full(len(text_set), 7)
+    revision = "main" if step is None else f"step{step}"
+    return Column(
+        identity,
+        values,
+        (-1,),
+        n_tokens,
+        {"revision": revision, "step": step, "family": "fam", "run": f"org/{name}", "parameters": 10, **facts},
+        {"klray": "test"},
+        {"score_seconds": 1.0},
+    )
+
+
+def add(store: Store, *columns: Column) -> None:
+    for number, each in enumerate(columns):
+        assert store.commit(store.write_column(each, attempt=f"{number:032x}"))
+
+
+def assert_holds(store: Store, *columns: Column) -> None:
+    data = store.dataset().load()
+    expected = np.concatenate([each.log_likelihood for each in columns]).astype(np.float32)
+    np.testing.assert_array_equal(data["log_likelihood"].values, expected)
+    assert data["key"].values.tolist() == [each.identity.key for each in columns for _ in each.layers]
+    assert data["layer"].values.tolist() == [layer for each in columns for layer in each.layers]
