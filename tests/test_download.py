@@ -84,7 +84,7 @@ def test_body_that_always_breaks_is_given_up_after_six_attempts_without_a_mebiby
 
 @pytest.mark.parametrize("fault", ["busy", "later"])
 def test_time_that_the_hub_names_is_waited_for_by_all_who_share_the_patience(
-    root: Path, tmp_path: Path, fault: str
+    root: Path, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One is told to wait; another, that was told nothing, waits as well."""
     patience = Patience()
@@ -97,7 +97,7 @@ def test_time_that_the_hub_names_is_waited_for_by_all_who_share_the_patience(
             pause(seconds)
             told.set()
 
-        patience.pause = tell  # type: ignore[method-assign]
+        monkeypatch.setattr(patience, "pause", tell)
         server.faults[fault] = 1
         work = (hub_of(server), RUN, first.commit, weights_of(first), tmp_path / "first")
         thread = threading.Thread(target=Downloader(patience).download, args=work)
