@@ -141,7 +141,9 @@ class Run:
         worker.last_repository = work.checkpoint.repository
         work.attempts += 1
         self._set_aside(worker)
-        upcoming = [each.checkpoint for each in worker.ahead if not each.source]
+        # One whose worker died is tried alone: a checkpoint that was fetched beside it may have been to blame.
+        ahead = worker.ahead if work.attempts == 1 else []
+        upcoming = [each.checkpoint for each in ahead if not each.source]
         self.running[worker.actor.score.remote(work.checkpoint, upcoming, work.source)] = worker
 
     def _set_aside(self, worker: _Worker) -> None:

@@ -364,10 +364,15 @@ def prepared() -> Iterator[None]:
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # of actors that crashed
-        logging.getLogger("klray").setLevel(logging.ERROR)  # damage is expected here
         StoreMachine.empty = Path(folder) / "empty"
         Store.create(str(StoreMachine.empty), TEXTS)
-        yield
+        log = logging.getLogger("klray")
+        before = log.level
+        log.setLevel(logging.ERROR)  # damage is expected here
+        try:
+            yield
+        finally:
+            log.setLevel(before)
 
 
 def run(schedules: int, seed_number: int) -> collections.Counter[str]:
