@@ -41,11 +41,12 @@ is_open() {
     (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 
+# A free port, and none of those given: they are taken later.
 free_port() {
     local port
     while :; do
         port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))  # below the ports that clients are given
-        is_open "$port" || break
+        [[ " $* " == *" $port "* ]] || is_open "$port" || break
     done
     echo "$port"
 }
@@ -129,8 +130,8 @@ CONF
 
 make_cluster() {
     local public old
-    public=$(free_port)
-    old=$(free_port)
+    public=$(free_port "$port")
+    old=$(free_port "$port" "$public")
     mkdir -p "$dir/mon" "$dir/osd"
     write_configuration "$public" "$old"
     quietly ceph-authtool --create-keyring "$dir/keyring" --gen-key -n mon. --cap mon 'allow *'
