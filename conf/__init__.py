@@ -1,1 +1,1 @@
-"""Hydra config groups; klray/config.py says what each key means."""
+"""Hydra config groups; klray/config/ says what each key means."""

@@ -1,0 +1,73 @@
+"""Structured configs: what can be set for a job, with its default; and the values that library functions take.
+
+A file for each Hydra group (or two that belong together): its dataclass, and the functions that make values of it.
+Only jobs/ and this room know Hydra. ``conf/`` holds the groups; every key there is checked against the classes here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+
+from klray.config.analysis import AnalysisConfig, ReportConfig
+from klray.config.clusters import DaskConfig, RayConfig, memory_bytes, ray_settings
+from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig, hub, selection
+from klray.config.noise import NoiseConfig, noise_path, noise_ways
+from klray.config.scoring import DTYPES, Dtype, ScoringConfig, cache_home, scoring_settings
+from klray.config.store import Backend, StoreConfig, VerifyConfig, storage_options, store_url
+from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
+
+__all__ = [
+    "DTYPES",
+    "AnalysisConfig",
+    "Backend",
+    "Config",
+    "DaskConfig",
+    "Dtype",
+    "ModelSource",
+    "ModelsConfig",
+    "NoiseConfig",
+    "RayConfig",
+    "ReportConfig",
+    "RepositoryConfig",
+    "ScoringConfig",
+    "StoreConfig",
+    "TextSource",
+    "TextSplit",
+    "TextsConfig",
+    "VerifyConfig",
+    "cache_home",
+    "hub",
+    "memory_bytes",
+    "noise_path",
+    "noise_ways",
+    "ray_settings",
+    "register",
+    "scoring_settings",
+    "selection",
+    "storage_options",
+    "store_url",
+    "text_set",
+]
+
+
+@dataclass
+class Config:
+    """Everything that a job can be told."""
+
+    models: ModelsConfig = field(default_factory=ModelsConfig)
+    texts: TextsConfig = field(default_factory=TextsConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    dask: DaskConfig = field(default_factory=DaskConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+
+
+def register() -> None:
+    """Make the schema known to Hydra."""
+    ConfigStore.instance().store(name="klray_schema", node=Config)

@@ -1,0 +1,66 @@
+"""Group ``scoring``: how checkpoints are scored."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from klray import models
+from klray.errors import KlrayError
+from klray.scorer import ScoringSettings
+
+
+class Dtype(Enum):
+    """Of the parameters and the arithmetic."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+DTYPES: dict[Dtype, models.Dtype] = {
+    Dtype.float32: "float32",
+    Dtype.bfloat16: "bfloat16",
+    Dtype.float16: "float16",
+}
+
+
+@dataclass
+class ScoringConfig:
+    """How checkpoints are scored."""
+
+    dtype: Dtype = Dtype.float32
+    quantization: str = "none"
+    threads: int = 1  # CPU threads of one worker
+    tokens_per_batch: int | None = None  # default: 1,024 on a CPU, 16,384 on a GPU
+    cache_dir: str | None = None  # downloaded checkpoints; default below the user's cache folder
+    cache_gigabytes: float = 20.0  # of one worker
+
+
+def scoring_settings(config: ScoringConfig) -> ScoringSettings:
+    """How checkpoints are scored."""
+    if config.quantization != "none":
+        raise KlrayError(f"scoring.quantization={config.quantization}: this version scores models as they are (none)")
+    for name, value in (
+        ("threads", config.threads),
+        ("tokens_per_batch", config.tokens_per_batch),
+        ("cache_gigabytes", config.cache_gigabytes),
+    ):
+        if value is not None and value <= 0:
+            raise KlrayError(f"scoring.{name}={value}: must be above 0")
+    cache = Path(config.cache_dir).expanduser() if config.cache_dir else cache_home() / "checkpoints"
+    return ScoringSettings(
+        dtype=DTYPES[config.dtype],
+        quantization=config.quantization,
+        threads=config.threads,
+        tokens_per_batch=config.tokens_per_batch,
+        cache_dir=str(cache.resolve()),
+        cache_bytes=int(config.cache_gigabytes * 1e9),
+    )
+
+
+def cache_home() -> Path:
+    """Where klray keeps what can be made again: $XDG_CACHE_HOME/klray, or ~/.cache/klray."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klray"
