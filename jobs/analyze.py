@@ -12,7 +12,7 @@ from klray.cluster import dask_scheduler
 from klray.config import AnalysisConfig, Config
 from klray.errors import KlrayError
 from klray.job import verb
-from klray.preprocess import KNOWN_ANOMALIES, Exclusion, Recipe
+from klray.preprocess import KNOWN_ANOMALIES, Exclusion, Recipe, of_domain, result_name
 from klray.store import Store
 
 
@@ -20,15 +20,16 @@ def analyze(config: Config) -> xr.Dataset:
     """Analyse, write the result to the store, and return it."""
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     asked = config.analysis
+    name = result_name(asked.name, asked.domain)
     snapshot = store.manifest(asked.snapshot).id
-    earlier = _earlier(store, snapshot, asked) if asked.recipe == "keep" else None
+    earlier = earlier_result(store, snapshot, asked) if asked.recipe == "keep" else None
     if earlier is not None and earlier.attrs["snapshot"] == snapshot and _same_windows(earlier, asked):
-        print(f"result {asked.name} of snapshot {snapshot} is there already")
+        print(f"result {name} of snapshot {snapshot} is there already")
         return earlier.load()
-    dataset = store.dataset(snapshot)
-    replaced = asked.name in store.result_names(snapshot)
+    dataset = of_domain(store.dataset(snapshot), asked.domain)
+    replaced = name in store.result_names(snapshot)
     continued = earlier if earlier is not None and _comes_first(earlier, dataset) else None
-    recipe = _recipe(asked) if earlier is None else Recipe.from_json(earlier.attrs["recipe"])
+    recipe = given_recipe(asked) if earlier is None else Recipe.from_json(earlier.attrs["recipe"])
     with dask_scheduler(config.dask.scheduler, config.dask.address, config.dask.threads):
         result = trajectory.analyze(
             dataset,
@@ -37,31 +38,34 @@ def analyze(config: Config) -> xr.Dataset:
             clip_quantile=asked.clip_quantile,
             outlier_fraction=asked.outlier_fraction,
             outlier_min_step=asked.outlier_min_step,
-            exclude=_exclusions(asked),
+            exclude=exclusions(asked),
             window=asked.window,
             min_step=asked.min_step,
             tile=asked.tile,
             memory_limit_bytes=configs.memory_bytes(config.dask.memory_limit),
             threads=config.dask.threads,
         )
-        path = store.write_result(snapshot, asked.name, result)
+        path = store.write_result(snapshot, name, result)
     if replaced:
-        print(f"it takes the place of an earlier result {asked.name} of this snapshot; analysis.name= keeps both")
+        print(f"it takes the place of an earlier result {name} of this snapshot; analysis.name= keeps both")
     kept = f"recipe and pairs of snapshot {earlier.attrs['snapshot']} kept" if earlier is not None else "new recipe"
     print(f"result {store.url}/{path}: {result.sizes['model']:,} models, {kept}")
-    return store.result(snapshot, asked.name).load()
+    return store.result(snapshot, name).load()
 
 
-def _earlier(store: Store, snapshot: str, asked: AnalysisConfig) -> xr.Dataset | None:
+def earlier_result(store: Store, snapshot: str, asked: AnalysisConfig) -> xr.Dataset | None:
     """The newest result, of this snapshot or one before it, with a recipe made as is asked for."""
+    name = result_name(asked.name, asked.domain)
     for identifier in reversed([each for each in store.snapshot_ids() if each <= snapshot]):
-        if asked.name in store.result_names(identifier):
-            result = store.result(identifier, asked.name)
+        if name in store.result_names(identifier):
+            result = store.result(identifier, name)
             if result.attrs.get("numerics") != trajectory.NUMERICS_VERSION:
+                continue
+            if result.attrs.get("domain", "") != asked.domain:  # one that was called so by analysis.name=
                 continue
             recipe = Recipe.from_json(result.attrs["recipe"])
             made_with = (recipe.clip_quantile, recipe.outlier_fraction, recipe.min_step, recipe.excluded)
-            if made_with == (asked.clip_quantile, asked.outlier_fraction, asked.outlier_min_step, _exclusions(asked)):
+            if made_with == (asked.clip_quantile, asked.outlier_fraction, asked.outlier_min_step, exclusions(asked)):
                 return result
     return None
 
@@ -75,11 +79,12 @@ def _comes_first(result: xr.Dataset, dataset: xr.Dataset) -> bool:
     return keys == dataset["key"].values[: len(keys)].tolist()
 
 
-def _exclusions(asked: AnalysisConfig) -> tuple[Exclusion, ...]:
+def exclusions(asked: AnalysisConfig) -> tuple[Exclusion, ...]:
+    """What is known to be bad, and what the user leaves out."""
     return (*KNOWN_ANOMALIES, *(Exclusion(pattern) for pattern in asked.exclude))
 
 
-def _recipe(asked: AnalysisConfig) -> Recipe | None:
+def given_recipe(asked: AnalysisConfig) -> Recipe | None:
     """None: a new one is to be fitted."""
     if asked.recipe in ("keep", "fit"):
         return None

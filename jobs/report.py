@@ -8,6 +8,7 @@ from klray import config as configs
 from klray.config import Config
 from klray.job import verb
 from klray.noise.floor import NoiseFloor
+from klray.preprocess import result_name
 from klray.report import write_report
 from klray.store import Store
 
@@ -17,7 +18,7 @@ def report(config: Config) -> Path:
     noise = NoiseFloor.read(Path(config.report.noise).expanduser()) if config.report.noise else None
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     snapshot = store.manifest(config.analysis.snapshot).id
-    result = store.result(snapshot, config.analysis.name).load()
+    result = store.result(snapshot, result_name(config.analysis.name, config.analysis.domain)).load()
     page = write_report(
         result, Path(config.report.dir), title=config.report.title, failures=store.failures(), noise=noise
     )

@@ -21,7 +21,7 @@ def score(config: Config) -> SweepReport:
     """Resolve, score what is missing, and say how it went."""
     url = configs.store_url(config.store)
     selection = configs.selection(config.models)
-    settings = configs.scoring_settings(config.scoring)
+    settings = configs.scoring_settings(config.scoring, config.lens.norm)
     ray_settings = configs.ray_settings(config.ray, config.scoring)
     text_set = configs.text_set(config.texts)
     store = Store.create(url, text_set, configs.storage_options(config.store), config.store.single_writer)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from klray.diffusion import diffusion_exponent
     from klray.divergence import kl_divergence, kl_standard_error
     from klray.likelihood import log_likelihood
+    from klray.scale import place
     from klray.store import open_dataset, open_result
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOME = {
     "log_likelihood": "klray.likelihood",
     "open_dataset": "klray.store",
     "open_result": "klray.store",
+    "place": "klray.scale",
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "log_likelihood",
     "open_dataset",
     "open_result",
+    "place",
 ]
 
 

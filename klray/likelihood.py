@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,13 @@ logger = logging.getLogger("klray")
 _PROBE_TOKENS = 32
 # Where the model computes its own logits, those of this many tokens at a time are brought to fp32.
 _TOKENS_PER_CAST = 256
+
+
+class LayerReader(Protocol):
+    """What :class:`klray.lens.Lens` is to this room: how the layers of a model are read for its head."""
+
+    def reader(self, model: Any, probe_T: torch.Tensor) -> Callable[[torch.Tensor], Iterator[torch.Tensor]]:
+        """Function from rows of token ids (N, T) to what the head reads for each layer, each (N, T, D), own last."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +52,8 @@ class LogLikelihoods:
         "tiled": klray's head; "model": the model's own logits, one text per forward pass (a warning said why).
     tokens_per_batch
         The budget that the computation ended with: the plan's, halved each time that memory ran out.
+    layers
+        (L + 1, N) float64, nats: the same after each layer, if a lens was given; the last row is ``values``.
     """
 
     values: np.ndarray
@@ -52,6 +61,7 @@ class LogLikelihoods:
     padding_share: float
     head: Literal["tiled", "model"]
     tokens_per_batch: int
+    layers: np.ndarray | None = None
 
 
 def log_likelihood(
@@ -102,21 +112,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def score(model: Any, tokens: Tokens, *, tokens_per_batch: int | None = None) -> LogLikelihoods:
+def score(
+    model: Any, tokens: Tokens, *, tokens_per_batch: int | None = None, lens: LayerReader | None = None
+) -> LogLikelihoods:
     """Log-likelihoods of ``tokens`` under ``model``; parameters and errors are those of :func:`log_likelihood`.
 
     Token log-probabilities are computed in fp32 and put back in the order of the texts; each text's are then summed
     in float64 from first to last. The same model, tokens, budget and thread count give the same bits, whatever was
     scored before. When memory runs out, the texts that remain are planned again with half the budget, down to one text
-    per batch.
+    per batch. With a ``lens`` every layer is scored in the same forward passes; the model's own values stay the same.
     """
     tokens.check_context(context_length(model))
     tokens.check_vocabulary(_vocabulary_size(model))
     device = _device(model)
     budget = tokens_per_batch if tokens_per_batch is not None else default_tokens_per_batch(device)
     try:
-        with _undisturbed(model, device):
-            scored = _score(model, tokens, budget, device)
+        with undisturbed(model, device):
+            scored = _score(model, tokens, budget, device, lens)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -125,25 +137,43 @@ def score(model: Any, tokens: Tokens, *, tokens_per_batch: int | None = None) ->
             "with more memory, several devices for this model, or a 16-bit dtype",
             "out_of_memory",
         ) from error
-    bad = np.flatnonzero(~np.isfinite(scored.values))
-    if len(bad):
-        raise CheckpointError(
-            f"{type(model).__name__} gives text {bad[0]} a log-likelihood of {scored.values[bad[0]]}, and {len(bad):,} "
-            f"of {len(tokens):,} texts one that is not finite: its weights or its arithmetic overflow; "
-            "try dtype float32 or bfloat16, or leave this checkpoint out",
-            "non_finite",
-        )
+    _check_finite(model, scored.values)
+    if scored.layers is not None:
+        for layer, values in enumerate(scored.layers):
+            _check_finite(model, values, f" after layer {layer}")
     return scored
 
 
-def _score(model: Any, tokens: Tokens, budget: int, device: torch.device) -> LogLikelihoods:
+def _check_finite(model: Any, values: np.ndarray, where: str = "") -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise CheckpointError(
+            f"{type(model).__name__} gives text {bad[0]} a log-likelihood of {values[bad[0]]}{where}, and {len(bad):,} "
+            f"of {len(values):,} texts one that is not finite: its weights or its arithmetic overflow; "
+            "try dtype float32 or bfloat16, or leave this checkpoint out",
+            "non_finite",
+        )
+
+
+def _score(
+    model: Any, tokens: Tokens, budget: int, device: torch.device, lens: LayerReader | None = None
+) -> LogLikelihoods:
     ids = _to(tokens.ids.astype(np.int64), device)
     batches = plan(tokens.lengths, budget).batches
-    head = None
+    head, read = None, None
     if batches:
         longest = int(batches[0][0])
         start, length = int(tokens.offsets[longest]), int(tokens.lengths[longest])
-        head = find_head(model, ids[start : start + min(length, _PROBE_TOKENS)], length)
+        probe_T = ids[start : start + min(length, _PROBE_TOKENS)]
+        head = find_head(model, probe_T, length)
+        if lens is not None:
+            if head is None:
+                raise CheckpointError(
+                    f"{type(model).__name__} has no output head that klray can use (a warning says why), and a lens "
+                    "reads every layer through it: score this model with scoring.lens=none",
+                    "load_failed",
+                )
+            read = lens.reader(model, probe_T)
         if head is None:  # one text per forward pass: the definition of the log-likelihood, and free of padding
             batches = plan(tokens.lengths, 1).batches
     todo = deque(batches)
@@ -152,7 +182,7 @@ def _score(model: Any, tokens: Tokens, budget: int, device: torch.device) -> Log
     computed = 0
     while todo:
         slots = len(todo[0]) * int(tokens.lengths[todo[0]].max())
-        part = _try_batch(model, head, ids, tokens, todo[0])
+        part = _try_batch(model, head, read, ids, tokens, todo[0])
         if part is None:
             budget = max(1, min(budget, slots) // 2)
             logger.warning("out of memory with %d tokens per batch on %s: going on with %d", slots, device, budget)
@@ -165,25 +195,37 @@ def _score(model: Any, tokens: Tokens, budget: int, device: torch.device) -> Log
             positions.append(part[0])
             log_probabilities.append(part[1])
             computed += slots
-    per_token = np.zeros(len(tokens.ids))
+    rows = np.zeros((1, len(tokens)))
     if batches:
-        per_token[np.concatenate(positions)] = torch.cat(log_probabilities).cpu().double().numpy()
-    text_of_token = np.repeat(np.arange(len(tokens)), tokens.lengths)
+        by_layer = torch.cat(log_probabilities, dim=1).cpu()
+        rows = np.stack([_sums(tokens, np.concatenate(positions), row.double().numpy()) for row in by_layer])
     return LogLikelihoods(
-        values=np.bincount(text_of_token, weights=per_token, minlength=len(tokens)).astype(np.float64),
+        values=rows[-1],
         n_tokens=tokens.counted,
         padding_share=1.0 - int(tokens.lengths[tokens.lengths >= 2].sum()) / computed if computed else 0.0,
         head="model" if batches and head is None else "tiled",
         tokens_per_batch=budget,
+        layers=rows if read is not None else None,
     )
 
 
+def _sums(tokens: Tokens, positions: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(N,) float64: of each text, the sum of the ``values`` of its tokens at ``positions``, first to last."""
+    per_token = np.zeros(len(tokens.ids))
+    per_token[positions] = values
+    text_of_token = np.repeat(np.arange(len(tokens)), tokens.lengths)
+    return np.bincount(text_of_token, weights=per_token, minlength=len(tokens)).astype(np.float64)
+
+
+_Read = Callable[[torch.Tensor], Iterator[torch.Tensor]]
+
+
 def _try_batch(
-    model: Any, head: OutputHead | None, ids: torch.Tensor, tokens: Tokens, batch: np.ndarray
+    model: Any, head: OutputHead | None, read: _Read | None, ids: torch.Tensor, tokens: Tokens, batch: np.ndarray
 ) -> tuple[np.ndarray, torch.Tensor] | None:
     """Positions in ``tokens.ids`` and their log-probabilities; None if memory ran out and the batch can be split."""
     try:
-        return _log_probabilities(model, head, ids, tokens, batch)
+        return _log_probabilities(model, head, read, ids, tokens, batch)
     except (RuntimeError, MemoryError) as error:
         if len(batch) == 1 or not is_out_of_memory(error):
             raise
@@ -191,9 +233,11 @@ def _try_batch(
 
 
 def _log_probabilities(
-    model: Any, head: OutputHead | None, ids: torch.Tensor, tokens: Tokens, batch: np.ndarray
+    model: Any, head: OutputHead | None, read: _Read | None, ids: torch.Tensor, tokens: Tokens, batch: np.ndarray
 ) -> tuple[np.ndarray, torch.Tensor]:
-    """Positions (M,) in ``tokens.ids`` of all tokens of a batch that have a prediction, and log p of each (M,)."""
+    """Positions (M,) in ``tokens.ids`` of all tokens of a batch that have a prediction, and log p of each (layers, M);
+    one layer, the model's own output, without ``read``.
+    """
     starts_N1, lengths_N1 = tokens.offsets[batch][:, None], tokens.lengths[batch][:, None]
     column_T = np.arange(lengths_N1.max())
     # A row is padded with its text's own last token: an id that every model knows, after everything that counts.
@@ -203,18 +247,22 @@ def _log_probabilities(
     ids_NT = ids[_to(position_NT, ids.device)]
     targets_M = ids[_to(predicted_M, ids.device)]
     if head is not None:
-        hidden_MD = hidden_states(model, ids_NT).flatten(0, 1)
-        hidden_MD = hidden_MD[_to(np.flatnonzero(predicts_NT), hidden_MD.device)]
-        return predicted_M, head.log_probabilities(hidden_MD, targets_M)
+        kept = np.flatnonzero(predicts_NT)
+        parts = []
+        for hidden_NTD in read(ids_NT) if read is not None else (hidden_states(model, ids_NT),):
+            hidden_MD = hidden_NTD.flatten(0, 1)[_to(kept, hidden_NTD.device)]
+            parts.append(head.log_probabilities(hidden_MD, targets_M))
+        return predicted_M, torch.stack(parts)
     logits_MV = own_logits(model, ids_NT)[0, :-1]
-    parts = zip(logits_MV.split(_TOKENS_PER_CAST), targets_M.to(logits_MV.device).split(_TOKENS_PER_CAST), strict=True)
-    return predicted_M, torch.cat(
-        [-F.cross_entropy(logits.to(compute_dtype(logits)), targets, reduction="none") for logits, targets in parts]
+    pairs = zip(logits_MV.split(_TOKENS_PER_CAST), targets_M.to(logits_MV.device).split(_TOKENS_PER_CAST), strict=True)
+    own_M = torch.cat(
+        [-F.cross_entropy(logits.to(compute_dtype(logits)), targets, reduction="none") for logits, targets in pairs]
     )
+    return predicted_M, own_M[None]
 
 
 @contextmanager
-def _undisturbed(model: Any, device: torch.device) -> Iterator[None]:
+def undisturbed(model: Any, device: torch.device) -> Iterator[None]:
     """Eval mode, no gradients and no autocast inside; every module's own mode restored after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

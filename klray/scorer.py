@@ -18,7 +18,8 @@ import torch
 
 from klray import likelihood, models, tokens
 from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub, Patience
-from klray.errors import CheckpointError, StoreError
+from klray.errors import CheckpointError, KlrayError, StoreError
+from klray.lens import LOGIT, Lens, load_translators
 from klray.store import Column, Identity, Store
 from klray.store.twins import take_over
 from klray.texts import TextSet
@@ -28,7 +29,7 @@ log = logging.getLogger("klray")
 
 @dataclasses.dataclass(frozen=True)
 class ScoringSettings:
-    """How checkpoints are scored; ``dtype`` and ``quantization`` are part of a column's identity."""
+    """How checkpoints are scored; ``dtype``, ``quantization`` and ``lens`` are part of a column's identity."""
 
     dtype: models.Dtype = "float32"
     quantization: str = "none"
@@ -37,6 +38,9 @@ class ScoringSettings:
     tokens_per_batch: int | None = None  # None: what suits the device
     cache_dir: str = ""
     cache_bytes: int = 20 * 2**30  # of one worker
+    lens: str = "none"  # "logit" or the name of a tuned lens: a row for every layer
+    lens_folder: str = ""  # of a tuned lens, where every worker can read it
+    lens_norm: str | None = None  # path to the final norm, where it cannot be found
 
     def identity(self, checkpoint: Checkpoint, text_set: str) -> Identity:
         """Identity of the column that these settings give for ``checkpoint``."""
@@ -46,7 +50,28 @@ class ScoringSettings:
             text_set=text_set,
             dtype=self.dtype,
             quantization=self.quantization,
+            lens=self.lens,
         )
+
+    def load_lens(self) -> Lens | None:
+        """The lens; None for scoring without one.
+
+        Raises
+        ------
+        KlrayError
+            The folder does not hold the tuned lens that is asked for.
+        """
+        if self.lens == "none":
+            return None
+        if self.lens == LOGIT:
+            return Lens(norm=self.lens_norm)
+        lens = Lens(load_translators(self.lens_folder), self.lens_norm)
+        if lens.name != self.lens:
+            raise KlrayError(
+                f"{self.lens_folder} holds {lens.name} on this machine, {self.lens} was asked for: give every worker "
+                "the same folder"
+            )
+        return lens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +117,7 @@ class Scorer:
         self.settings = settings
         self.cache = Cache(Path(settings.cache_dir), settings.cache_bytes, patience)
         self.fetcher = Fetcher(hub, self.cache)
+        self.lens = settings.load_lens()
         self._tokens: dict[str, tokens.Tokens] = {}
         self._tokens_of: list[tuple[str, str]] = []
         self._model: models.Loaded | None = None
@@ -152,7 +178,10 @@ class Scorer:
             self._give_back(checkpoint)
         timings["load_seconds"] = time.monotonic() - start
         start = time.monotonic()
-        scores = likelihood.score(self._model.model, encoded, tokens_per_batch=settings.tokens_per_batch)
+        scores = likelihood.score(
+            self._model.model, encoded, tokens_per_batch=settings.tokens_per_batch, lens=self.lens
+        )
+        rows = scores.values[None, :] if scores.layers is None else scores.layers
         timings["score_seconds"] = time.monotonic() - start
         facts = {
             **dataclasses.asdict(checkpoint.facts),
@@ -165,10 +194,12 @@ class Scorer:
             "tokens_per_batch": scores.tokens_per_batch,
             "threads": settings.threads,
         }
+        if self.lens is not None and self.lens.translators is not None:
+            facts["tuned_lens"] = self.lens.translators.facts
         return Column(
             identity=settings.identity(checkpoint, self.text_set.fingerprint),
-            log_likelihood=scores.values[None, :],
-            layers=(-1,),
+            log_likelihood=rows,
+            layers=(-1,) if scores.layers is None else tuple(range(len(rows))),
             n_tokens=scores.n_tokens,
             facts=facts,
             versions=dict(versions()),

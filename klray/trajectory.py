@@ -125,7 +125,9 @@ def analyze(
     result = result.assign_coords({n: c for n, c in dataset.coords.items() if set(c.dims) <= {"model", "text"}})
     labels = result["model"].values if "model" in result.coords else np.arange(len(reasons))
     result.attrs = {
-        name: dataset.attrs[name] for name in ("snapshot", "text_set", "text_set_name") if name in dataset.attrs
+        name: dataset.attrs[name]
+        for name in ("snapshot", "text_set", "text_set_name", "domain")
+        if name in dataset.attrs
     }
     result.attrs |= {
         "title": "Trajectories of language models",

@@ -96,7 +96,7 @@ def test_glob_expands_in_the_order_of_steps_with_two_requests_and_one_per_furthe
     checkpoints, unavailable = resolve(hub_of(server), select(RepositorySpec(RUN, "step*", size="1k", seed=3)))
     assert not unavailable
     assert [checkpoint.revision for checkpoint in checkpoints] == ["step0", "step2", "step10", "step100", "step1000"]
-    assert checkpoints[1].facts == Facts("tiny", RUN, 2, "1k", 3, "tiny/parent")
+    assert checkpoints[1].facts == Facts("tiny", RUN, 2, "1k", 3, "tiny/parent", "", "tiny/parent", "finetune")
     assert len({checkpoint.commit for checkpoint in checkpoints}) == 5
     assert server.requests == {"info": 5, "refs": 1}  # main is step1000
 

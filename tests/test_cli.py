@@ -86,6 +86,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str], monkeypatch: 
         "verify",
         "doctor",
         "noise",
+        "scale",
     ):
         assert f"\n  {verb}" in out
 

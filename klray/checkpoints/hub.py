@@ -34,6 +34,7 @@ from huggingface_hub.utils import (
 )
 
 from klray.checkpoints.identity import RemoteFile
+from klray.checkpoints.lineage import Lineage, lineage_of
 from klray.errors import URL, CheckpointError, Reason, without_secrets
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -84,11 +85,11 @@ class Hub:
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one revision. ``base_model`` is its single parent, "" when it has none or several."""
+    """A repository at one revision."""
 
     commit: str
     files: tuple[RemoteFile, ...]
-    base_model: str
+    lineage: Lineage
     gated: bool
 
 
@@ -163,13 +164,10 @@ def listing(hub: Hub, repository: str, revision: str = "main") -> Listing:
             "hub: check HF_ENDPOINT",
             "download_failed",
         )
-    card = data.get("cardData") or {}
-    parents = card.get("base_model") or []
-    parents = [parents] if isinstance(parents, str) else parents
     return Listing(
         commit,
         tuple(_remote_file(sibling) for sibling in data.get("siblings") or []),
-        str(parents[0]) if len(parents) == 1 else "",
+        lineage_of(repository, data),
         bool(data.get("gated")),
     )
 

@@ -56,7 +56,11 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about a checkpoint besides its bytes. A run is one repository; its checkpoints have steps."""
+    """What is known about a checkpoint besides its bytes. A run is one repository; its checkpoints have steps.
+
+    ``base_model`` is the single parent, "" when there is none or several; ``base_revision`` its revision, if one is
+    named; ``parents`` all parents, joined by ", "; ``relation`` how the model was made from them (see ``lineage``).
+    """
 
     family: str = ""
     run: str = ""
@@ -64,6 +68,9 @@ class Facts:
     size: str = ""
     seed: int | None = None
     base_model: str = ""
+    base_revision: str = ""
+    parents: str = ""
+    relation: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from klray.checkpoints.files import loadable_files
 from klray.checkpoints.folder import LOCAL_REVISION, folder_revisions, local_folder, read_folder
 from klray.checkpoints.hub import COMMIT, Hub, Listing, check_access, listing, references
 from klray.checkpoints.identity import Checkpoint, Facts, Unavailable, step_of
+from klray.checkpoints.lineage import NO_LINEAGE, Lineage, parsed_parents
 from klray.errors import CheckpointError, KlrayError, Reason
 
 REQUESTS_AT_ONCE = 8
@@ -28,8 +29,8 @@ class RepositorySpec:
 
     ``revisions`` is a branch, a tag, a commit sha, a pattern such as ``step*`` or ``step[0-9]*000`` (shell rules,
     matched against branches and tags; for a folder against its subfolders), or a list of these.
-    ``size``, ``seed`` and ``base_model`` are facts to record; without a ``base_model`` the hub's is taken, if it names
-    one parent only.
+    ``size``, ``seed`` and ``base_model`` (``org/name`` or ``org/name@revision``) are facts to record; without a
+    ``base_model`` the hub's parents are taken.
     """
 
     repository: str
@@ -76,7 +77,7 @@ class _Wanted:
     repository: str
     revision: str
     commit: str = ""  # "" for a folder, whose commit is the hash of its content
-    base_model: str = ""
+    lineage: Lineage = NO_LINEAGE
     known: Listing | None = None
     directory: Path | None = None
 
@@ -155,7 +156,10 @@ def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
     patterns = [LOCAL_REVISION if pattern == "main" else pattern for pattern in spec.patterns]
     names, unmatched = _match(patterns, list(models))
     return [
-        *(_Wanted(spec, str(folder), name, base_model=spec.base_model, directory=models[name]) for name in names),
+        *(
+            _Wanted(spec, str(folder), name, lineage=_lineage(spec, NO_LINEAGE), directory=models[name])
+            for name in names
+        ),
         *(_no_match(str(folder), name, list(models), "models (folders with a config.json)") for name in unmatched),
     ]
 
@@ -164,8 +168,7 @@ def _expand_repository(hub: Hub, spec: RepositorySpec) -> _Expansion:
     main = listing(hub, spec.repository)
     if main.gated:
         check_access(hub, spec.repository)
-    base_model = spec.base_model or main.base_model
-    want = partial(_Wanted, spec, spec.repository, base_model=base_model)
+    want = partial(_Wanted, spec, spec.repository, lineage=_lineage(spec, main.lineage))
     if spec.patterns == ("main",):
         return [want("main", main.commit, known=main)]
     commits = references(hub, spec.repository)
@@ -180,6 +183,14 @@ def _expand_repository(hub: Hub, spec: RepositorySpec) -> _Expansion:
         else:
             found.append(_no_match(spec.repository, name, list(commits), "branches and tags"))
     return found
+
+
+def _lineage(spec: RepositorySpec, known: Lineage) -> Lineage:
+    """The parent that the selection names, else the hub's; how the child was made stays if both name the same one."""
+    if not spec.base_model:
+        return known
+    ((parent, revision),) = parsed_parents([spec.base_model]).items() or (("", ""),)
+    return Lineage((parent,) if parent else (), known.relation if known.single == parent else "", revision)
 
 
 def _unlisted(hub: Hub, repository: str, revision: str) -> Listing | None:
@@ -222,7 +233,17 @@ def _no_match(repository: str, pattern: str, names: list[str], kind: str) -> Una
 
 def _complete(hub: Hub, family: str, wanted: _Wanted) -> Checkpoint | Unavailable:
     spec, label = wanted.spec, f"{wanted.repository}@{wanted.revision}"
-    facts = Facts(family, wanted.repository, step_of(wanted.revision), spec.size, spec.seed, wanted.base_model)
+    facts = Facts(
+        family=family,
+        run=wanted.repository,
+        step=step_of(wanted.revision),
+        size=spec.size,
+        seed=spec.seed,
+        base_model=wanted.lineage.single,
+        base_revision=wanted.lineage.revision,
+        parents=", ".join(wanted.lineage.parents),
+        relation=wanted.lineage.relation,
+    )
     try:
         if wanted.directory is not None:
             commit, files = read_folder(wanted.directory)

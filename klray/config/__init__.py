@@ -12,8 +12,10 @@ from hydra.core.config_store import ConfigStore
 
 from klray.config.analysis import AnalysisConfig, ReportConfig
 from klray.config.clusters import DaskConfig, RayConfig, memory_bytes, ray_settings
+from klray.config.lens import LensConfig, lens_folder, lens_texts, lens_training
 from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig, hub, selection
 from klray.config.noise import NoiseConfig, noise_path, noise_ways
+from klray.config.scale import ScaleConfig, scale_choice
 from klray.config.scoring import DTYPES, Dtype, ScoringConfig, cache_home, scoring_settings
 from klray.config.store import Backend, StoreConfig, VerifyConfig, storage_options, store_url
 from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
@@ -25,12 +27,14 @@ __all__ = [
     "Config",
     "DaskConfig",
     "Dtype",
+    "LensConfig",
     "ModelSource",
     "ModelsConfig",
     "NoiseConfig",
     "RayConfig",
     "ReportConfig",
     "RepositoryConfig",
+    "ScaleConfig",
     "ScoringConfig",
     "StoreConfig",
     "TextSource",
@@ -39,11 +43,15 @@ __all__ = [
     "VerifyConfig",
     "cache_home",
     "hub",
+    "lens_folder",
+    "lens_texts",
+    "lens_training",
     "memory_bytes",
     "noise_path",
     "noise_ways",
     "ray_settings",
     "register",
+    "scale_choice",
     "scoring_settings",
     "selection",
     "storage_options",
@@ -66,6 +74,8 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    lens: LensConfig = field(default_factory=LensConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
 
 
 def register() -> None:

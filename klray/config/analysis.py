@@ -11,6 +11,7 @@ class AnalysisConfig:
 
     name: str = "trajectory"
     snapshot: str = "latest"
+    domain: str = ""  # texts of this domain only, with a recipe of their own; the result is called NAME-DOMAIN
     recipe: str = "keep"  # keep: the last one made with these settings, if any; fit: a new one; or a JSON file's path
     clip_quantile: float = 0.02
     outlier_fraction: float = 0.03

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from klray import models
 from klray.errors import KlrayError
+from klray.lens import LOGIT, Lens, load_translators
 from klray.scorer import ScoringSettings
 
 
@@ -33,14 +34,15 @@ class ScoringConfig:
 
     dtype: Dtype = Dtype.float32
     quantization: str = "none"
+    lens: str = "none"  # logit, or the folder of a tuned lens (klray lens): every layer is scored
     threads: int = 1  # CPU threads of one worker
     tokens_per_batch: int | None = None  # default: 1,024 on a CPU, 16,384 on a GPU
     cache_dir: str | None = None  # downloaded checkpoints; default below the user's cache folder
     cache_gigabytes: float = 20.0  # of one worker
 
 
-def scoring_settings(config: ScoringConfig) -> ScoringSettings:
-    """How checkpoints are scored."""
+def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> ScoringSettings:
+    """How checkpoints are scored; ``lens_norm`` is the path to the final norm, where it cannot be found."""
     if config.quantization != "none":
         raise KlrayError(f"scoring.quantization={config.quantization}: this version scores models as they are (none)")
     for name, value in (
@@ -50,6 +52,7 @@ def scoring_settings(config: ScoringConfig) -> ScoringSettings:
     ):
         if value is not None and value <= 0:
             raise KlrayError(f"scoring.{name}={value}: must be above 0")
+    lens, folder = _lens(config.lens)
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else cache_home() / "checkpoints"
     return ScoringSettings(
         dtype=DTYPES[config.dtype],
@@ -58,7 +61,20 @@ def scoring_settings(config: ScoringConfig) -> ScoringSettings:
         tokens_per_batch=config.tokens_per_batch,
         cache_dir=str(cache.resolve()),
         cache_bytes=int(config.cache_gigabytes * 1e9),
+        lens=lens,
+        lens_folder=folder,
+        lens_norm=lens_norm,
     )
+
+
+def _lens(asked: str) -> tuple[str, str]:
+    """Name of the lens that is asked for, and its folder if it is a tuned one."""
+    if asked in ("none", LOGIT):
+        return asked, ""
+    folder = Path(asked).expanduser().resolve()
+    if not folder.is_dir():
+        raise KlrayError(f"scoring.lens={asked}: write none, {LOGIT}, or the folder of a tuned lens; {folder} is none")
+    return Lens(load_translators(folder)).name, str(folder)
 
 
 def cache_home() -> Path:

@@ -2,9 +2,9 @@
 
 Layout: ``<root>/<organisation>/<name>/<revision>/<files>``, each revision a plain folder; folders whose names start
 with a dot are not seen, so that a revision can be written under such a name and renamed when it is whole.
-``<name>/repo.json`` is the model card's metadata (``{"base_model": "..."}``), ``<name>/.gated`` refuses all downloads.
-A commit is the SHA-1 over the paths and SHA-256 of a revision's files. ``main`` is the revision with the highest step,
-unless there is a folder of that name.
+``<name>/repo.json`` is the model card's metadata (``{"base_model": "org/name", "base_model_relation": "finetune"}``, a
+list for several parents), ``<name>/.gated`` refuses all downloads. A commit is the SHA-1 over the paths and SHA-256 of
+a revision's files. ``main`` is the revision with the highest step, unless there is a folder of that name.
 """
 
 from __future__ import annotations

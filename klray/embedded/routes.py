@@ -127,7 +127,7 @@ class HubHandler(BaseHTTPRequestHandler):
                 "sha": commit,
                 "private": False,
                 "gated": "manual" if hub.gated(repository) else False,
-                "tags": [],
+                "tags": _tags(hub.card(repository), "adapter_config.json" in files),
                 "cardData": hub.card(repository),
                 "siblings": siblings,
             }
@@ -206,6 +206,20 @@ class HubHandler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Log a request, of which only method, path and status are known here."""
         log.debug("hub: " + format, *args)
+
+
+def _tags(card: dict[str, Any], adapter: bool) -> list[str]:
+    """What the hub says in tags about the parents of a model: each by name, and by relation and name.
+
+    Without a relation in the card the hub works one out: several parents are a merge, else an adapter's config makes
+    an adapter, else it is a fine-tuned model.
+    """
+    named = card.get("base_model") or []
+    parents = [named] if isinstance(named, str) else named
+    relation = card.get("base_model_relation") or (
+        "merge" if len(parents) > 1 else "adapter" if adapter else "finetune"
+    )
+    return [tag for parent in parents for tag in (f"base_model:{parent}", f"base_model:{relation}:{parent}")]
 
 
 def _range(header: str | None, size: int) -> tuple[int, int]:

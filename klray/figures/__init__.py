@@ -1,4 +1,4 @@
-"""Figures of a "trajectory" result and of a noise floor, drawn with matplotlib's object-oriented interface alone.
+"""Figures of a "trajectory" result, of a scale and of a noise floor, drawn with matplotlib's object-oriented interface.
 
 Each function takes the result Dataset (`noise_floor`: a NoiseFloor) and returns a `matplotlib.figure.Figure`, or raises
 `klray.errors.KlrayError` when there is nothing to draw. Runs keep their colour through all figures; titles belong in
@@ -18,9 +18,21 @@ from klray.figures.exponents import diffusion_exponents, diffusion_exponents_cap
 from klray.figures.heatmap import kl_heatmap, kl_heatmap_caption
 from klray.figures.maps import model_map, model_map_caption
 from klray.figures.noise import noise_floor
+from klray.figures.scale import scale_violins, scale_violins_caption
 from klray.figures.style import save
 
-__all__ = ["PLATES", "Plate", "consecutive_kl", "diffusion_exponents", "kl_heatmap", "model_map", "noise_floor", "save"]
+__all__ = [
+    "PLATES",
+    "Plate",
+    "consecutive_kl",
+    "diffusion_exponents",
+    "kl_heatmap",
+    "model_map",
+    "noise_floor",
+    "save",
+    "scale_violins",
+    "scale_violins_caption",
+]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,20 @@ Source of the steps and their numbers: arXiv:2505.15353 (pretraining runs) and i
 from __future__ import annotations
 
 from klray.preprocess.anomalies import Anomaly, find_anomalies
+from klray.preprocess.domains import of_domain, result_name
 from klray.preprocess.quantile import lower_quantile
 from klray.preprocess.recipe import KNOWN_ANOMALIES, Exclusion, Recipe
 from klray.preprocess.runs import Run, runs
 
-__all__ = ["KNOWN_ANOMALIES", "Anomaly", "Exclusion", "Recipe", "Run", "find_anomalies", "lower_quantile", "runs"]
+__all__ = [
+    "KNOWN_ANOMALIES",
+    "Anomaly",
+    "Exclusion",
+    "Recipe",
+    "Run",
+    "find_anomalies",
+    "lower_quantile",
+    "of_domain",
+    "result_name",
+    "runs",
+]

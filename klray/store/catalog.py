@@ -76,7 +76,10 @@ COORDINATES: Final = {
     "step": Coordinate("number", _fact("step"), f"training step, {NO_NUMBER}"),
     "size": Coordinate("label", _fact("size")),
     "seed": Coordinate("number", _fact("seed"), f"seed of the training run, {NO_NUMBER}"),
-    "base_model": Coordinate("label", _fact("base_model")),
+    "base_model": Coordinate("label", _fact("base_model"), "single parent of the model, empty if none or several"),
+    "base_revision": Coordinate("label", _fact("base_revision"), "revision of base_model, if one is named"),
+    "parents": Coordinate("label", _fact("parents"), "all parents, joined by a comma and a space"),
+    "relation": Coordinate("label", _fact("relation"), "how the model was made: finetune, adapter, merge, quantized"),
     "architecture": Coordinate("label", _fact("architecture")),
     "variant": Coordinate("label", _variant, "compute dtype, and quantisation and lens if any"),
     "dtype": Coordinate("label", _identity("dtype")),
@@ -144,14 +147,14 @@ class Catalog:
 
     def labels(self) -> np.ndarray:
         """A name for every row, each another: repository@revision, and what tells it from others of that revision."""
-        names = ("repository", "revision", "commit", "dtype", "quantization", "layer")
+        names = ("repository", "revision", "commit", "dtype", "quantization", "lens", "layer")
         facts = list(zip(*(self.rows[name] for name in names), strict=True))
         labels = []
-        for repository, revision, commit, dtype, quantization, layer in facts:
+        for repository, revision, commit, dtype, quantization, lens, layer in facts:
             label = f"{repository}@{revision or commit[:12]}"
-            label += "".join(f"+{each}" for each in (dtype, quantization) if each not in ("float32", "none"))
+            label += "".join(f"+{each}" for each in (dtype, quantization, lens) if each not in ("float32", "none"))
             labels.append(label + (f"#layer{layer}" if layer >= 0 else ""))
-        # A branch that has moved: the same revision at two commits. Then what differs otherwise, such as the lens.
+        # A branch that has moved: the same revision at two commits. Then what differs otherwise, such as the numerics.
         for tails in ([commit[:8] for _, _, commit, *_ in facts], [key[:8] for key in self.rows["key"]]):
             counts = Counter(labels)
             labels = [
@@ -190,6 +193,8 @@ def _rows_of(objects: Objects, base: Manifest) -> Rows:
     body = objects.get(path) if base.objects else None  # klray 0.1.0 before its first release kept no catalog
     if body is not None and hashlib.sha256(body).hexdigest() == base.objects.get(layout.CATALOG):
         values = json.loads(gzip.decompress(body))
+        missing = [None] * len(values["key"])  # a fact that klray did not keep when the snapshot was made
+        values = {**dict.fromkeys(COORDINATES, missing), **values}
         return {
             name: np.array(values[name], "datetime64[us]") if each is _TIMES else each.array(values[name])
             for name, each in _ALL.items()

@@ -107,6 +107,7 @@ def _unresolved(store: Store, repository: str, revision: str, settings: ScoringS
         text_set=store.texts.fingerprint,
         dtype=settings.dtype,
         quantization=settings.quantization,
+        lens=settings.lens,
     )
 
 

@@ -1,0 +1,95 @@
+"""Train a tuned lens for one checkpoint, judge it on the scoring texts, and write it to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from klray import config as configs
+from klray import models
+from klray.checkpoints import Cache, Checkpoint, Hub, resolve
+from klray.config import Config
+from klray.errors import KlrayError
+from klray.job import verb
+from klray.lens import Lens, prediction_kl, train_lens
+from klray.progress import Progress
+from klray.scorer import ScoringSettings, versions
+from klray.table import text_table
+from klray.texts import TextSet
+from klray.tokens import encode
+
+
+def lens(config: Config) -> Lens:
+    """Train, print the table, write the lens, and return it."""
+    selection = configs.selection(config.models)
+    settings = configs.scoring_settings(config.scoring)
+    training = configs.lens_training(config.lens)
+    folder = configs.lens_folder(config.lens)
+    judged_on = configs.text_set(config.texts)
+    trained_on = configs.lens_texts(config.lens, config.texts, judged_on)
+    with configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
+        checkpoints, unavailable = resolve(hub, selection)
+        if len(checkpoints) != 1:
+            refused = "".join(f"; {each.repository}@{each.revision}: {each.message}" for each in unavailable)
+            raise KlrayError(
+                f"models.family={selection.family}: {len(checkpoints):,} checkpoints were selected and a tuned lens is "
+                f"for one: set models.repo= and models.revisions={refused}"
+            )
+        model, tokenizer = _loaded(hub, cache, checkpoints[0], settings)
+    torch.set_num_threads(settings.threads)
+    facts: dict[str, Any] = {
+        "repository": checkpoints[0].repository,
+        "revision": checkpoints[0].revision,
+        "commit": checkpoints[0].commit,
+        "dtype": settings.dtype,
+        "text_set": trained_on.fingerprint,
+        "text_set_name": trained_on.name,
+        "versions": dict(versions()),
+    }
+    with Progress(training.steps, "lens", "step") as progress:
+        found = train_lens(
+            model,
+            encode(tokenizer, trained_on.texts),
+            training,
+            norm=config.lens.norm,
+            facts=facts,
+            report=lambda step, loss: progress.advance(1, f"{loss:.3f} nats/token"),
+        )
+    assert found.translators is not None
+    found.translators.save(folder)
+    _print(checkpoints[0], model, tokenizer, judged_on, found)
+    print(f"{found.name} in {folder}; klray score scoring.lens={folder} reads every layer through it")
+    return found
+
+
+def _loaded(hub: Hub, cache: Cache, checkpoint: Checkpoint, settings: ScoringSettings) -> tuple[Any, Any]:
+    directory = cache.fetch(hub, checkpoint)
+    try:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return models.load(directory, settings.dtype, device).model, models.load_tokenizer(directory)
+    finally:
+        cache.evict(checkpoint)
+
+
+def _print(checkpoint: Checkpoint, model: Any, tokenizer: Any, judged_on: TextSet, found: Lens) -> None:
+    tokens = encode(tokenizer, judged_on.texts)
+    columns = [prediction_kl(model, tokens, each) for each in (Lens(norm=found.norm), found)]
+    rows = [(f"{layer}", *(f"{kl:.4f}" for kl in each)) for layer, each in enumerate(zip(*columns, strict=True))]
+    print(text_table(("layer", "logit lens", "tuned lens"), rows, text_columns=0))
+    print(
+        f"KL from the own predictions of {checkpoint.label} to those after each layer, in nats per token, mean over "
+        f"{len(judged_on):,} texts of {judged_on.name}"
+    )
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 0."""
+    lens(config)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

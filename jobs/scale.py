@@ -1,0 +1,87 @@
+"""Measure the scale of KL: the ten settings (training steps, seeds, quantisation, fine-tuning, ...) of a snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import xarray as xr
+
+from jobs.analyze import earlier_result, exclusions, given_recipe
+from klray import config as configs
+from klray import trajectory
+from klray.cluster import dask_scheduler
+from klray.config import Config
+from klray.errors import KlrayError
+from klray.figures import save, scale_violins, scale_violins_caption
+from klray.job import verb
+from klray.preprocess import Recipe, of_domain, result_name
+from klray.scale import compare_domains, format_scale, measure_scale, require_pairs
+from klray.store import Store
+
+
+def scale(config: Config) -> dict[str, xr.Dataset]:
+    """Measure, print the table, write result and figure; the results by domain ("": all texts)."""
+    store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
+    asked = config.scale
+    domains = list(dict.fromkeys(asked.domains)) or [config.analysis.domain]
+    if len(domains) > 1 and config.analysis.recipe not in ("keep", "fit"):
+        raise KlrayError(
+            f"analysis.recipe={config.analysis.recipe} with scale.domains={domains}: a recipe is for one domain's "
+            "texts; leave it out, or measure one domain at a time by analysis.domain="
+        )
+    snapshot = store.manifest(config.analysis.snapshot).id
+    folder = Path(asked.dir).expanduser() if asked.dir else None
+    results, trajectories = {}, {}
+    with dask_scheduler(config.dask.scheduler, config.dask.address, config.dask.threads):
+        for domain in domains:
+            dataset = of_domain(store.dataset(snapshot), domain)
+            recipe = _recipe(store, snapshot, config, domain, dataset)
+            result = measure_scale(dataset, recipe, configs.scale_choice(asked), asked.resamples)
+            require_pairs(result)
+            name = result_name(asked.name, domain)
+            path = store.write_result(snapshot, name, result)
+            print(f"{name}{f', texts of domain {domain}' if domain else ''}, snapshot {snapshot}")
+            print(f"{format_scale(result)}\nresult {store.url}/{path}")
+            if folder is not None:
+                save(scale_violins(result), folder, name)
+                print(f"figure {folder / name}.png and .pdf: {scale_violins_caption(result)}")
+            print()
+            results[domain] = result
+            if len(domains) > 1:
+                trajectories[domain] = _trajectory(dataset, recipe, config)
+    if len(domains) > 1:
+        print(compare_domains(results, trajectories).table())
+    return results
+
+
+def _recipe(store: Store, snapshot: str, config: Config, domain: str, dataset: xr.Dataset) -> Recipe:
+    """The recipe of an analysis of these texts if there is one (analysis.recipe=keep), else a new one."""
+    asked = config.analysis
+    given = given_recipe(asked)
+    if given is not None:
+        return given
+    if asked.recipe == "keep":
+        earlier = earlier_result(store, snapshot, replace(asked, domain=domain))
+        if earlier is not None:
+            return Recipe.from_json(earlier.attrs["recipe"])
+    return Recipe.fit(dataset, asked.clip_quantile, asked.outlier_fraction, asked.outlier_min_step, exclusions(asked))
+
+
+def _trajectory(dataset: xr.Dataset, recipe: Recipe, config: Config) -> xr.Dataset:
+    """Exponents of the runs on these texts; pairs of all models stay uncomputed."""
+    asked = config.analysis
+    return trajectory.analyze(
+        dataset, recipe=recipe, window=asked.window, min_step=asked.min_step, tile=asked.tile, tsne=False
+    )
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 0."""
+    scale(config)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

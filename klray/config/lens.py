@@ -1,0 +1,75 @@
+"""Group ``lens``: the final norm of a lens, and how klray lens trains a tuned one."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
+from klray.errors import KlrayError
+from klray.lens import LensTraining
+from klray.texts import TextSet
+
+
+@dataclass
+class LensConfig:
+    """How layers are read, and how a tuned lens is trained."""
+
+    norm: str | None = None  # dotted path to the model's final norm, where klray does not find it
+    path: str | None = None  # the folder for the trained lens
+    texts_path: str | None = None  # texts to train on: as texts.path; python_stdlib needs none, it has a train split
+    n: int | None = 2000  # draw so many of these
+    steps: int = 250
+    tokens_per_step: int = 1024
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+
+def lens_training(config: LensConfig) -> LensTraining:
+    """How a tuned lens is trained."""
+    return LensTraining(config.steps, config.tokens_per_step, config.learning_rate, config.seed)
+
+
+def lens_folder(config: LensConfig) -> Path:
+    """Where the trained lens goes; looked at first, because training takes long."""
+    if not config.path:
+        raise KlrayError("klray lens needs a folder for what it trains: set lens.path=")
+    folder = Path(config.path).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise KlrayError(f"lens.path={config.path}: there is something already; name a new folder, or an empty one")
+    return folder
+
+
+def lens_texts(config: LensConfig, texts: TextsConfig, scoring: TextSet) -> TextSet:
+    """The texts that a lens is trained on, none of which is in ``scoring``, the texts that ``texts`` asks for.
+
+    Raises
+    ------
+    KlrayError
+        It is not said which, or the two have texts in common.
+    """
+    asked = dataclasses.replace(texts, seed=config.seed, n=None)
+    if texts.source is TextSource.python_stdlib:
+        if texts.split is TextSplit.train:
+            raise KlrayError(
+                "texts.split=train: a lens is trained on these texts and must be judged on others; leave texts.split out"
+            )
+        asked.split = TextSplit.train
+    elif config.texts_path is None:
+        raise KlrayError(
+            f"a tuned lens needs texts of its own beside texts={texts.source.value}: set lens.texts_path= to a file or "
+            "folder of the same kind"
+        )
+    else:
+        asked.path = config.texts_path
+    every = text_set(asked)
+    if config.n is not None and config.n < len(every):
+        every = text_set(dataclasses.replace(asked, n=config.n))
+    shared = set(every.texts) & set(scoring.texts)
+    if shared:
+        raise KlrayError(
+            f"{len(shared):,} of the {len(every):,} texts of {every.name} are also scored: a lens must be trained on "
+            "other texts; set lens.texts_path= to some"
+        )
+    return every

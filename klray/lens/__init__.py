@@ -1,0 +1,18 @@
+"""Lenses: a model's predictions after each of its layers, by the logit lens or a tuned one. Torch only."""
+
+from __future__ import annotations
+
+from klray.lens.lens import LOGIT, Lens, layer_log_likelihood
+from klray.lens.training import LensTraining, prediction_kl, train_lens
+from klray.lens.translators import Translators, load_translators
+
+__all__ = [
+    "LOGIT",
+    "Lens",
+    "LensTraining",
+    "Translators",
+    "layer_log_likelihood",
+    "load_translators",
+    "prediction_kl",
+    "train_lens",
+]

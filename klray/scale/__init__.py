@@ -1,0 +1,42 @@
+"""The scale: KL in ten settings of a snapshot, beside what was published, and where a number falls among them.
+
+Source of the settings and of the published values: arXiv:2505.15353, Figure 3 and Table 1a.
+"""
+
+from __future__ import annotations
+
+from klray.scale.analysis import ScaleRow, format_scale, measure_scale, notes, require_pairs, scale_rows, setting_kl
+from klray.scale.domains import Comparison, compare_domains
+from klray.scale.evaluation import bootstrap_standard_error, pair_divergence
+from klray.scale.lineage import Lineages, lineages
+from klray.scale.models import Models
+from klray.scale.pairs import DEFAULT_CHOICE, Choice, setting_pairs
+from klray.scale.placing import Neighbour, Placement, place
+from klray.scale.settings import APART, SETTINGS, Setting, setting_named
+
+__all__ = [
+    "APART",
+    "DEFAULT_CHOICE",
+    "SETTINGS",
+    "Choice",
+    "Comparison",
+    "Lineages",
+    "Models",
+    "Neighbour",
+    "Placement",
+    "ScaleRow",
+    "Setting",
+    "bootstrap_standard_error",
+    "compare_domains",
+    "format_scale",
+    "lineages",
+    "measure_scale",
+    "notes",
+    "pair_divergence",
+    "place",
+    "require_pairs",
+    "scale_rows",
+    "setting_kl",
+    "setting_named",
+    "setting_pairs",
+]

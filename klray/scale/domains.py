@@ -1,0 +1,88 @@
+"""The scale and the exponents on several domains of the text set, side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import xarray as xr
+
+from klray.scale.analysis import ScaleRow, scale_rows
+from klray.summary import RunRow, run_table, significant, with_error
+from klray.table import text_table
+
+_NONE = "–"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Settings and runs of two or more domains.
+
+    Attributes
+    ----------
+    domains : tuple of str
+    settings : setting -> (domains,) rows, those that have pairs in any domain
+    runs : run -> (domains,) rows, None where a domain has no such run
+    """
+
+    domains: tuple[str, ...]
+    settings: dict[str, tuple[ScaleRow, ...]]
+    runs: dict[str, tuple[RunRow | None, ...]]
+
+    def ratio(self, setting: str, domain: str) -> float:
+        """Median of the setting in that domain over the one in the first domain; NaN where one is missing."""
+        rows = self.settings[setting]
+        first = rows[0].median
+        return rows[self.domains.index(domain)].median / first if first > 0 else math.nan
+
+    def table(self) -> str:
+        """Both as plain text: medians with their ratio to the first domain, exponents of runs."""
+        first, *others = self.domains
+        header = ("setting", "n", *self.domains, *(f"{each} / {first}" for each in others))
+        rows = [
+            (
+                setting,
+                f"{found[0].n:,}",
+                *(with_error(row.median, row.median_standard_error) for row in found),
+                *(significant(self.ratio(setting, each)) for each in others),
+            )
+            for setting, found in self.settings.items()
+        ]
+        parts = [
+            text_table(header, rows, text_columns=1),
+            "Median KL in bits/byte ± its standard error by bootstrap over pairs, on the texts of each domain, each "
+            "with a recipe of its own.",
+        ]
+        if self.runs:
+            exponents = [
+                (run, *(_NONE if row is None else with_error(row.exponent, row.exponent_spread) for row in found))
+                for run, found in self.runs.items()
+            ]
+            parts += [
+                "",
+                text_table(("run: c_q", *self.domains), exponents, text_columns=1),
+                "Diffusion exponent of KL: mean over the last half of the windows ± their standard deviation.",
+            ]
+        return "\n".join(parts)
+
+
+def compare_domains(scales: Mapping[str, xr.Dataset], trajectories: Mapping[str, xr.Dataset]) -> Comparison:
+    """Put results of several domains side by side.
+
+    Parameters
+    ----------
+    scales : domain -> result of ``measure_scale`` on its texts
+    trajectories : domain -> result of ``klray.trajectory.analyze`` on its texts, for the same domains
+    """
+    domains = tuple(scales)
+    rows = {domain: {row.setting: row for row in scale_rows(scale)} for domain, scale in scales.items()}
+    settings = [name for name in dict.fromkeys(name for each in rows.values() for name in each)]
+    settings = [name for name in settings if all(name in rows[domain] and rows[domain][name].n for domain in domains)]
+    tables = [{row.run: row for row in run_table(trajectories[domain])} for domain in domains]
+    runs = dict.fromkeys(name for table in tables for name in table)
+    return Comparison(
+        domains,
+        {name: tuple(rows[domain][name] for domain in domains) for name in settings},
+        {name: tuple(table.get(name) for table in tables) for name in runs},
+    )

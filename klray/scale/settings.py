@@ -1,0 +1,57 @@
+"""The ten settings of the scale, what each is called in words, and what the paper found in it.
+
+Source of the settings and of the published values: arXiv:2505.15353, Figure 3 and Table 1a; KL in bits/byte.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+SOURCE = "arXiv:2505.15353"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting. ``low`` and ``high`` are the published median twice, or the published range; NaN if neither is.
+
+    ``phrase`` completes "like ...".
+    """
+
+    name: str
+    phrase: str
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def published(self) -> str:
+        """The published value as text, "" when there is none."""
+        if math.isnan(self.low):
+            return ""
+        return f"{self.low:g}" if self.low == self.high else f"{self.low:g}-{self.high:g}"
+
+
+SETTINGS = (
+    Setting("later", "training for 1,000 steps late in pretraining", 0.01, 0.05),
+    Setting("early", "training for 1,000 steps early in pretraining", 0.05, 0.1),
+    Setting("seed", "pretraining with another seed"),
+    Setting("size", "pretraining another size"),
+    Setting("8-bit", "quantising to 8 bits", 0.44, 0.44),
+    Setting("4-bit", "quantising to 4 bits", 0.49, 0.49),
+    Setting("fine-tuning", "fine-tuning", 0.40, 0.40),
+    Setting("intra-type", "taking another model of the same architecture", 0.95, 0.95),
+    Setting("random", "taking any other model"),
+    Setting("layer", "going up one layer, read by the logit lens", 3.0, 3.0),
+)
+# Parts of settings and variants of them that are counted apart; the paper has none of these.
+APART = (
+    Setting("4-bit fp4", "quantising to 4 bits (fp4)"),
+    Setting("4-bit nf4", "quantising to 4 bits (nf4)"),
+    Setting("layer, tuned lens", "going up one layer, read by the tuned lens"),
+)
+_KNOWN = {setting.name: setting for setting in (*SETTINGS, *APART)}
+
+
+def setting_named(name: str) -> Setting:
+    """The setting of that name; one of the ten or of those apart, or made up for a name from a result."""
+    return _KNOWN.get(name) or Setting(name, name)
