@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -18,6 +19,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
+from klray import quantization as quantizations
 from klray.errors import CheckpointError, KlrayError, Reason
 from klray.likelihood import context_length, is_out_of_memory
 
@@ -41,6 +43,7 @@ class _Layout:
 
     config: str
     dtype: str
+    quantization: str
     device: str
     tensors: tuple[tuple[str, tuple[int, ...], str], ...]  # name, shape, dtype
 
@@ -59,18 +62,26 @@ class Loaded:
         Number of parameters; tied ones count once.
     context
         Most tokens that it reads at once; None for no limit.
+    stored_quantization
+        How its files are quantised, such as bitsandbytes or gptq; "" if they are not.
     """
 
     model: Any
     architecture: str
     parameters: int
     context: int | None
+    stored_quantization: str
     _layout: _Layout
     _slots: dict[str, torch.Tensor] | None  # where each stored tensor went; None if not all of them can be told
 
 
 def load(
-    directory: str | Path, dtype: Dtype = "float32", device: str | torch.device = "cpu", *, reuse: Loaded | None = None
+    directory: str | Path,
+    dtype: Dtype = "float32",
+    device: str | torch.device = "cpu",
+    *,
+    quantization: str = "none",
+    reuse: Loaded | None = None,
 ) -> Loaded:
     """Load a causal language model from a checkpoint's folder, in eval mode, never running code that it brings.
 
@@ -83,10 +94,12 @@ def load(
     device
         Where the model goes; "auto": layer by layer to all GPUs that the process sees, which takes accelerate, and to
         the CPU where there is none.
+    quantization
+        One of ``klray.quantization.NAMES``. A checkpoint that is stored quantised is loaded as it is, with "none".
     reuse
         What an earlier call returned, to be given up: if the two checkpoints differ in numbers alone, those of its
-        model are overwritten in place (addresses stay) and it is returned; if not, its memory is freed before the new
-        model is built. Either way the result is the same, bit for bit.
+        model are overwritten in place (addresses stay) and it is returned; if not, and always if it is quantised, its
+        memory is freed before the new model is built. Either way the result is the same, bit for bit.
 
     Raises
     ------
@@ -94,8 +107,11 @@ def load(
         With reason load_failed (unknown architecture, broken config or weights, weights missing: a parameter that the
         checkpoint does not hold would be random), no_safe_weights, or out_of_memory.
     KlrayError
-        "auto" without accelerate.
+        "auto" without accelerate, a quantisation that there is not, or one without its library.
     """
+    quantizations.check_name(quantization)
+    if lacking := quantizations.lacks_library(quantization):
+        raise KlrayError(lacking)
     if device == "auto" and (lacking := lacks_accelerate()):
         raise KlrayError(lacking)
     if dtype not in get_args(Dtype):
@@ -103,11 +119,22 @@ def load(
     folder = Path(directory)
     with _quiet(), _explained(folder):
         files = _weight_files(folder)
-        stored = _read(files)
         config = {key: value for key, value in _config_json(folder).items() if key not in _CONFIG_NOTES}
+        method = quantizations.stored_method(config)
+        if method and quantization != quantizations.NONE:
+            raise CheckpointError(
+                f"{folder} is stored quantised ({method}), and scoring.quantization={quantization} would quantise it "
+                "again: score it as it is with scoring.quantization=none, or its unquantised original",
+                "load_failed",
+            )
+        plain = not method and quantization == quantizations.NONE
+        if not plain:
+            quantizations.import_library()
+        stored = _read(files) if plain else {}
         layout = _Layout(
             config=json.dumps(config, sort_keys=True),
             dtype=dtype,
+            quantization=quantization,
             device=str(device),
             tensors=tuple((name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in sorted(stored.items())),
         )
@@ -117,18 +144,20 @@ def load(
                     for name, slot in reuse._slots.items():
                         slot.copy_(stored[name])
                 return reuse
-            torch.nn.Module.to(reuse.model, "meta")  # a model on several devices has a .to of its own, which warns
+            _free(reuse.model)
             reuse._slots = None
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # other sizes would not fit into the blocks that the old model leaves
-        model = _build(folder, dtype, device, safetensors=files[0].suffix == ".safetensors")
+        with _quantized_explained(folder, method):
+            model = _build(folder, dtype, device, quantization, safetensors=files[0].suffix == ".safetensors")
         return Loaded(
             model=model,
             architecture=type(model).__name__,
             parameters=model.num_parameters(),
             context=context_length(model),
+            stored_quantization=method,
             _layout=layout,
-            _slots=_find_slots(model, stored),
+            _slots=_find_slots(model, stored) if plain else None,
         )
 
 
@@ -167,10 +196,33 @@ def tokenizer_fingerprint(directory: str | Path) -> str:
         return digest.hexdigest()
 
 
-def _build(folder: Path, dtype: str, device: str | torch.device, safetensors: bool) -> Any:
+def _free(model: Any) -> None:
+    """Free a model's memory, whoever still holds the model; its own .to warns, or refuses quantised parameters."""
+    for module in model.modules():
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                nothing = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                module._parameters[name] = torch.nn.Parameter(nothing, requires_grad=False)
+        for name, tensor in module._buffers.items():
+            if tensor is not None:
+                module._buffers[name] = tensor.to("meta")
+        if type(module).__module__.startswith("bitsandbytes"):  # they hold weights and scales here, too
+            module.state = module.quant_state = None
+
+
+def _build(folder: Path, dtype: str, device: str | torch.device, quantization: str, safetensors: bool) -> Any:
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     # A config.json may name an attention kernel to be fetched from the hub: only the built-in ones are used.
     config._attn_implementation = None
+    stored_quantized = hasattr(config, "quantization_config")
+    quantized = quantization != quantizations.NONE
+    more: dict[str, Any] = {}
+    if quantized:
+        more["quantization_config"] = transformers.BitsAndBytesConfig(**quantizations.options(quantization, dtype))
+    if device == "auto":
+        more["device_map"] = "auto"
+    elif quantized or stored_quantized:
+        more["device_map"] = {"": device}  # quantised where they stay, and not on a GPU just because there is one
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
@@ -180,7 +232,7 @@ def _build(folder: Path, dtype: str, device: str | torch.device, safetensors: bo
         use_safetensors=safetensors,
         weights_only=True,
         output_loading_info=True,
-        device_map="auto" if device == "auto" else None,
+        **more,
     )
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     missing = sorted(parameters & set(info["missing_keys"]))
@@ -194,13 +246,24 @@ def _build(folder: Path, dtype: str, device: str | torch.device, safetensors: bo
         logger.info("%s: %d tensors are not part of the model", folder, len(info["unexpected_keys"]))
     if device == "auto":
         _check_places(model, folder)
-    else:
+    elif not more:
         model = model.to(device)
     if next(model.parameters()).device.type == "cpu":
-        for tensor in (*model.parameters(), *model.buffers()):
-            # What needed no conversion is mapped from the file, which may be evicted or written over, at odd addresses.
-            tensor.data = tensor.data.clone()
+        model = _own_memory(model, stored_quantized)
+    quantizations.settle(model)
     return model.eval()
+
+
+def _own_memory(model: Any, stored_quantized: bool) -> Any:
+    """The model without memory that is mapped from its files: what needed no conversion is mapped from the file, which
+    may be evicted or written over, at odd addresses.
+    """
+    if stored_quantized:  # its parameters hold scales, too, each kind in places of its own
+        return copy.deepcopy(model)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if type(tensor) in (torch.Tensor, torch.nn.Parameter):  # others were quantised just now
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def _check_places(model: Any, folder: Path) -> None:
@@ -274,6 +337,22 @@ def _read(files: list[Path]) -> dict[str, torch.Tensor]:
 def _config_json(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+
+@contextmanager
+def _quantized_explained(folder: Path, method: str) -> Iterator[None]:
+    """Of a checkpoint that is stored quantised, say so when the library that reads such files is not here."""
+    try:
+        yield
+    except ImportError as error:
+        if not method:
+            raise
+        cure = "pip install 'klray[quant]'" if method == "bitsandbytes" else "install what it names"
+        raise CheckpointError(
+            f"{folder} is stored quantised ({method}), and what reads that is not here: {_first_line(error)[:200]}; "
+            f"{cure}, or choose its unquantised original",
+            "load_failed",
+        ) from error
 
 
 @contextmanager

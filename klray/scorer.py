@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,13 @@ class Scorer:
         start = time.monotonic()
         settings = self.settings
         try:
-            self._model = models.load(directory, dtype=settings.dtype, device=settings.device, reuse=self._model)
+            self._model = models.load(
+                directory,
+                dtype=settings.dtype,
+                device=settings.device,
+                quantization=settings.quantization,
+                reuse=self._model,
+            )
             encoded = self._encode(checkpoint, directory)
         finally:
             self._give_back(checkpoint)
@@ -188,6 +195,7 @@ class Scorer:
             "revision": checkpoint.revision,
             "architecture": self._model.architecture,
             "parameters": self._model.parameters,
+            "stored_quantization": self._model.stored_quantization,
             "bytes": checkpoint.bytes,
             "device": settings.device,
             "head": scores.head,
@@ -231,6 +239,8 @@ class Scorer:
 def versions() -> Mapping[str, str]:
     """Versions of what decides the numbers, for a commit."""
     found = {name: version(name) for name in ("klray", "torch", "transformers", "tokenizers", "numpy")}
+    if find_spec("bitsandbytes") is not None:
+        found["bitsandbytes"] = version("bitsandbytes")
     return {**found, "python": platform.python_version(), "machine": platform.machine(), "cpus": str(os.cpu_count())}
 
 

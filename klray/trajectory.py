@@ -26,7 +26,7 @@ from klray.preprocess import KNOWN_ANOMALIES, Anomaly, Exclusion, Recipe, Run, f
 
 logger = logging.getLogger("klray")
 
-NUMERICS_VERSION = 1  # raise when the same snapshot and recipe give other values than before
+NUMERICS_VERSION = 2  # raise when the same snapshot and recipe give other values than before
 
 _KL_PAPER = "arXiv:2505.15353"
 _MAP_PAPERS = "arXiv:2505.15353, arXiv:2502.16173"

@@ -23,6 +23,7 @@ ROOMS = [
     "head",
     "likelihood",
     "lens",
+    "quantization",
     "models",
     "objects",
     "store",
@@ -33,9 +34,12 @@ ROOMS = [
     "sweep",
     "doctor",
     "preprocess",
+    "pairs",
     "centering",
     "tiles",
     "divergence",
+    "layers",
+    "watch",
     "noise",
     "diffusion",
     "embedding",
@@ -54,7 +58,7 @@ DOORS = {
     "zarr": {"store"},
     "ray": {"cluster", "sweep"},
     "huggingface_hub": {"checkpoints"},
-    "transformers": {"models", "embedded"},
+    "transformers": {"models", "embedded", "watch"},
     "tokenizers": {"embedded"},
     "safetensors": {"lens", "models", "embedded"},
     "matplotlib": {"figures"},
@@ -70,6 +74,7 @@ DOORS = {
     "botocore": {"objects"},
     "obstore": {"objects"},
     "tqdm": {"progress"},
+    "bitsandbytes": {"quantization"},
 }
 
 

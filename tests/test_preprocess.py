@@ -291,3 +291,12 @@ def test_excluded_checkpoints_are_not_reported_again() -> None:
     assert len(find_anomalies(LABELS, np.arange(30), kl)) == 1
     kl[12] = kl[:, 12] = np.nan
     assert find_anomalies(LABELS, np.arange(30), kl) == []
+
+
+def test_an_exclusion_means_every_precision_of_a_checkpoint() -> None:
+    data = snapshot(steps=(0, 116_000), n_texts=30)
+    labels = [f"{label}+bfloat16" for label in data["model"].values]
+    data = data.assign_coords(model=np.array(labels, dtype=np.dtypes.StringDType()))
+    recipe = Recipe.fit(data, outlier_fraction=0.0)
+    reasons = dict(zip(labels, recipe.reasons(data), strict=True))
+    assert [label for label, reason in reasons.items() if reason] == ["org/pythia-1b@step116000+bfloat16"]

@@ -10,6 +10,7 @@ from klray import models
 from klray.cluster import RaySettings
 from klray.config.scoring import ScoringConfig
 from klray.errors import KlrayError
+from klray.quantization import lacks_library
 
 
 @dataclass
@@ -39,6 +40,8 @@ def ray_settings(config: RayConfig, scoring: ScoringConfig) -> RaySettings:
             raise KlrayError(f"ray.{name}={value}: must be 1 or more")
     if config.gpus_per_worker is not None and config.gpus_per_worker > 1 and (lacking := models.lacks_accelerate()):
         raise KlrayError(f"ray.gpus_per_worker={config.gpus_per_worker:g}: {lacking}")
+    if lacking := lacks_library(scoring.quantization):
+        raise KlrayError(lacking)
     return RaySettings(
         address=config.address,
         workers=config.workers,

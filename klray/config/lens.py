@@ -53,7 +53,7 @@ def lens_texts(config: LensConfig, texts: TextsConfig, scoring: TextSet) -> Text
     if texts.source is TextSource.python_stdlib:
         if texts.split is TextSplit.train:
             raise KlrayError(
-                "texts.split=train: a lens is trained on these texts and must be judged on others; leave texts.split out"
+                "texts.split=train: a lens is trained on these texts and is judged on others; leave texts.split out"
             )
         asked.split = TextSplit.train
     elif config.texts_path is None:

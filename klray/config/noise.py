@@ -27,6 +27,11 @@ def noise_ways(config: NoiseConfig, settings: ScoringSettings) -> Ways:
     """In which ways checkpoints are scored to measure their noise; the first precision is that of ``klray score``."""
     if config.models < 1:
         raise KlrayError(f"noise.models={config.models}: must be 1 or more")
+    if settings.quantization != "none":
+        raise KlrayError(
+            f"scoring.quantization={settings.quantization}: klray noise compares with float64, in which nothing is "
+            "quantised; measure the model as it is, with scoring.quantization=none"
+        )
     budgets = config.tokens_per_batch
     if not budgets and settings.tokens_per_batch is not None:
         budgets = [1, max(1, settings.tokens_per_batch // 4), settings.tokens_per_batch]

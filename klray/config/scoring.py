@@ -10,6 +10,7 @@ from pathlib import Path
 from klray import models
 from klray.errors import KlrayError
 from klray.lens import LOGIT, Lens, load_translators
+from klray.quantization import check_name
 from klray.scorer import ScoringSettings
 
 
@@ -33,8 +34,8 @@ class ScoringConfig:
     """How checkpoints are scored."""
 
     dtype: Dtype = Dtype.float32
-    quantization: str = "none"
     lens: str = "none"  # logit, or the folder of a tuned lens (klray lens): every layer is scored
+    quantization: str = "none"  # int8, fp4 or nf4, by bitsandbytes
     threads: int = 1  # CPU threads of one worker
     tokens_per_batch: int | None = None  # default: 1,024 on a CPU, 16,384 on a GPU
     cache_dir: str | None = None  # downloaded checkpoints; default below the user's cache folder
@@ -43,8 +44,7 @@ class ScoringConfig:
 
 def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> ScoringSettings:
     """How checkpoints are scored; ``lens_norm`` is the path to the final norm, where it cannot be found."""
-    if config.quantization != "none":
-        raise KlrayError(f"scoring.quantization={config.quantization}: this version scores models as they are (none)")
+    check_name(config.quantization)
     for name, value in (
         ("threads", config.threads),
         ("tokens_per_batch", config.tokens_per_batch),

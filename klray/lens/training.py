@@ -126,7 +126,7 @@ def train_lens(
 
 
 def prediction_kl(model: Any, tokens: Tokens, lens: Lens) -> np.ndarray:
-    """(L,) float64: KL(final logits || lens logits) of each layer before the last, nats per token, mean over ``tokens``.
+    """KL(final logits || lens logits) of each layer before the last: (L,) float64, nats per token, mean over tokens.
 
     What :func:`train_lens` minimises, here on any texts.
     """

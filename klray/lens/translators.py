@@ -79,7 +79,7 @@ class Translators:
             )
 
     def apply(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """h + A h + b for hidden states (..., D) of one layer, computed in fp32 and given back in their dtype."""
+        """Hidden h -> h + A h + b for hidden states (..., D) of one layer, in fp32, given back in their dtype."""
         wide = hidden.to(self.matrices_LDD.device).float()
         moved = torch.nn.functional.linear(wide, self.matrices_LDD[layer], self.biases_LD[layer])
         return (wide + moved).to(hidden.dtype)

@@ -26,8 +26,8 @@ logger = logging.getLogger("klray")
 class Exclusion:
     """Checkpoints that are left out of clipping, text scores, windows, consecutive KL and maps.
 
-    ``pattern`` (shell wildcards) is compared with a model's label, ``repository@revision``, with the part of the label
-    after its last slash, and with its key.
+    ``pattern`` (shell wildcards) is compared with a model's label, with its ``repository@revision`` (so that all its
+    precisions, quantised selves and layers are meant), with the parts of both after their last slash, and with its key.
     """
 
     pattern: str
@@ -199,10 +199,13 @@ class Recipe:
 
 def _reasons(dataset: xr.Dataset, exclusions: tuple[Exclusion, ...]) -> list[str]:
     """(K,) reason of the first exclusion that matches each model; an empty string when none does."""
-    return [
-        next((exclusion.reason for exclusion in exclusions if exclusion.matches(str(label), str(key))), "")
-        for label, key in zip(facts(dataset, "model", ""), facts(dataset, "key", ""), strict=True)
-    ]
+    columns = (facts(dataset, name, "") for name in ("model", "key", "repository", "revision"))
+    reasons = []
+    for label, key, repository, revision in zip(*columns, strict=True):
+        names = {str(label), f"{repository}@{revision}"}
+        matching = (each.reason for each in exclusions if any(each.matches(name, str(key)) for name in names))
+        reasons.append(next(matching, ""))
+    return reasons
 
 
 def _matrix(dataset: xr.Dataset) -> da.Array:

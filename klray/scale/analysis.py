@@ -92,7 +92,7 @@ def measure_scale(
         The recipe is for other texts, or values are not finite.
     """
     values = recipe.apply(dataset)
-    models = Models.of(dataset, recipe.excluded)
+    models = Models.of(dataset, np.array([reason != "" for reason in recipe.reasons(dataset)]))
     found = {name: pairs for name, pairs in setting_pairs(models, choice).items() if name in _TEN or len(pairs)}
     pairs = np.concatenate(list(found.values()))
     kl, standard_error = pair_divergence(values, pairs, rows_bytes)

@@ -6,13 +6,10 @@ Shapes: K = models of the snapshot.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-
-from klray.preprocess import Exclusion
 
 _LABELS = ("repository", "revision", "commit", "family", "run", "size", "base_model", "base_revision", "parents")
 _VARIANTS = ("relation", "architecture", "dtype", "quantization", "lens")
@@ -40,28 +37,20 @@ class Models:
     dtype: str
 
     @classmethod
-    def of(cls, dataset: xr.Dataset, exclusions: Iterable[Exclusion] = ()) -> Models:
-        """The models of a snapshot; what ``exclusions`` match is excluded with all its variants and layers."""
+    def of(cls, dataset: xr.Dataset, excluded: np.ndarray | None = None) -> Models:
+        """The models of a snapshot, of which those ``excluded`` (K,) are left out of every pair."""
         n_models = dataset.sizes["model"]
         labels = {
             name: np.array(
                 [str(value) for value in dataset[name].values] if name in dataset.coords else [""] * n_models
             )
-            for name in (*_LABELS, *_VARIANTS, "model", "key")
+            for name in (*_LABELS, *_VARIANTS)
         }
         numbers = {
             name: dataset[name].values.astype(np.int64) if name in dataset.coords else np.full(n_models, -1)
             for name in _NUMBERS
         }
-        names = [f"{of}@{at}" for of, at in zip(labels["repository"], labels["revision"], strict=True)]
-        exclusions = tuple(exclusions)
-        excluded = np.array(
-            [
-                any(each.matches(label, key) or each.matches(name, key) for each in exclusions)
-                for label, name, key in zip(labels["model"], names, labels["key"], strict=True)
-            ],
-            dtype=bool,
-        )
+        excluded = np.zeros(n_models, dtype=bool) if excluded is None else np.asarray(excluded, dtype=bool)
         unchanged = _none(labels["quantization"]) & _none(labels["lens"]) & (numbers["layer"] < 0)
         dtypes = Counter(labels["dtype"][unchanged & ~excluded].tolist())
         return cls(labels, numbers, excluded, dtypes.most_common(1)[0][0] if dtypes else "")

@@ -1,0 +1,98 @@
+"""Quantisation by bitsandbytes: the names, what they mean, and what makes the numbers the same on every machine.
+
+Quantised are the linear layers but the output head; embeddings, norms and head stay in the dtype of the model.
+
+int8
+    LLM.int8(): weights and activations in 8 bits, each row with its own scale; columns of activations of which one
+    exceeds 6 in the batch are multiplied in fp16.
+fp4, nf4
+    Weights in 4 bits, 64 of them with one scale, multiplied in fp16 as in arXiv 2505.15353 (which takes fp4); in bf16
+    where the model is in bf16, whose range fp16 lacks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from klray.errors import KlrayError
+
+NONE = "none"
+NAMES = (NONE, "int8", "fp4", "nf4")
+
+_NEEDED = ("bitsandbytes", "accelerate")  # transformers wants accelerate, too, to quantise with bitsandbytes
+
+
+def check_name(name: str) -> None:
+    """Raise KlrayError unless ``name`` is one of ``NAMES``."""
+    if name not in NAMES:
+        raise KlrayError(
+            f"scoring.quantization={name}: there is no such quantisation; write {', '.join(NAMES[:-1])} or {NAMES[-1]}"
+        )
+
+
+def lacks_library(name: str) -> str:
+    """What to do about a missing library without which nothing is quantised; "" if all that ``name`` needs is there."""
+    missing = [] if name == NONE else [each for each in _NEEDED if importlib.util.find_spec(each) is None]
+    if not missing:
+        return ""
+    return f"scoring.quantization={name} needs {' and '.join(missing)}: pip install 'klray[quant]'"
+
+
+def options(name: str, dtype: str) -> dict[str, Any]:
+    """Arguments of transformers' BitsAndBytesConfig for one of the names but "none", and a model in ``dtype``."""
+    if name == "int8":
+        return {"load_in_8bit": True}
+    compute = torch.bfloat16 if dtype == "bfloat16" else torch.float16
+    return {"load_in_4bit": True, "bnb_4bit_quant_type": name, "bnb_4bit_compute_dtype": compute}
+
+
+def stored_method(config: Mapping[str, Any]) -> str:
+    """How a checkpoint's files are quantised, by its config.json: "bitsandbytes", "gptq", ...; "" if they are not."""
+    found = config.get("quantization_config")
+    return str(found.get("quant_method") or "unnamed") if isinstance(found, dict) else ""
+
+
+def import_library() -> None:
+    """Import bitsandbytes, if it is there, before transformers does: without its remarks, and without foreign code.
+
+    On a CPU with AVX512-BF16 it asks, where the package ``kernels`` is installed, the hub for a compiled kernel and
+    loads it. And for each forward pass it says that int8 rounds inputs to fp16, which is what int8 is.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if "bitsandbytes" not in sys.modules:
+        with _without("kernels"):
+            importlib.import_module("bitsandbytes")
+
+
+def settle(model: Any) -> None:
+    """Let 4-bit layers on a CPU compute as they were told to, on every CPU.
+
+    On one with AVX512-BF16, bitsandbytes (0.50.2) would repack weights, round their scales to bf16 and multiply in bf16
+    whatever the compute dtype; and it fails there for layers whose input is no multiple of 64 wide.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Inside, importing ``package`` fails."""
+    there = sys.modules.get(package)
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        if there is not None:
+            sys.modules[package] = there

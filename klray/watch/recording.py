@@ -1,0 +1,139 @@
+"""One model in memory, one committed column."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from klray import likelihood, tokens
+from klray.errors import KlrayError
+from klray.scorer import versions
+from klray.store import Column, Identity, Store
+from klray.texts import TextSet
+from klray.watch.fingerprint import dtype_of, weights_sha256
+from klray.watch.undisturbed import own_forward, random_state_kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run, as its columns are labelled. ``name`` stands for the repository: one name, one trajectory."""
+
+    name: str
+    family: str = ""
+    size: str = ""
+    seed: int | None = None
+    base_model: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip("/ "):
+            raise KlrayError(f"run={self.name!r}: a run needs a name, such as my-lab/llama-300m-seed1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What became of one model: its column's key, whether it was scored now, and its log-likelihoods if it was."""
+
+    key: str
+    new: bool
+    log_likelihood: np.ndarray | None = None  # (text,) float64, nats
+
+
+def record(
+    model: Any,
+    tokenizer: Any,
+    store: Store | str,
+    text_set: TextSet,
+    *,
+    run: Run | str,
+    step: int,
+    tokens_per_batch: int | None = None,
+) -> Recorded:
+    """Score a model in memory on ``text_set`` and commit its column, as step ``step`` of ``run``, in any training loop.
+
+    The column's repository is the run's name, its commit the SHA-256 of the parameters, its revision ``step<step>``.
+    The model's modes and gradients and all global random number generators are as before. Under DDP, call it in one
+    process with the bare model (``model.module``); the others wait at their next collective operation.
+
+    Parameters
+    ----------
+    model
+        A causal language model of transformers, whole in this process, on any device; it is scored in the dtype of its
+        parameters, without autocast.
+    tokenizer
+        Its tokenizer.
+    store
+        The address of a store, opened for each call and created if it is missing; or one that is open
+        (``klray.store.Store.create(url, text_set)``).
+    text_set
+        The store's texts.
+    run, step
+        Which run this is, and the number of updates so far.
+    tokens_per_batch
+        As for ``klray.log_likelihood``.
+
+    Returns
+    -------
+    Recorded
+        A model whose column is there is not scored again.
+
+    Raises
+    ------
+    CheckpointError
+        The model cannot be scored: a text is too long, numbers overflow, memory ran out, parameters are elsewhere.
+    StoreError
+        The store refused the column, or is for other texts.
+    """
+    run = Run(run) if isinstance(run, str) else run
+    store = Store.create(store, text_set) if isinstance(store, str) else store
+    identity = identity_of(model, run, text_set)
+    if store.is_committed(identity.key):
+        return Recorded(identity.key, new=False)
+    encoded = tokens.encode(tokenizer, text_set.texts)
+    column = make_column(model, encoded, identity, run, step, tokens_per_batch)
+    store.add_column(column)
+    return Recorded(identity.key, True, np.asarray(column.log_likelihood[0]))
+
+
+def identity_of(model: Any, run: Run, text_set: TextSet) -> Identity:
+    """Identity of the column of a model in memory."""
+    return Identity(
+        repository=run.name, commit=weights_sha256(model), text_set=text_set.fingerprint, dtype=dtype_of(model)
+    )
+
+
+def make_column(
+    model: Any, encoded: tokens.Tokens, identity: Identity, run: Run, step: int, tokens_per_batch: int | None = None
+) -> Column:
+    """The column of a model in memory. What else is to be taken from weights while they are here belongs here."""
+    start = time.monotonic()
+    with random_state_kept(), own_forward(model):
+        scores = likelihood.score(model, encoded, tokens_per_batch=tokens_per_batch)
+    facts = {
+        "family": run.family,
+        "run": run.name,
+        "step": step,
+        "size": run.size,
+        "seed": run.seed,
+        "base_model": run.base_model,
+        "revision": f"step{step}",
+        "architecture": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        "device": next(model.parameters()).device.type,
+        "head": scores.head,
+        "tokens_per_batch": scores.tokens_per_batch,
+        "threads": torch.get_num_threads(),
+    }
+    return Column(
+        identity=identity,
+        log_likelihood=scores.values[None, :],
+        layers=(-1,),
+        n_tokens=scores.n_tokens,
+        facts=facts,
+        versions=dict(versions()),
+        timings={"score_seconds": time.monotonic() - start},
+    )

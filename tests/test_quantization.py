@@ -1,0 +1,293 @@
+"""Quantised models: loaded, scored, kept apart from their unquantised selves, and compared with them."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import klray
+from klray import config as configs
+from klray import likelihood, models, quantization, texts
+from klray.checkpoints import Hub, RepositorySpec, Selection, resolve
+from klray.embedded.family import train_family
+from klray.embedded.recipe import Recipe, Size
+from klray.errors import CheckpointError, KlrayError
+from klray.pairs import QuantizationPair, pair_divergence, quantization_pairs
+from klray.scorer import Scorer, ScoringSettings
+from klray.store import Store
+from klray.tokens import encode
+from tests import tiny_models
+from tests.snapshot_data import labelled
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+QUANTIZED = quantization.NAMES[1:]
+TEXTS = texts.python_stdlib(n=32)
+# Trained until it has something to lose: ten seconds on one core.
+TRAINED = Recipe(
+    sizes=(Size("0.2m", hidden=64, layers=2, learning_rate=2e-3),),
+    seeds=(1,),
+    steps=120,
+    save_every=60,
+    vocabulary=1024,
+    bytes_per_domain=200_000,
+)
+REPOSITORY = TRAINED.runs[0].repository
+
+
+@pytest.fixture(scope="module")
+def trained() -> Path:
+    return train_family(TRAINED) / REPOSITORY
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_layers_are_quantised_and_the_head_is_not(trained: Path, name: str) -> None:
+    loaded = models.load(trained / "step120", quantization=name)
+    plain = models.load(trained / "step120")
+    layer = loaded.model.gpt_neox.layers[0].attention.dense
+    assert type(layer).__name__ == ("Linear8bitLt" if name == "int8" else "Linear4bit")
+    assert layer.weight.dtype == (torch.int8 if name == "int8" else torch.uint8)
+    if name != "int8":
+        assert (layer.weight.quant_state.quant_type, layer.compute_dtype) == (name, torch.float16)
+    assert torch.equal(loaded.model.lm_head.weight, plain.model.lm_head.weight)
+    assert (loaded.parameters, loaded.architecture) == (plain.parameters, plain.architecture)
+    assert not loaded.model.training and loaded.stored_quantization == ""
+
+
+def test_four_bits_are_multiplied_in_bf16_where_the_model_is(trained: Path) -> None:
+    loaded = models.load(trained / "step120", "bfloat16", quantization="nf4")
+    assert loaded.model.gpt_neox.layers[0].attention.dense.compute_dtype == torch.bfloat16
+
+
+def test_a_quantised_self_is_further_than_noise_and_eight_bits_are_nearer_than_four(trained: Path) -> None:
+    folder = trained / "step120"
+    encoded = encode(models.load_tokenizer(folder), TEXTS.texts)
+    rows = {}
+    for name in quantization.NAMES:
+        model = models.load(folder, quantization=name).model
+        for budget in (1, 256, 1024):
+            scored = likelihood.score(model, encoded, tokens_per_batch=budget)
+            assert scored.head == "tiled"
+            rows[name, budget] = scored.values
+    kl = {
+        (name, budget, other): klray.kl_divergence(np.stack([row, rows[other, 1024]]), TEXTS.n_bytes)[0, 1]
+        for (name, budget), row in rows.items()
+        for other in {name, "none"}
+    }
+    noise = max(kl[name, budget, name] for name, budget in rows)
+    assert noise < 1e-9  # measured: 1e-11, in 4 bits
+    int8, nf4, fp4 = (kl[name, 1024, "none"] for name in ("int8", "nf4", "fp4"))
+    assert 100 * noise < int8 < nf4 < fp4 < 0.1  # measured: 8e-5, 6e-3 and 1.5e-2 bits/byte
+    assert int8 < nf4 / 10
+
+
+@pytest.mark.parametrize("width", [32, 48, 96])
+def test_four_bits_work_in_layers_of_any_width(tmp_path: Path, width: int) -> None:
+    folder = tiny_models.save_checkpoint(tmp_path, "gpt_neox", width=width)
+    tokenizer = models.load_tokenizer(folder)
+    values = [
+        klray.log_likelihood(models.load(folder, quantization=name).model, tokenizer, tiny_models.texts())
+        for name in ("none", "nf4", "fp4")
+    ]
+    assert len({row.tobytes() for row in values}) == 3
+
+
+def test_four_bits_mean_what_they_say_whatever_the_cpu(trained: Path) -> None:
+    """Against the definition: dequantised weights, multiplied in fp16."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    layer = models.load(trained / "step120", quantization="nf4").model.gpt_neox.layers[0].mlp.dense_h_to_4h
+    states_TD = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).half()
+    with torch.no_grad():
+        expected = torch.nn.functional.linear(states_TD.half(), weight, layer.bias.half()).float()
+        assert torch.equal(layer(states_TD), expected)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_a_quantised_model_is_given_up_and_never_reused(trained: Path, name: str) -> None:
+    first = models.load(trained / "step60", quantization=name)
+    tokenizer = models.load_tokenizer(trained / "step60")
+    before = klray.log_likelihood(first.model, tokenizer, TEXTS.texts[:4])
+    second = models.load(trained / "step120", quantization=name, reuse=first)
+    assert second is not first and second.model is not first.model
+    assert {tensor.device.type for tensor in first.model.parameters()} == {"meta"}
+    again = models.load(trained / "step60", quantization=name, reuse=second)
+    assert klray.log_likelihood(again.model, tokenizer, TEXTS.texts[:4]).tolist() == before.tolist()
+
+
+def test_quantised_and_plain_models_do_not_follow_each_other_in_one_object(trained: Path) -> None:
+    plain = models.load(trained / "step60")
+    quantised = models.load(trained / "step120", quantization="int8", reuse=plain)
+    assert quantised is not plain
+    after = models.load(trained / "step120", reuse=quantised)
+    assert after is not quantised
+    fresh = models.load(trained / "step120")
+    assert all(torch.equal(*each) for each in zip(after.model.parameters(), fresh.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["int8", "nf4"])
+def test_a_checkpoint_that_is_stored_quantised_is_taken_as_it_is(trained: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "stored"
+    original = models.load(trained / "step120", quantization=name)
+    original.model.save_pretrained(folder)
+    for file in (trained / "step120").glob("tokenizer*"):
+        shutil.copy(file, folder)
+    loaded = models.load(folder)
+    assert loaded.stored_quantization == "bitsandbytes"
+    tokenizer = models.load_tokenizer(folder)
+    expected = klray.log_likelihood(models.load(trained / "step120", quantization=name).model, tokenizer, TEXTS.texts)
+    (folder / "model.safetensors").write_bytes(b"written over")  # the model owns its memory
+    assert klray.log_likelihood(loaded.model, tokenizer, TEXTS.texts).tolist() == expected.tolist()
+    with pytest.raises(
+        CheckpointError, match=r"is stored quantised \(bitsandbytes\), and .*=fp4 would quantise it again"
+    ):
+        models.load(folder, quantization="fp4")
+
+
+def test_a_quantised_head_is_left_to_the_model_and_said(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = models.load(trained / "step120").model
+    head = bitsandbytes.nn.Linear8bitLt(64, 1024, bias=False, has_fp16_weights=False)
+    head.weight = bitsandbytes.nn.Int8Params(model.lm_head.weight.data.clone(), requires_grad=False)
+    model.lm_head = head.to("cpu")
+    tokenizer = models.load_tokenizer(trained / "step120")
+    with caplog.at_level(logging.WARNING, "klray"):
+        scored = likelihood.score(model, encode(tokenizer, TEXTS.texts[:2]))
+    assert scored.head == "model"
+    assert "it has no plain linear head" in caplog.text
+
+
+def test_names_that_there_are_not_are_answered_with_those_that_there_are(tmp_path: Path) -> None:
+    answer = r"scoring.quantization=int4: there is no such quantisation; write none, int8, fp4 or nf4$"
+    with pytest.raises(KlrayError, match=answer):
+        configs.scoring_settings(configs.ScoringConfig(quantization="int4"))
+    with pytest.raises(KlrayError, match=answer):
+        models.load(tmp_path, quantization="int4")
+
+
+def test_without_bitsandbytes_one_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    answer = r"scoring.quantization=nf4 needs bitsandbytes: pip install 'klray\[quant\]'$"
+    with pytest.raises(KlrayError, match=answer):
+        models.load(tmp_path, quantization="nf4")
+    scoring = configs.ScoringConfig(quantization="nf4")
+    with pytest.raises(KlrayError, match=answer):
+        configs.ray_settings(configs.RayConfig(), scoring)
+    assert configs.scoring_settings(scoring).quantization == "nf4"  # klray plan needs no library
+    assert quantization.lacks_library("none") == ""
+
+
+def test_without_its_library_a_stored_quantised_checkpoint_says_so(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stored"
+    models.load(trained / "step120", quantization="nf4").model.save_pretrained(folder)
+    program = f"""
+import importlib.metadata, importlib.util, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "bitsandbytes" else found(name, *more)
+from klray import models
+try:
+    models.load({str(folder)!r})
+except models.CheckpointError as error:
+    print(error.reason, error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("load_failed ")
+    assert "is stored quantised (bitsandbytes), and what reads that is not here: " in said
+    assert "pip install 'klray[quant]', or choose its unquantised original" in said
+
+
+def test_noise_is_measured_on_models_as_they_are() -> None:
+    settings = ScoringSettings(quantization="int8")
+    with pytest.raises(KlrayError, match=r"klray noise compares with float64, in which nothing is quantised"):
+        configs.noise_ways(configs.NoiseConfig(), settings)
+
+
+def test_nothing_is_printed_while_a_quantised_model_is_loaded_and_scored(trained: Path) -> None:
+    program = f"""
+import klray
+from klray import models
+for name in ("int8", "nf4"):
+    loaded = models.load({str(trained / "step120")!r}, quantization=name)
+    klray.log_likelihood(loaded.model, models.load_tokenizer({str(trained / "step120")!r}), ["a text of some words"])
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    said = run.stdout + run.stderr
+    # transformers imports torchao where it is installed, which says what it lacks
+    lines = [line for line in said.splitlines() if "torchao" not in line and "_pytree" not in line]
+    assert lines == []
+
+
+def test_columns_of_every_quantisation_stand_side_by_side_and_make_pairs(trained: Path, tmp_path: Path) -> None:
+    """Through the scorer, as a sweep's workers have it, to a snapshot and its pairs."""
+    found, unavailable = resolve(
+        Hub("http://127.0.0.1:9", ""), Selection("local", (RepositorySpec(str(trained), ["step60", "step120"]),))
+    )
+    assert not unavailable
+    store = Store.create(str(tmp_path / "store"), TEXTS)
+    for name in quantization.NAMES:
+        settings = configs.scoring_settings(configs.ScoringConfig(quantization=name, cache_dir=str(tmp_path / "cache")))
+        scorer = Scorer(Hub("http://127.0.0.1:9", ""), store.url, {}, TEXTS, settings)
+        assert all(scorer.score(checkpoint).first for checkpoint in found)
+    commits = store.commits()
+    assert len({commit.key for commit in commits}) == 2 * len(quantization.NAMES)
+    assert {commit.identity.quantization for commit in commits} == set(quantization.NAMES)
+    assert all(commit.versions["bitsandbytes"] for commit in commits)
+    store.publish()
+    snapshot = klray.open_dataset(store.url)
+    pairs = quantization_pairs(snapshot)
+    assert len(pairs) == 2 * len(QUANTIZED)
+    kl = klray.kl_divergence(snapshot["log_likelihood"].values, snapshot["text_bytes"].values)
+    error = klray.kl_standard_error(snapshot["log_likelihood"].values, snapshot["text_bytes"].values)
+    for pair in pairs:
+        assert snapshot["revision"].values[pair.quantized] == snapshot["revision"].values[pair.original]
+        assert snapshot["quantization"].values[pair.original] == "none"
+        np.testing.assert_allclose(pair.kl, kl[pair.quantized, pair.original], rtol=1e-9)
+        np.testing.assert_allclose(pair.kl_standard_error, error[pair.quantized, pair.original], rtol=1e-6)
+        assert pair.kl > 2 * pair.kl_standard_error > 0  # 32 texts
+
+
+def test_an_original_is_taken_in_the_quantised_model_s_own_dtype() -> None:
+    names = [("a", "none", "float32"), ("a", "int8", "float16"), ("a", "none", "float16"), ("b", "nf4", "float32")]
+    values = np.random.default_rng(0).normal(-500, 10, (5, 40))
+    data = labelled(
+        values, [*((f"org/{name}", "main", "", -1) for name, *_ in names), ("org/c", "main", "", -1)], 0, -1
+    )
+    for coordinate, given in (
+        ("quantization", [*(each for _, each, _ in names), "none"]),
+        ("dtype", [*(each for *_, each in names), "float32"]),
+    ):
+        data[coordinate].values[:] = given
+    (pair,) = quantization_pairs(data)
+    difference = values[1] - values[2]
+    expected = difference.var() / (2 * data["text_bytes"].values.mean() * np.log(2))
+    assert (pair.quantized, pair.original, pair.quantization) == (1, 2, "int8")
+    assert isinstance(pair, QuantizationPair)
+    np.testing.assert_allclose(pair.kl, expected, rtol=1e-12)
+    kl, _ = pair_divergence(values, data["text_bytes"].values, [(0, 0)])
+    assert kl.tolist() == [0.0]
+    with pytest.raises(KlrayError, match="has no coordinate 'quantization'"):
+        quantization_pairs(data.drop_vars("quantization"))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_other_architectures(tmp_path: Path, architecture: str, name: str) -> None:
+    folder = tiny_models.save_checkpoint(tmp_path, architecture)
+    tokenizer: Any = models.load_tokenizer(folder)
+    assert isinstance(tokenizer, transformers.PreTrainedTokenizerBase)
+    plain, quantised = (
+        klray.log_likelihood(models.load(folder, quantization=each).model, tokenizer, tiny_models.texts())
+        for each in ("none", name)
+    )
+    assert np.isfinite(quantised).all() and np.abs(quantised - plain).max() > 0

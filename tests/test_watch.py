@@ -1,0 +1,393 @@
+"""A model scored while it is trained: the run is not disturbed, every step is there once, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import klray
+from klray import models, watch
+from klray.errors import CheckpointError, KlrayError, StoreError
+from klray.store import Commit, Store
+from klray.texts import TextSet
+from klray.watch.fingerprint import weights_sha256
+from tests import tiny_models
+from tests.stores import TEXTS as OTHER_TEXTS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TEXTS = TextSet("tiny", tuple(tiny_models.texts()), ("all",) * len(tiny_models.texts()))
+RUN = "my-lab/run-1"
+STEPS = 6
+
+
+def collate(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    """Draws from every generator that a training may draw from."""
+    ids = torch.tensor(rows)
+    ids[random.randrange(len(rows)), int(np.random.randint(ids.shape[1]))] = int(torch.randint(256, (1,)))
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def collate_alike(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    """Draws nothing: accelerate fetches a batch ahead, so that a resumed Trainer would draw others than before."""
+    return {"input_ids": torch.tensor(rows), "labels": torch.tensor(rows)}
+
+
+def draw(module: Any, _: Any) -> None:
+    """What a model might do in a forward pass of its own: it draws where scoring would, and nowhere else."""
+    if not module.training:
+        random.random(), np.random.rand(), torch.rand(1)
+
+
+def trainer(folder: Path, *callbacks: Any, collator: Any = collate, **arguments: Any) -> transformers.Trainer:
+    """A Trainer of GPT-2's kind, which has dropout, about to train for ``STEPS`` steps."""
+    model = tiny_models.tiny_model("gpt2").train()
+    model.base_model.register_forward_pre_hook(draw)
+    rows = np.random.default_rng(0).integers(2, tiny_models.VOCABULARY, (64, 24)).tolist()
+    settings = {"max_steps": STEPS, "save_strategy": "no", "logging_steps": 2, "learning_rate": 1e-2, **arguments}
+    return transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(
+            str(folder), use_cpu=True, report_to=[], disable_tqdm=True, per_device_train_batch_size=4, **settings
+        ),
+        train_dataset=rows,
+        data_collator=collator,
+        processing_class=tiny_models.tokenizer_for("gpt2"),
+        callbacks=list(callbacks),
+    )
+
+
+def columns(store: Store) -> dict[int, Commit]:
+    """Commits by step; each step has one."""
+    commits = store.commits()
+    found = {commit.facts["step"]: commit for commit in commits}
+    assert len(found) == len(commits)
+    return dict(sorted(found.items()))
+
+
+def weights(model: Any) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def test_a_run_is_the_same_with_and_without_the_callback(tmp_path: Path) -> None:
+    alone = trainer(tmp_path / "alone")
+    alone.train()
+    callback = klray.KlrayCallback(str(tmp_path / "store"), TEXTS, run=RUN)
+    watched = trainer(tmp_path / "watched", callback)
+    watched.train()
+    assert weights(alone.model) == weights(watched.model)
+    assert alone.state.log_history[0]["loss"] == next(e["loss"] for e in watched.state.log_history if "loss" in e)
+    moments = [each.optimizer.state_dict()["state"] for each in (alone, watched)]
+    assert all(torch.equal(moments[0][place]["exp_avg"], moments[1][place]["exp_avg"]) for place in moments[0])
+    assert len(columns(Store.open(str(tmp_path / "store")))) == STEPS + 1
+
+
+def test_columns_are_those_of_the_saved_checkpoints(tmp_path: Path) -> None:
+    callback = klray.KlrayCallback(str(tmp_path / "store"), TEXTS, run=RUN, family="fam", size="tiny")
+    trainer(tmp_path / "run", callback, save_strategy="steps", save_steps=1, seed=5).train()
+    store = Store.open(str(tmp_path / "store"))
+    found = columns(store)
+    assert list(found) == list(range(STEPS + 1))
+    for step, commit in list(found.items())[1:]:
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        loaded = models.load(folder)
+        expected = klray.log_likelihood(loaded.model, models.load_tokenizer(folder), TEXTS.texts)
+        assert store.read_column(commit)[0].tobytes() == expected.astype(np.float32).tobytes()
+        assert commit.identity.commit == weights_sha256(loaded.model)
+        assert (commit.identity.repository, commit.identity.dtype) == (RUN, "float32")
+        facts = {"revision": f"step{step}", "run": RUN, "step": step, "family": "fam", "size": "tiny", "seed": 5}
+        assert facts.items() <= commit.facts.items()
+        assert (commit.facts["architecture"], commit.facts["parameters"]) == (loaded.architecture, loaded.parameters)
+    store.publish()
+    snapshot = klray.open_dataset(store.url)
+    assert snapshot["step"].values.tolist() == list(range(STEPS + 1))
+    assert set(snapshot["run"].values) == {RUN}
+
+
+def test_a_run_in_mixed_precision_is_scored_in_the_precision_of_its_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = trainer(tmp_path / "alone", bf16=True)
+    alone.train()
+    callback = klray.KlrayCallback(str(tmp_path / "store"), TEXTS, run=RUN, every=3)
+    run = trainer(tmp_path / "run", callback, bf16=True, save_strategy="steps", save_steps=3)
+    with caplog.at_level(logging.WARNING, "klray"):
+        run.train()
+    assert weights(alone.model) == weights(run.model)
+    assert caplog.text == ""
+    store = Store.open(str(tmp_path / "store"))
+    for step, commit in list(columns(store).items())[1:]:
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        expected = klray.log_likelihood(models.load(folder).model, models.load_tokenizer(folder), TEXTS.texts)
+        assert store.read_column(commit)[0].tobytes() == expected.astype(np.float32).tobytes()
+        assert (commit.identity.dtype, commit.facts["head"]) == ("float32", "tiled")
+
+
+def test_the_trainer_s_log_says_how_far_the_run_moved(tmp_path: Path) -> None:
+    class Reader(transformers.TrainerCallback):
+        told: list[float] = []  # noqa: RUF012
+
+        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+            self.told += [logs["klray/kl"]] if "klray/kl" in logs else []
+
+    callback = klray.KlrayCallback(str(tmp_path / "store"), TEXTS, run=RUN, every=4)
+    run = trainer(tmp_path / "run", callback, Reader())
+    run.train()
+    store = Store.open(str(tmp_path / "store"))
+    found = columns(store)
+    assert list(found) == [0, 4, STEPS]  # the last step is recorded, too
+    rows = np.stack([store.read_column(commit)[0] for commit in found.values()]).astype(float)
+    kl = klray.kl_divergence(rows, TEXTS.n_bytes)
+    said = {entry["step"]: entry["klray/kl"] for entry in run.state.log_history if "klray/kl" in entry}
+    np.testing.assert_allclose([said[4], said[STEPS]], [kl[0, 1], kl[1, 2]], rtol=1e-3)
+    assert Reader.told == [said[4], said[STEPS]]
+    assert [e["klray/since"] for e in run.state.log_history if "klray/kl" in e] == [0, 4]
+
+
+class Kill(transformers.TrainerCallback):
+    """The process is gone after a step, as if the machine were."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step == self.step:
+            os._exit(9)
+
+
+def train_in_a_process(folder: str, kill: int) -> None:
+    """What the processes of the next tests run."""
+    torch.set_num_threads(1)
+    callback = klray.KlrayCallback(f"{folder}/store", TEXTS, run=RUN)
+    run = trainer(
+        Path(folder) / "run", callback, Kill(kill), collator=collate_alike, save_strategy="steps", save_steps=2
+    )
+    run.train(resume_from_checkpoint=bool(list(Path(folder).glob("run/checkpoint-*"))))
+    print(json.dumps({"process": run.args.process_index, "weights": weights_sha256(run.model)}))
+
+
+def python(folder: Path, kill: int = 0, *launcher: str) -> subprocess.CompletedProcess[str]:
+    program = folder / "train.py"
+    program.write_text(
+        f"from tests.test_watch import train_in_a_process\ntrain_in_a_process({str(folder)!r}, {kill})\n"
+    )
+    root = str(Path(__file__).resolve().parents[1])
+    return subprocess.run(
+        [sys.executable, *launcher, str(program)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def test_a_killed_run_goes_on_and_scores_no_step_twice(tmp_path: Path) -> None:
+    assert python(tmp_path, kill=3).returncode == 9
+    store = Store.open(str(tmp_path / "store"))
+    before = columns(store)
+    assert list(before) == [0, 1, 2, 3]
+    resumed = python(tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    after = columns(store)
+    assert list(after) == list(range(STEPS + 1))
+    assert all(after[step] == commit for step, commit in before.items())  # attempts, times: as they were
+    assert "took another way" not in resumed.stderr  # checkpoint-2 leads to the same step 3
+    # and the run is that of a run which nothing happened to
+    callback = klray.KlrayCallback(str(tmp_path / "whole"), TEXTS, run=RUN)
+    trainer(tmp_path / "other", callback, collator=collate_alike).train()
+    whole = columns(Store.open(str(tmp_path / "whole")))
+    assert [commit.key for commit in whole.values()] == [commit.key for commit in after.values()]
+
+
+def test_of_several_processes_one_records(tmp_path: Path) -> None:
+    run = python(tmp_path, 0, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
+                 f"--master-port={free_port()}")  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    ends = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('{"process"')]
+    assert {end["process"] for end in ends} == {0, 1}
+    found = columns(Store.open(str(tmp_path / "store")))
+    assert list(found) == list(range(STEPS + 1))
+    assert {end["weights"] for end in ends} == {found[STEPS].identity.commit}
+
+
+def test_sharded_parameters_are_refused_before_anybody_waits_for_them(tmp_path: Path) -> None:
+    """One process that is a group of its own; FSDP's parameters are DTensors."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        model = tiny_models.tiny_model("gpt2")
+        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        with pytest.raises(CheckpointError, match=r"^parameter .* is not here whole: .* score the checkpoints that"):
+            watch.record(model, tiny_models.tokenizer_for("gpt2"), str(tmp_path / "store"), TEXTS, run=RUN, step=0)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Away(transformers.TrainerCallback):
+    """The store's place is taken by something else after one step, and there again after another."""
+
+    def __init__(self, store: Path, gone: int, back: int):
+        self.store, self.gone, self.back = store, gone, back
+
+    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step == self.gone:
+            self.store.rename(self.store.with_suffix(".away"))
+            self.store.write_text("no store")
+        if state.global_step == self.back:
+            self.store.unlink()
+            self.store.with_suffix(".away").rename(self.store)
+
+
+def test_a_store_that_goes_away_and_comes_back_has_every_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = tmp_path / "store"
+    run = trainer(tmp_path / "run", klray.KlrayCallback(str(store), TEXTS, run=RUN), Away(store, gone=2, back=4))
+    with caplog.at_level(logging.ERROR, "klray"):
+        run.train()
+    assert run.state.global_step == STEPS
+    assert list(columns(Store.open(str(store)))) == list(range(STEPS + 1))
+    errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors and all(f"store {store} cannot be written: " in message for message in errors)
+    assert f"1 columns of {RUN} are kept in memory and tried again later (steps 3)" in errors[0]
+
+
+def test_a_store_that_stays_away_costs_columns_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    run = trainer(tmp_path / "run", klray.KlrayCallback(str(store), TEXTS, run=RUN), Away(store, gone=4, back=-1))
+    with caplog.at_level(logging.ERROR, "klray"):
+        run.train()
+    assert run.state.global_step == STEPS
+    assert caplog.records[-1].message.endswith(
+        f"2 columns of {RUN} are lost: score the run's saved checkpoints (steps 5, 6)"
+    )
+    store.unlink()
+    assert list(columns(Store.open(str(store.with_suffix(".away")).replace("store", "store")))) == [0, 1, 2, 3, 4]
+
+
+def test_a_step_that_overflows_is_recorded_as_a_failure_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Overflow(transformers.TrainerCallback):
+        def on_step_begin(self, _: Any, state: Any, *__: Any, model: Any, **___: Any) -> None:
+            if state.global_step == 3:
+                with torch.no_grad():
+                    model.transformer.ln_f.weight.fill_(float("inf"))
+
+    run = trainer(tmp_path / "run", klray.KlrayCallback(str(tmp_path / "store"), TEXTS, run=RUN), Overflow())
+    with caplog.at_level(logging.ERROR, "klray"):
+        run.train()
+    store = Store.open(str(tmp_path / "store"))
+    assert list(columns(store)) == [0, 1, 2, 3]
+    assert f"step 4 of {RUN} is not recorded: GPT2LMHeadModel gives text" in caplog.text
+    failures = store.failures()
+    assert {failure.reason for failure in failures} == {"non_finite"}
+    assert {failure.revision for failure in failures} <= {f"step{step}" for step in range(4, STEPS + 1)}
+
+
+def test_what_is_wrong_from_the_start_is_said_before_the_first_step(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+
+    def refusal(callback: Any, error: type[Exception], words: str, **changes: Any) -> None:
+        run = trainer(tmp_path / "run", callback)
+        for name, value in changes.items():
+            setattr(run, name, value)
+        with pytest.raises(error, match=words):
+            run.train()
+        assert run.state.global_step == 0
+
+    long = TextSet("long", ("word " * 2000,), ("all",))
+    refusal(
+        klray.KlrayCallback(f"{store}-long", long, run=RUN), CheckpointError, "tokens and the model's context holds"
+    )
+    Store.create(store, TEXTS)
+    refusal(klray.KlrayCallback(store, OTHER_TEXTS, run=RUN), StoreError, "text set")
+    run = trainer(tmp_path / "run", klray.KlrayCallback(store, TEXTS, run=RUN))
+    run.callback_handler.processing_class = None
+    with pytest.raises(KlrayError, match=r"has no tokenizer, and the Trainer neither: give Trainer\(processing_class="):
+        run.train()
+    with pytest.raises(KlrayError, match="every=0: a callback scores every so many steps; write 1 or more"):
+        klray.KlrayCallback(store, TEXTS, run=RUN, every=0)
+    with pytest.raises(KlrayError, match="a run needs a name"):
+        klray.KlrayCallback(store, TEXTS, run=" ")
+
+
+def test_a_run_that_took_another_way_keeps_its_first_columns_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in (1, 2):
+        callback = klray.KlrayCallback(str(tmp_path / "store"), TEXTS, run=RUN)
+        with caplog.at_level(logging.WARNING, "klray"):
+            trainer(tmp_path / str(seed), callback, seed=seed).train()
+        if seed == 1:
+            first = columns(Store.open(str(tmp_path / "store")))
+            assert "took another way" not in caplog.text
+    assert caplog.text.count(f"of {RUN} is in the store with other parameters: this run took another way") == 1
+    assert columns(Store.open(str(tmp_path / "store"))) == first
+
+
+def test_any_loop_can_record_and_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    store = Store.create(str(tmp_path / "store"), TEXTS)
+    tokenizer = tiny_models.tokenizer_for("gpt2")
+
+    def loop(recording: bool) -> dict[str, bytes]:
+        model = tiny_models.tiny_model("gpt2").train()
+        model.transformer.h[0].eval()  # a frozen block stays as it is
+        model.base_model.register_forward_pre_hook(draw)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        for step in range(4):
+            ids = torch.randint(2, 300, (4, 16)) + random.randrange(2) + int(np.random.randint(2))
+            model(input_ids=ids, labels=ids).loss.backward()
+            if recording:
+                gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+                recorded = watch.record(model, tokenizer, store, TEXTS, run=RUN, step=step)
+                again = watch.record(model, tokenizer, store.url, TEXTS, run=watch.Run(RUN), step=step)
+                assert (recorded.new, again.new, again.log_likelihood) == (True, False, None)
+                assert recorded.key == again.key
+                left = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+                assert all(map(torch.equal, gradients, left))
+                assert model.training and not model.transformer.h[0].training and model.transformer.h[1].training
+            optimizer.step()
+            optimizer.zero_grad()
+        return weights(model)
+
+    assert loop(recording=False) == loop(recording=True)
+    assert list(columns(store)) == [0, 1, 2, 3]
+
+
+def test_the_commit_of_a_model_follows_from_its_numbers_alone() -> None:
+    model = tiny_models.tiny_model("gpt2")
+    name = weights_sha256(model)
+    assert len(name) == 64 and name == weights_sha256(tiny_models.tiny_model("gpt2").train())
+    assert name != weights_sha256(tiny_models.tiny_model("gpt2", dtype=torch.bfloat16))
+    with torch.no_grad():
+        weight = model.transformer.h[1].mlp.c_fc.weight
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))  # its last bit
+    assert name != weights_sha256(model)
+
+
+def test_a_model_that_is_not_here_whole_is_refused(tmp_path: Path) -> None:
+    model = tiny_models.tiny_model("gpt2").to("meta")
+    store = str(tmp_path / "store")
+    with pytest.raises(CheckpointError, match=r"is not here whole: it is spread over processes \(FSDP, DeepSpeed"):
+        watch.record(model, tiny_models.tokenizer_for("gpt2"), store, TEXTS, run=RUN, step=0)
