@@ -1,10 +1,13 @@
-"""Print what would be scored: commits, bytes to move, what is there already, what cannot be and why."""
+"""Print what would be scored and what it costs: bytes, hours, what is there already, what cannot be and why."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from klray import config as configs
-from klray.checkpoints import resolve
+from klray.checkpoints import Unavailable, resolve
 from klray.config import Config
+from klray.cost import Cost, cost
 from klray.job import verb
 from klray.store import Store
 from klray.sweep import missing
@@ -12,11 +15,19 @@ from klray.sweep import missing
 SHOWN = 20
 
 
-@verb()
-def main(config: Config) -> int:
-    """Exit code 1 if anything cannot be scored."""
+@dataclass(frozen=True)
+class Plan:
+    """What would be done: its cost, and what cannot be."""
+
+    cost: Cost
+    unavailable: tuple[Unavailable, ...]
+
+
+def plan(config: Config) -> Plan:
+    """Print the plan and return it; nothing is fetched and no store is made."""
     url = configs.store_url(config.store)
     settings = configs.scoring_settings(config.scoring)
+    rates = configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
     selection = configs.selection(config.models)
     text_set = configs.text_set(config.texts)
     with configs.hub(config.models) as hub:
@@ -24,19 +35,27 @@ def main(config: Config) -> int:
     store = Store.find(url, text_set, configs.storage_options(config.store))
     committed = store.committed_keys() if store else set()
     todo, present = missing(checkpoints, committed, settings, text_set.fingerprint)
+    planned = cost(todo, present, int(text_set.n_bytes.sum()), rates)
     print(f"family      {selection.family}, {len(selection.repositories)} repositories")
     print(f"texts       {text_set.name}, {len(text_set):,} texts, {text_set.n_bytes.sum():,} bytes")
     print(f"store       {url}{'' if store else ' (to be created)'}")
-    print(f"to score    {len(todo):,} checkpoints, {sum(each.bytes for each in todo) / 1e9:,.3f} GB to fetch")
+    print(f"to score    {len(todo):,} checkpoints")
     print(f"present     {len(present):,} checkpoints")
     print(f"impossible  {len(unavailable):,} checkpoints")
+    print("\n".join(planned.lines()))
     for each in todo[:SHOWN]:
         print(f"  score    {each.commit[:12]}  {each.bytes / 1e6:12,.1f} MB  {each.label}")
     if len(todo) > SHOWN:
         print(f"  ... and {len(todo) - SHOWN:,} more")
     for refused in unavailable:
         print(f"  cannot   {refused.repository}@{refused.revision}  {refused.reason}: {refused.message}")
-    return 1 if unavailable else 0
+    return Plan(planned, tuple(unavailable))
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 1 if anything cannot be scored."""
+    return 1 if plan(config).unavailable else 0
 
 
 if __name__ == "__main__":

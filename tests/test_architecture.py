@@ -19,6 +19,7 @@ ROOMS = [
     "units",
     "texts",
     "checkpoints",
+    "cost",
     "tokens",
     "head",
     "likelihood",

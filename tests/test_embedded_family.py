@@ -146,7 +146,7 @@ def test_an_interrupted_run_alone_is_trained_again_and_comes_out_the_same(
     with caplog.at_level(logging.INFO, logger="klray"), ThreadPoolExecutor(2) as pool:
         assert set(pool.map(lambda _: train_family(SMALLEST, tmp_path), range(2))) == {copy}
     messages = [record.message for record in caplog.records]
-    assert sum("training 1 of 2 runs of 40 steps" in message for message in messages) == 1
+    assert sum("training 1 of 2 models, 40 steps in all" in message for message in messages) == 1
     assert sum("another process is training it" in message for message in messages) <= 1
     assert any("40 of 40 steps" in message and "loss 46k-seed2" in message for message in messages)
 

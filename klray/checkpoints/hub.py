@@ -85,12 +85,15 @@ class Hub:
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one revision."""
+    """A repository at one revision; ``parameters`` is the number that its safetensors files have together, None when
+    the hub does not say.
+    """
 
     commit: str
     files: tuple[RemoteFile, ...]
     lineage: Lineage
     gated: bool
+    parameters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,11 +167,13 @@ def listing(hub: Hub, repository: str, revision: str = "main") -> Listing:
             "hub: check HF_ENDPOINT",
             "download_failed",
         )
+    parameters = (data.get("safetensors") or {}).get("total")
     return Listing(
         commit,
         tuple(_remote_file(sibling) for sibling in data.get("siblings") or []),
         lineage_of(repository, data),
         bool(data.get("gated")),
+        int(parameters) if parameters else None,
     )
 
 

@@ -79,6 +79,7 @@ class Checkpoint:
 
     ``commit`` is the resolved 40-digit commit sha, never a branch name. For a local folder ``directory`` is not empty,
     ``repository`` is the absolute path and ``commit`` the SHA-256 (64 digits) over the paths and hashes of ``files``.
+    ``parameters`` is how many it has, as far as the hub says, or else as many as ``main`` has.
     """
 
     repository: str
@@ -87,6 +88,7 @@ class Checkpoint:
     files: tuple[RemoteFile, ...]
     facts: Facts
     directory: str = ""
+    parameters: int | None = None
 
     @property
     def label(self) -> str:

@@ -80,6 +80,7 @@ class _Wanted:
     lineage: Lineage = NO_LINEAGE
     known: Listing | None = None
     directory: Path | None = None
+    parameters: int | None = None  # of main: the other revisions of a repository have as many, unless they say so
 
 
 _Expansion = list[_Wanted | Unavailable]
@@ -168,7 +169,7 @@ def _expand_repository(hub: Hub, spec: RepositorySpec) -> _Expansion:
     main = listing(hub, spec.repository)
     if main.gated:
         check_access(hub, spec.repository)
-    want = partial(_Wanted, spec, spec.repository, lineage=_lineage(spec, main.lineage))
+    want = partial(_Wanted, spec, spec.repository, lineage=_lineage(spec, main.lineage), parameters=main.parameters)
     if spec.patterns == ("main",):
         return [want("main", main.commit, known=main)]
     commits = references(hub, spec.repository)
@@ -249,7 +250,14 @@ def _complete(hub: Hub, family: str, wanted: _Wanted) -> Checkpoint | Unavailabl
             commit, files = read_folder(wanted.directory)
             return Checkpoint(wanted.repository, wanted.revision, commit, files, facts, str(wanted.directory))
         known = wanted.known or listing(hub, wanted.repository, wanted.commit)
-        return Checkpoint(wanted.repository, wanted.revision, known.commit, loadable_files(known.files, label), facts)
+        return Checkpoint(
+            wanted.repository,
+            wanted.revision,
+            known.commit,
+            loadable_files(known.files, label),
+            facts,
+            parameters=known.parameters or wanted.parameters,
+        )
     except CheckpointError as error:
         return _unavailable(wanted, error.reason, error.message)
     except OSError as error:

@@ -15,6 +15,7 @@ from klray.config.clusters import DaskConfig, RayConfig, memory_bytes, ray_setti
 from klray.config.lens import LensConfig, lens_folder, lens_texts, lens_training
 from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig, hub, selection
 from klray.config.noise import NoiseConfig, noise_path, noise_ways
+from klray.config.plan import PlanConfig, plan_rates
 from klray.config.scale import ScaleConfig, scale_choice
 from klray.config.scoring import DTYPES, Dtype, ScoringConfig, cache_home, scoring_settings
 from klray.config.store import Backend, StoreConfig, VerifyConfig, storage_options, store_url
@@ -31,6 +32,7 @@ __all__ = [
     "ModelSource",
     "ModelsConfig",
     "NoiseConfig",
+    "PlanConfig",
     "RayConfig",
     "ReportConfig",
     "RepositoryConfig",
@@ -49,6 +51,7 @@ __all__ = [
     "memory_bytes",
     "noise_path",
     "noise_ways",
+    "plan_rates",
     "ray_settings",
     "register",
     "scale_choice",
@@ -76,6 +79,7 @@ class Config:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     lens: LensConfig = field(default_factory=LensConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 def register() -> None:

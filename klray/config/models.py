@@ -37,7 +37,7 @@ class ModelsConfig:
 
     family: str = ""
     source: ModelSource = ModelSource.hub
-    recipe: str = "default"  # of the embedded family: default or smallest
+    recipe: str = "default"  # of the embedded family: default, smallest or study
     repositories: list[RepositoryConfig] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # more repositories, at main
     repo: str | None = None  # free form: this repository or folder, and no other

@@ -1,8 +1,8 @@
 """The embedded family on disk: trained when missing, kept between runs, laid out as a hub's repositories.
 
 ``<cache>/<fingerprint of the recipe>/`` holds ``hub/<organization>/<name>/<revision>/``, the files of each checkpoint
-as on the hub. A run is complete when its ``complete.json`` is there; an interrupted run is trained again from its
-first step.
+as on the hub. A run, child or merge is complete when its ``complete.json`` is there; an interrupted one is made again
+from its first step. Children wait for their parents.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import filelock
 
-from klray.embedded.recipe import DEFAULT, Recipe, Run
+from klray.embedded.recipe import DEFAULT, Child, Merge, Recipe, Run
 from klray.errors import KlrayError
 from klray.progress import Progress
 
 logger = logging.getLogger("klray")
 
+Made = Run | Child | Merge
 _COMPLETE = "complete.json"
 
 
@@ -43,7 +44,7 @@ def family_root(recipe: Recipe = DEFAULT, cache_root: Path | None = None) -> Pat
 
 
 def is_complete(recipe: Recipe = DEFAULT, cache_root: Path | None = None) -> bool:
-    """Whether every run of the family has been trained to its end."""
+    """Whether every model of the family has been trained to its end."""
     return not _missing(recipe, family_root(recipe, cache_root))
 
 
@@ -53,9 +54,9 @@ def train_family(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Train the runs that are missing, and return :func:`family_root`.
+    """Train the models that are missing, and return :func:`family_root`.
 
-    Runs are trained by processes of one thread each. Of several processes that ask for one family at the same time,
+    They are trained by processes of one thread each. Of several processes that ask for one family at the same time,
     one trains it and the others wait.
 
     Parameters
@@ -63,7 +64,7 @@ def train_family(
     recipe, cache_root
         As for :func:`family_root`.
     workers
-        Runs trained at the same time; None takes the number of processors that this process may use.
+        Models trained at the same time; None takes the number of processors that this process may use.
     progress
         Show steps, losses and remaining time: a bar on a terminal, log lines elsewhere.
 
@@ -92,8 +93,8 @@ def _family_folder(recipe: Recipe, cache_root: Path | None) -> Path:
     return cache_root.absolute() / recipe.fingerprint()
 
 
-def _missing(recipe: Recipe, root: Path) -> list[Run]:
-    return [run for run in recipe.runs if not (root / run.repository / _COMPLETE).exists()]
+def _missing(recipe: Recipe, root: Path) -> list[Made]:
+    return [made for made in recipe.all if not (root / made.repository / _COMPLETE).exists()]
 
 
 @contextlib.contextmanager
@@ -110,51 +111,63 @@ def _only_process(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _train(recipe: Recipe, runs: Sequence[Run], folder: Path, workers: int, progress: bool) -> None:
+def _train(recipe: Recipe, models: Sequence[Made], folder: Path, workers: int, progress: bool) -> None:
     start = time.monotonic()
+    steps = sum(map(recipe.updates, models))
     logger.info(
-        "embedded family: training %d of %d runs of %d steps, %d at a time, into %s",
-        len(runs), len(recipe.runs), recipe.steps, workers, folder,
+        "embedded family: training %d of %d models, %d steps in all, %d at a time, into %s",
+        len(models), len(recipe.all), steps, workers, folder,
     )  # fmt: skip
     recipe.write(folder)
     jobs = _Jobs()
     if not (folder / "texts").exists():
         jobs.run("klray.embedded.tokenizer", str(folder))
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(Progress(recipe.steps * len(runs), "train", "step")) if progress else None
-        losses = _Losses(bar)
+        bar = stack.enter_context(Progress(steps, "train", "step")) if progress else None
+        losses = _Losses(bar, recipe)
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         stack.callback(jobs.stop)  # before the pool waits for its threads
-        futures = [
-            pool.submit(jobs.run, "klray.embedded.training", str(folder), run.repository, take=losses.follow(run))
-            for run in runs
-        ]
+        waiting = {made.repository: made for made in models}
+        running: dict[Future[None], str] = {}
         try:
-            for future in as_completed(futures):
-                future.result()
+            while waiting or running:
+                unmade = {*waiting, *running.values()}
+                for made in [each for each in waiting.values() if unmade.isdisjoint(each.parents)]:
+                    arguments = ("klray.embedded.training", str(folder), made.repository)
+                    running[pool.submit(jobs.run, *arguments, take=losses.follow(made))] = made.repository
+                    del waiting[made.repository]
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    del running[future]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     logger.info("embedded family: trained in %.0f s", time.monotonic() - start)
 
 
 class _Losses:
-    """The progress of all runs in one line: the steps done by any of them, and each one's latest loss."""
+    """The progress of all models in one line: the steps done by any of them, and the losses of those at work."""
 
-    def __init__(self, bar: Progress | None):
+    def __init__(self, bar: Progress | None, recipe: Recipe):
         self._bar = bar
+        self._recipe = recipe
         self._lock = threading.Lock()
         self._latest: dict[str, str] = {}
+        self._done: set[str] = set()
 
-    def follow(self, run: Run) -> Callable[[str], None]:
-        """A function that takes the lines of the run's process."""
-        name = f"{run.size.name}-seed{run.seed}"
+    def follow(self, made: Made) -> Callable[[str], None]:
+        """A function that takes the lines of the model's process."""
+        name = made.repository.partition("/tiny-")[2]
         before = 0
 
         def take(line: str) -> None:
             nonlocal before
             said = json.loads(line)
             with self._lock:
+                for other in self._done - {name}:
+                    self._latest.pop(other, None)
                 self._latest[name] = f"{name} {said['loss']:.2f}"
+                if said["step"] == self._recipe.updates(made):
+                    self._done.add(name)
                 if self._bar is not None:
                     self._bar.advance(said["step"] - before, "loss " + ", ".join(self._latest.values()))
                 before = said["step"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -47,6 +48,18 @@ class Blob:
     def lfs(self) -> dict[str, Any]:
         """The ``lfs`` object of the hub's answers: the tree calls the hash "oid", the model info "sha256"."""
         return {"oid": self.sha256, "sha256": self.sha256, "size": self.size, "pointerSize": len(self._pointer)}
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters that a safetensors file says it has: its header is a length of 8 bytes, and JSON."""
+        with self.path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = stream.read(length) if length < self.size else b""
+        try:
+            tensors = json.loads(header)
+            return sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__")
+        except (ValueError, TypeError, KeyError, AttributeError):  # the file is not what its name says
+            return 0
 
     @property
     def blob_id(self) -> str:

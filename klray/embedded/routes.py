@@ -120,8 +120,10 @@ class HubHandler(BaseHTTPRequestHandler):
         for path, blob in files.items():
             details = {"size": blob.size, "blobId": blob.blob_id, **({"lfs": blob.lfs} if blob.large else {})}
             siblings.append({"rfilename": path, **(details if blobs else {})})
+        parameters = sum(blob.parameters for path, blob in files.items() if path.endswith(".safetensors"))
         self.send_json(
             {
+                **({"safetensors": {"total": parameters}} if parameters else {}),
                 "id": repository,
                 "modelId": repository,
                 "sha": commit,

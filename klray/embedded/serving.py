@@ -10,9 +10,10 @@ from pathlib import Path
 from klray.embedded.family import train_family
 from klray.embedded.hub import local_hub
 from klray.embedded.recipe import DEFAULT, SMALLEST
+from klray.embedded.study import STUDY
 from klray.errors import KlrayError
 
-RECIPES = {"default": DEFAULT, "smallest": SMALLEST}
+RECIPES = {"default": DEFAULT, "smallest": SMALLEST, "study": STUDY}
 
 
 def embedded_root(recipe: str) -> Path:

@@ -1,7 +1,8 @@
-"""Training one model of the embedded family, on one thread: equal recipe and seed give equal weights, byte for byte.
+"""Making one model of the embedded family, on one thread: equal recipe and seed give equal weights, byte for byte.
 
-``python -m klray.embedded.training FOLDER REPOSITORY`` reads ``FOLDER/recipe.json`` and ``FOLDER/texts``, trains one
-run into ``FOLDER/hub/REPOSITORY``, and writes a JSON line with ``step`` and ``loss`` to standard output now and then.
+``python -m klray.embedded.training FOLDER REPOSITORY`` reads ``FOLDER/recipe.json`` and ``FOLDER/texts``, makes one
+run, child or merge in ``FOLDER/hub/REPOSITORY``, and writes a JSON line with ``step`` and ``loss`` to standard output
+now and then. The parents of children and merges have to be there.
 
 Shape suffixes: B = blocks of a batch, T = tokens of a block, V = vocabulary.
 """
@@ -13,7 +14,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from klray.embedded.recipe import CONTEXT_TOKENS, Recipe, Run, Size
+from klray.embedded.recipe import CONTEXT_TOKENS, Child, Merge, Recipe, Run, Size
 from klray.embedded.tokenizer import END_OF_TEXT_ID
 
 _REPORT_EVERY = 5  # steps
@@ -44,7 +45,7 @@ def make_model(size: Size, vocabulary: int) -> GPTNeoXForCausalLM:
     return GPTNeoXForCausalLM(config)
 
 
-def learning_rate(step: int, recipe: Recipe, highest: float) -> float:
+def learning_rate(step: float, recipe: Recipe, highest: float) -> float:
     """Learning rate of the update that leads to ``step`` (1 to ``recipe.steps``): linear warm-up, then a cosine."""
     if step <= recipe.warmup_steps:
         return highest * step / recipe.warmup_steps
@@ -78,14 +79,44 @@ def train(
     threads depend on how the work was split.
     """
     torch.manual_seed(run.seed)
-    generator = np.random.default_rng(run.seed)
     model = make_model(run.size, recipe.vocabulary)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    saved_steps = frozenset(recipe.saved_steps)
+    saved_steps = frozenset(recipe.steps_kept(run))
     save(model, 0)
-    for step in range(1, recipe.steps + 1):
+    rates = [learning_rate(step, recipe, run.size.learning_rate) for step in range(1, recipe.steps + 1)]
+    for step, loss in _updates(model, recipe, rates, streams, np.random.default_rng(run.seed)):
+        report(step, loss)
+        if step in saved_steps:
+            save(model, step)
+
+
+def fine_tune(
+    recipe: Recipe,
+    child: Child,
+    model: GPTNeoXForCausalLM,
+    streams: Sequence[np.ndarray],
+    report: Callable[[int, float], None],
+) -> None:
+    """Train a model, which holds its parent's weights, on the streams of the child's domains."""
+    torch.manual_seed(child.seed)
+    # The recipe's schedule, compressed to the child's steps.
+    stretch = recipe.steps / child.steps
+    rates = [learning_rate(step * stretch, recipe, child.learning_rate) for step in range(1, child.steps + 1)]
+    for step, loss in _updates(model, recipe, rates, streams, np.random.default_rng(child.seed)):
+        report(step, loss)
+
+
+def _updates(
+    model: GPTNeoXForCausalLM,
+    recipe: Recipe,
+    rates: Sequence[float],
+    streams: Sequence[np.ndarray],
+    generator: np.random.Generator,
+) -> Iterator[tuple[int, float]]:
+    """One update for each learning rate: (its number from 1, loss before it in nats per token)."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    for step, rate in enumerate(rates, 1):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, recipe, run.size.learning_rate)
+            group["lr"] = rate
         tokens_BT = draw_blocks(streams, recipe.batch_blocks, recipe.block_tokens, generator)
         logits_BTV = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
         loss = cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
@@ -93,32 +124,53 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        report(step, loss.item())
-        if step in saved_steps:
-            save(model, step)
+        yield step, loss.item()
 
 
-def write_run(recipe: Recipe, run: Run, texts: Path, repository: Path) -> None:
-    """Train into the folder ``repository``: saved steps get their names when whole, ``complete.json`` comes last."""
-    streams = [np.load(path, mmap_mode="r") for path in sorted(texts.glob("*.npy"))]
+def mean_model(models: Sequence[GPTNeoXForCausalLM]) -> GPTNeoXForCausalLM:
+    """The first model, its parameters replaced by the means over all, in float64, rounded to float32."""
+    with torch.no_grad():
+        for name, parameter in models[0].named_parameters():
+            same = torch.stack([model.get_parameter(name).double() for model in models])
+            parameter.copy_(same.mean(0))
+    return models[0]
+
+
+def write_model(recipe: Recipe, made: Run | Child | Merge, texts: Path, hub: Path) -> None:
+    """Make a model in its folder of ``hub``: revisions get their names when whole, ``complete.json`` comes last."""
+    repository = hub / made.repository
     if repository.exists():
         shutil.rmtree(repository)
     repository.mkdir(parents=True)
-    (repository / "repo.json").write_text("{}")
+    parents = list(made.parents)
+    card = {"base_model": parents[0] if isinstance(made, Child) else parents} if parents else {}
+    (repository / "repo.json").write_text(json.dumps(card))
     losses = []
 
-    def save(model: GPTNeoXForCausalLM, step: int) -> None:
-        unfinished = repository / f".step{step}"
+    def save(model: GPTNeoXForCausalLM, revision: str) -> None:
+        unfinished = repository / f".{revision}"
         shutil.copytree(texts / "tokenizer", unfinished)
         model.save_pretrained(unfinished)
-        unfinished.rename(repository / f"step{step}")
+        unfinished.rename(repository / revision)
 
     def report(step: int, loss: float) -> None:
         losses.append(loss)
-        if step % _REPORT_EVERY == 0 or step == recipe.steps:
+        if step % _REPORT_EVERY == 0 or step == recipe.updates(made):
             print(json.dumps({"step": step, "loss": loss}), flush=True)
 
-    train(recipe, run, streams, save, report)
+    models = [
+        GPTNeoXForCausalLM.from_pretrained(hub / parent / recipe.last_revision(parent), dtype=torch.float32).train()
+        for parent in parents
+    ]
+    if isinstance(made, Run):
+        streams = [np.load(path, mmap_mode="r") for path in sorted(texts.glob("*.npy"))]
+        train(recipe, made, streams, lambda model, step: save(model, f"step{step}"), report)
+    elif isinstance(made, Child):
+        streams = [np.load(texts / f"{domain}.npy", mmap_mode="r") for domain in sorted(made.domains)]
+        fine_tune(recipe, made, models[0], streams, report)
+        save(models[0], "main")
+    else:
+        save(mean_model(models), "main")
     unfinished = repository / ".complete.json"
     unfinished.write_text(json.dumps({"losses_nats_per_token": losses, "cpu_seconds": time.process_time()}))
     unfinished.rename(repository / "complete.json")
@@ -128,5 +180,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     family, name = Path(sys.argv[1]), sys.argv[2]
     the_recipe = Recipe.read(family)
-    (the_run,) = (run for run in the_recipe.runs if run.repository == name)
-    write_run(the_recipe, the_run, family / "texts", family / "hub" / name)
+    (the_model,) = (made for made in the_recipe.all if made.repository == name)
+    write_model(the_recipe, the_model, family / "texts", family / "hub")

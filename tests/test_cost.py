@@ -1,0 +1,125 @@
+"""What a plan costs: parameters as the hub knows them, equal files once, arithmetic and hours checked by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.plan import plan
+from klray import config as configs
+from klray.checkpoints import Checkpoint, RepositorySpec, Selection, resolve
+from klray.config import Config, ModelsConfig, PlanConfig, RayConfig, RepositoryConfig, StoreConfig, TextsConfig
+from klray.cost import Rates, cost, parameters
+from klray.embedded.family import train_family
+from klray.embedded.hub import HubServer
+from klray.embedded.recipe import SMALLEST
+from klray.errors import KlrayError
+from tests.hub_faults import hub_of
+
+RUN = "klray/tiny-46k-seed1"
+PARAMETERS = 45_536
+STEPS = len(SMALLEST.saved_steps)
+RATES = Rates(device_tflops=2.0, gigabits=0.5, workers=3, bytes_per_token=4.0, stated="a rate")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """The smallest family; a repository with the files of one of its checkpoints; one whose weights are no tensors."""
+    root = tmp_path_factory.mktemp("hub")
+    shutil.copytree(train_family(SMALLEST), root, dirs_exist_ok=True)
+    shutil.copytree(root / RUN / "step40", root / "other/copy/main")
+    shutil.copytree(root / RUN / "step40", root / "other/strange/main")
+    (root / "other/strange/main/model.safetensors").write_bytes(b"\xff" * 10_000)
+    with HubServer(root) as server:
+        yield server
+
+
+def checkpoints(server: HubServer, *specs: RepositorySpec) -> list[Checkpoint]:
+    return resolve(hub_of(server), Selection("family", specs))[0]
+
+
+def test_the_hub_says_how_many_parameters_there_are(server: HubServer) -> None:
+    found = checkpoints(server, RepositorySpec(RUN, "step*"))
+    assert {each.parameters for each in found} == {PARAMETERS}
+
+
+def test_parameters_that_nobody_tells_are_guessed_from_16_bit_weights(server: HubServer) -> None:
+    (found,) = checkpoints(server, RepositorySpec("other/strange"))
+    assert found.parameters is None
+    assert parameters(found) == 10_000 // 2
+    lines = "\n".join(cost([found], [], 4000, RATES).lines())
+    assert "2 x 5,000 parameters, of 1 checkpoints from the bytes of 16-bit weights x 1,000 tokens" in lines
+
+
+def test_cost_is_the_formula(server: HubServer) -> None:
+    found = checkpoints(server, RepositorySpec(RUN, "step*"))
+    planned = cost(found, [], text_bytes=8_000_000, rates=RATES)
+    flop = 2 * PARAMETERS * STEPS * 2_000_000
+    assert planned.flop == flop
+    assert planned.device_seconds == pytest.approx(flop / 2e12)
+    assert planned.compute_seconds == pytest.approx(flop / 2e12 / 3)
+    assert planned.fetch_seconds == pytest.approx(sum(each.bytes for each in found) * 8 / 0.5e9)
+    assert planned.wall_seconds == max(planned.compute_seconds, planned.fetch_seconds) == planned.compute_seconds
+    assert "the limit is the GPU" in planned.lines()[-1]
+    slow = cost(found, [], 8_000_000, dataclasses.replace(RATES, gigabits=0.001))
+    assert slow.wall_seconds == slow.fetch_seconds
+    assert "the limit is the link" in slow.lines()[-1]
+
+
+def test_workers_beyond_the_checkpoints_do_not_help(server: HubServer) -> None:
+    found = checkpoints(server, RepositorySpec(RUN))
+    planned = cost(found, [], 8_000_000, dataclasses.replace(RATES, workers=100))
+    assert planned.compute_seconds == planned.device_seconds
+
+
+def test_equal_files_cost_once_and_nothing_if_they_are_there(server: HubServer) -> None:
+    run = checkpoints(server, RepositorySpec(RUN, "step*"))
+    copy = checkpoints(server, RepositorySpec("other/copy"))
+    both = cost([*run, *copy], [], 4000, RATES)
+    alone = cost(run, [], 4000, RATES)
+    assert (both.checkpoints, both.distinct) == (STEPS + 1, STEPS)
+    assert (both.fetch_bytes, both.flop) == (alone.fetch_bytes, alone.flop)
+    assert f"of {STEPS} checkpoints; 1 more have files that are there or among these" in both.lines()[0]
+    there = cost(copy, run, 4000, RATES)
+    assert (there.distinct, there.fetch_bytes, there.flop, there.wall_seconds) == (0, 0, 0, 0)
+
+
+def test_plan_prints_the_cost(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    config = Config(
+        models=ModelsConfig(repositories=[RepositoryConfig(RUN, "step*"), RepositoryConfig("other/copy")]),
+        texts=TextsConfig(n=8),
+        store=StoreConfig(url=str(tmp_path / "store")),
+        ray=RayConfig(workers=2),
+    )
+    planned = plan(config)
+    out = capsys.readouterr().out
+    assert f"to score    {STEPS + 1} checkpoints" in out
+    assert f"fetch       {planned.cost.fetch_bytes / 1e9:,.3f} GB of {STEPS} checkpoints; 1 more" in out
+    assert "GPU-hours at 26.8 TFLOP/s (40% of an H100's 67 in float32)" in out
+    assert "with 2 workers: fetching" in out
+    assert not (tmp_path / "store").exists()
+    config.plan = PlanConfig(device_tflops=1.5, gigabits=2, bytes_per_token=3)
+    plan(config)
+    assert "at 1.5 TFLOP/s (plan.device_tflops)" in (out := capsys.readouterr().out)
+    assert "at 2 Gbit/s" in out and "tokens at 3 bytes" in out
+
+
+def test_the_embedded_family_is_scored_by_cpu_cores_and_16_bit_by_tensor_cores() -> None:
+    config = Config()
+    config.scoring.dtype = configs.Dtype.bfloat16
+    rates = configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
+    assert (rates.device, rates.device_tflops) == ("GPU", pytest.approx(989 * 0.4))
+    config.models.source = configs.ModelSource.embedded
+    rates = configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
+    assert (rates.device, rates.device_tflops) == ("CPU", 0.04)
+    config.plan.gigabits = 0
+    with pytest.raises(KlrayError, match=r"plan\.gigabits=0: must be above 0"):
+        configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
