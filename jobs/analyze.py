@@ -12,7 +12,7 @@ from klray.cluster import dask_scheduler
 from klray.config import AnalysisConfig, Config
 from klray.errors import KlrayError
 from klray.job import verb
-from klray.preprocess import KNOWN_ANOMALIES, Exclusion, Recipe, of_domain, result_name
+from klray.preprocess import FOUND, KNOWN_ANOMALIES, Exclusion, Recipe, of_domain, result_name
 from klray.store import Store
 
 
@@ -39,6 +39,7 @@ def analyze(config: Config) -> xr.Dataset:
             outlier_fraction=asked.outlier_fraction,
             outlier_min_step=asked.outlier_min_step,
             exclude=exclusions(asked),
+            exclude_found=asked.exclude_found,
             window=asked.window,
             min_step=asked.min_step,
             tile=asked.tile,
@@ -64,8 +65,11 @@ def earlier_result(store: Store, snapshot: str, asked: AnalysisConfig) -> xr.Dat
             if result.attrs.get("domain", "") != asked.domain:  # one that was called so by analysis.name=
                 continue
             recipe = Recipe.from_json(result.attrs["recipe"])
-            made_with = (recipe.clip_quantile, recipe.outlier_fraction, recipe.min_step, recipe.excluded)
-            if made_with == (asked.clip_quantile, asked.outlier_fraction, asked.outlier_min_step, exclusions(asked)):
+            listed = tuple(each for each in recipe.excluded if not each.reason.startswith(FOUND))
+            made_with = (recipe.clip_quantile, recipe.outlier_fraction, recipe.min_step, listed)
+            made_by = bool(result.attrs.get("exclude_found", False))
+            wanted = (asked.clip_quantile, asked.outlier_fraction, asked.outlier_min_step, exclusions(asked))
+            if made_with == wanted and made_by == asked.exclude_found:
                 return result
     return None
 

@@ -23,7 +23,7 @@ from markupsafe import Markup, escape
 from klray.errors import KlrayError
 from klray.figures import PLATES, Plate, noise_floor, save
 from klray.noise.floor import COLUMNS, ROWS_MEAN, NoiseFloor, cells
-from klray.preprocess import Exclusion
+from klray.preprocess import Anomaly, Exclusion, names_of
 from klray.summary import (
     RunRow,
     in_memory,
@@ -101,7 +101,7 @@ def write_report(
         version=importlib.metadata.version("klray"),
         rows=rows,
         findings=_findings(result, rows),
-        pictures=[_picture(result, plate, directory / "figures") for plate in PLATES],
+        pictures=[_picture(result, plate, directory / "figures") for plate in PLATES if plate.applies(result)],
         models=_model_rows(result),
         models_total=result.sizes["model"],
         failures=[
@@ -109,6 +109,7 @@ def write_report(
             for failure in failures
         ],
         noise=None if noise is None else _noise(result, noise, directory / "figures"),
+        set_apart=_set_apart(result),
         provenance=_provenance(result, noise is not None),
         snapshot=public(str(result.attrs.get("snapshot", ""))),
         recipe=_recipe(result),
@@ -248,6 +249,26 @@ def _noise(result: xr.Dataset, noise: NoiseFloor, directory: Path) -> dict[str, 
     }
 
 
+def _set_apart(result: xr.Dataset) -> list[tuple[str, str, str]]:
+    """Checkpoints that are excluded or look anomalous as (which, why, what was done); one row for a reason."""
+    by_reason: dict[str, list[str]] = {}
+    excluded = json.loads(result.attrs.get("excluded_reasons", "{}"))
+    for model, reason in excluded.items():
+        by_reason.setdefault(reason, []).append(model)
+    rows = [(_first(models), reason, "excluded") for reason, models in by_reason.items()]
+    unknown = {"ratio": math.nan, "typical_ratio": math.nan}  # to results of klray 0.1
+    for each in json.loads(result.attrs.get("anomalies", "[]")):
+        anomaly = Anomaly(**unknown | each)
+        if anomaly.model not in excluded:
+            rows.append((anomaly.model, f"off its run's path: {anomaly.evidence}", "kept"))
+    return [(public(which), public(why), done) for which, why, done in rows]
+
+
+def _first(names: list[str]) -> str:
+    rest = len(names) - _LONGEST_LIST
+    return ", ".join(names[:_LONGEST_LIST]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
 def _provenance(result: xr.Dataset, with_noise: bool) -> list[tuple[str, str]]:
     attrs = result.attrs
     kept = result["text_kept"].values.astype(bool)
@@ -286,7 +307,7 @@ def _recipe(result: xr.Dataset) -> str:
         return ""
     recipe = json.loads(result.attrs["recipe"])
     if "excluded" in recipe:
-        models = list(zip(strings(result, "model"), strings(result, "key"), strict=True))
+        models = names_of(result)
         recipe["excluded"] = [
             each for each in recipe["excluded"] if any(Exclusion(**each).matches(*model) for model in models)
         ]

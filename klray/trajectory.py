@@ -5,10 +5,13 @@ Shapes: K = models, N = texts kept, T = saved checkpoints of one run.
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple
 
 import dask
@@ -18,19 +21,30 @@ import xarray as xr
 from dask.system import CPU_COUNT
 
 from klray import embedding
-from klray.centering import double_center
 from klray.diffusion import diffusion_exponent
 from klray.divergence import TILE, kl_divergence, kl_standard_error, paired_standard_error, projected_memory_bytes
 from klray.errors import KlrayError
-from klray.preprocess import KNOWN_ANOMALIES, Anomaly, Exclusion, Recipe, Run, find_anomalies, runs
+from klray.maps import maps
+from klray.preprocess import (
+    FOUND,
+    KNOWN_ANOMALIES,
+    Anomaly,
+    Exclusion,
+    Recipe,
+    Run,
+    facts,
+    find_anomalies,
+    names_of,
+    runs,
+)
+from klray.relatives import NO_QUANTIZATION
 
 logger = logging.getLogger("klray")
 
 NUMERICS_VERSION = 2  # raise when the same snapshot and recipe give other values than before
 
 _KL_PAPER = "arXiv:2505.15353"
-_MAP_PAPERS = "arXiv:2505.15353, arXiv:2502.16173"
-_TSNE_COMPONENTS = 50  # of a map of more models than an exact decomposition takes
+_MAX_REFITS = 5  # an anomaly may hide behind others that were found and left out; more rounds were never seen
 
 
 class RunAnalysis(NamedTuple):
@@ -52,6 +66,7 @@ def analyze(
     outlier_fraction: float = 0.03,
     outlier_min_step: int = 2000,
     exclude: Iterable[Exclusion | str] = KNOWN_ANOMALIES,
+    exclude_found: bool = False,
     window: int = 10,
     min_step: int = 1000,
     tile: int = TILE,
@@ -68,6 +83,10 @@ def analyze(
     recipe : Recipe, optional
         Frozen preprocessing. None: that of ``previous``, or a new one by ``Recipe.fit`` with ``clip_quantile``,
         ``outlier_fraction``, ``outlier_min_step`` (its min_step) and ``exclude``.
+    exclude_found : bool
+        When a new recipe is fitted: exclude the anomalous checkpoints that are found with it too, with the reason
+        "found: ...", and fit again, until no more is found. A frozen recipe excludes what it did before; what is
+        found beyond that is reported.
     previous : result of this analysis on an earlier snapshot, optional
         Same text set, same recipe, and its models are the first ones of ``dataset``: their pairs keep their values to
         the bit, and only pairs with a newer model are computed.
@@ -86,8 +105,10 @@ def analyze(
         kl and kl_standard_error (model, other) bits/byte; consecutive_kl and consecutive_kl_standard_error (model)
         bits/byte, NaN for the first checkpoint of a run and beside excluded ones; previous_step (model), -1 when there
         is none; exponent_kl and exponent_kl_r_squared (model), NaN where no window starts; map_pca (model, component)
-        in sqrt(bits/byte) and map_tsne (model, component), NaN for excluded models; text_kept (text); excluded (model);
-        the coordinates of the snapshot.
+        in sqrt(bits/byte) and map_tsne (model, component), NaN for excluded models and for layers under a lens, and
+        the maps of fine-tuned models and of layers if there are any (`klray.maps.maps`); text_kept (text); excluded
+        (model); the coordinates of the snapshot. The attribute ``anomalies`` has the evidence for each anomalous
+        checkpoint that was found, as JSON, and ``excluded_reasons`` why each excluded one is.
 
     Raises
     ------
@@ -97,8 +118,12 @@ def analyze(
     """
     if recipe is None and previous is not None:
         recipe = Recipe.from_json(previous.attrs["recipe"])
+    left_out: list[Anomaly] = []
     if recipe is None:
-        recipe = Recipe.fit(dataset, clip_quantile, outlier_fraction, outlier_min_step, exclude)
+        fit = partial(Recipe.fit, dataset, clip_quantile, outlier_fraction, outlier_min_step)
+        recipe = fit(exclude)
+        if exclude_found:
+            recipe, left_out = _without_anomalies(dataset, recipe, fit)
     if previous is not None:
         _check_previous(previous, dataset, recipe)
     values = recipe.apply(dataset)
@@ -115,10 +140,11 @@ def analyze(
             ),
         }
     )
-    columns, anomalies = _by_run(values, text_bytes, found, excluded, window, min_step)
+    columns, present = _by_run(values, text_bytes, found, excluded, window, min_step)
+    anomalies = [*left_out, *present.values()]
     for name, (column, attributes) in columns.items():
         result[name] = ("model", column, attributes)
-    for name, (points, attributes) in _maps(values, recipe.mean_bytes, excluded, perplexity, tsne).items():
+    for name, (points, attributes) in maps(values, recipe.mean_bytes, excluded, perplexity, tsne).items():
         result[name] = (("model", "component"), points, attributes)
     result["text_kept"] = ("text", recipe.text_kept, {"long_name": "text kept by the recipe"})
     result["excluded"] = ("model", excluded, {"long_name": "model left out of windows, consecutive KL and maps"})
@@ -137,12 +163,45 @@ def analyze(
         "window": window,
         "min_step": min_step,
         "excluded_reasons": json.dumps({str(n): why for n, why in zip(labels, reasons, strict=True) if why}),
+        "exclude_found": exclude_found,
         "anomalies": json.dumps([asdict(anomaly) for anomaly in anomalies]),
-        "references": _MAP_PAPERS,
+        "references": "arXiv:2505.15353, arXiv:2502.16173",
     }
-    for anomaly in anomalies:
-        logger.warning("%s leaves its run's path: %s; exclude it if it is broken", anomaly.model, anomaly)
+    for anomaly in left_out:
+        logger.warning("%s is off its run's path and excluded: %s", anomaly.model, anomaly.evidence)
+    for anomaly in present.values():
+        logger.warning(
+            "%s is off its run's path: %s; if it is broken, analysis.exclude=['%s'] or analysis.exclude_found=true "
+            "with analysis.recipe=fit leaves it out",
+            *(anomaly.model, anomaly.evidence, anomaly.model),
+        )
     return result
+
+
+def _without_anomalies(
+    dataset: xr.Dataset, recipe: Recipe, fit: Callable[[Iterable[Exclusion]], Recipe]
+) -> tuple[Recipe, list[Anomaly]]:
+    """The recipe with found anomalies excluded, fitted again until there are no more, and what was found."""
+    names, quantizations = names_of(dataset), facts(dataset, "quantization", "")
+    left_out: list[Anomaly] = []
+    for _ in range(_MAX_REFITS):
+        values = recipe.apply(dataset)
+        excluded = np.array([reason != "" for reason in recipe.reasons(dataset)])
+        # Windows are not wanted here: a smallest step beyond all leaves them out.
+        found = _by_run(values, values["text_bytes"].values, runs(dataset, excluded), excluded, 3, sys.maxsize)[1]
+        if not found:
+            break
+        left_out += found.values()
+        # A checkpoint that is broken is so in every variant; one that is broken when quantised, only there.
+        new = [
+            Exclusion(
+                glob.escape((names[at][2] if quantizations[at] in NO_QUANTIZATION else "") or names[at][0]),
+                FOUND + anomaly.evidence,
+            )
+            for at, anomaly in found.items()
+        ]
+        recipe = fit([*recipe.excluded, *new])
+    return recipe, left_out
 
 
 def projected_analysis_bytes(
@@ -222,8 +281,11 @@ def _check_previous(previous: xr.Dataset, dataset: xr.Dataset, recipe: Recipe) -
 
 def _by_run(
     values: xr.DataArray, text_bytes: np.ndarray, found: list[Run], excluded: np.ndarray, window: int, min_step: int
-) -> tuple[dict[str, tuple[Any, dict[str, Any]]], list[Anomaly]]:
-    """Columns (K,) with their attributes, and the anomalies, from each run's own pairs."""
+) -> tuple[dict[str, tuple[Any, dict[str, Any]]], dict[int, Anomaly]]:
+    """Columns (K,) with their attributes, and the anomalies by position, from each run's own pairs.
+
+    Layers under a lens are not judged: their checkpoint's own output is.
+    """
     n_models = len(excluded)
     labels = values["model"].values if "model" in values.coords else np.arange(n_models)
     tasks = []
@@ -264,7 +326,14 @@ def _by_run(
         ),
         "exponent_kl_r_squared": (columns["r_squared"], {**fit, "long_name": "R^2 of the fit of exponent_kl"}),
     }
-    return described, [anomaly for analysis in analyses for anomaly in analysis.anomalies]
+    layers = facts(values, "layer", -1)
+    anomalies = {
+        int(run.models[run.steps == anomaly.step][0]): anomaly
+        for run, analysis in zip(found, analyses, strict=True)
+        for anomaly in analysis.anomalies
+        if layers[run.models[0]] < 0
+    }
+    return described, anomalies
 
 
 def _analyze_run(
@@ -289,32 +358,3 @@ def _analyze_run(
     standard_error[np.isnan(consecutive)] = np.nan
     exponent, r_squared = diffusion_exponent(steps, kl, window, min_step)
     return RunAnalysis(consecutive, standard_error, exponent, r_squared, find_anomalies(labels, steps, kl))
-
-
-def _maps(
-    values: xr.DataArray, mean_bytes: float, excluded: np.ndarray, perplexity: float, with_tsne: bool
-) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-    """Both maps of the included models, (K, 2) with their attributes; excluded models are NaN."""
-    included = np.flatnonzero(~excluded)
-    points = {"map_pca": np.full((len(excluded), 2), np.nan)}
-    if with_tsne:
-        points["map_tsne"] = points["map_pca"].copy()
-    explained, used = np.zeros(2), perplexity
-    if len(included):
-        exact = len(included) <= embedding.EXACT_RANK
-        rows = values.data[included]
-        coordinates = embedding.map_coordinates(double_center(rows.compute() if exact else rows), mean_bytes)
-        components = min(coordinates.shape) if exact else _TSNE_COMPONENTS
-        scores, shares = embedding.pca(coordinates, max(2, components))
-        points["map_pca"][included], explained = scores[:, :2], shares[:2]
-        if with_tsne:
-            points["map_tsne"][included], used = embedding.tsne(scores, perplexity)
-    attributes: dict[str, dict[str, Any]] = {
-        "map_pca": {
-            "units": "sqrt(bit/byte)",
-            "long_name": "principal components of the map coordinates, whose squared distance is KL",
-            "explained_variance_ratio": [float(share) for share in explained],
-        },
-        "map_tsne": {"units": "1", "long_name": "t-SNE of the map coordinates", "perplexity": float(used)},
-    }
-    return {name: (array, {**attributes[name], "references": _MAP_PAPERS}) for name, array in points.items()}

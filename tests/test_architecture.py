@@ -44,6 +44,8 @@ ROOMS = [
     "noise",
     "diffusion",
     "embedding",
+    "relatives",
+    "maps",
     "trajectory",
     "summary",
     "scale",

@@ -17,6 +17,7 @@ class AnalysisConfig:
     outlier_fraction: float = 0.03
     outlier_min_step: int = 2000
     exclude: list[str] = field(default_factory=list)  # patterns over repository@revision
+    exclude_found: bool = False  # when a recipe is fitted: leave out the anomalous checkpoints found, and fit again
     window: int = 10
     min_step: int = 1000
     tile: int = 512

@@ -16,9 +16,13 @@ from matplotlib.figure import Figure
 from klray.figures.consecutive import consecutive_kl, consecutive_kl_caption
 from klray.figures.exponents import diffusion_exponents, diffusion_exponents_caption
 from klray.figures.heatmap import kl_heatmap, kl_heatmap_caption
+from klray.figures.layers import layer_threads, layer_threads_caption, shows_layers
+from klray.figures.lineage import lineage, lineage_caption, shows_lineage
 from klray.figures.maps import model_map, model_map_caption
 from klray.figures.noise import noise_floor
+from klray.figures.quantized import quantization_arrows, quantization_arrows_caption, shows_quantized
 from klray.figures.scale import scale_violins, scale_violins_caption
+from klray.figures.steps import shows_runs, training_paths, training_paths_caption
 from klray.figures.style import save
 
 __all__ = [
@@ -27,23 +31,31 @@ __all__ = [
     "consecutive_kl",
     "diffusion_exponents",
     "kl_heatmap",
+    "layer_threads",
+    "lineage",
     "model_map",
     "noise_floor",
+    "quantization_arrows",
     "save",
     "scale_violins",
     "scale_violins_caption",
+    "training_paths",
 ]
 
 
 @dataclass(frozen=True)
 class Plate:
-    """A figure as a report prints it: file name, heading, text alternative, and the functions that draw and explain."""
+    """A figure as a report prints it: file name, heading, text alternative, and the functions that draw and explain.
+
+    A report passes over a plate that does not apply: nobody would look for it in a result without such models.
+    """
 
     name: str
     heading: str
     alternative: str
     draw: Callable[[xr.Dataset], Figure]
     caption: Callable[[xr.Dataset], str]
+    applies: Callable[[xr.Dataset], bool] = lambda _: True
 
 
 PLATES = (
@@ -53,6 +65,42 @@ PLATES = (
         "Scatter plots of the models by principal components and by t-SNE, with each training run as a path.",
         model_map,
         model_map_caption,
+    ),
+    Plate(
+        "training_paths",
+        "Trajectories by training step",
+        "Scatter plots of the checkpoints by principal components and by t-SNE, each run a path, coloured by training "
+        "step on a logarithmic scale, with warm-up in open marks.",
+        training_paths,
+        training_paths_caption,
+        shows_runs,
+    ),
+    Plate(
+        "quantization_arrows",
+        "Quantisation",
+        "Scatter plots of the models by principal components and by t-SNE, with arrows from each model to its "
+        "quantised selves.",
+        quantization_arrows,
+        quantization_arrows_caption,
+        shows_quantized,
+    ),
+    Plate(
+        "lineage",
+        "Fine-tuning",
+        "Scatter plots by principal components and by t-SNE of fine-tuned models and their parents, with an edge from "
+        "each parent to each child.",
+        lineage,
+        lineage_caption,
+        shows_lineage,
+    ),
+    Plate(
+        "layer_threads",
+        "Layers",
+        "Scatter plots of the layers of models by principal components and by t-SNE, one row for each lens, with the "
+        "layers of a model joined in order.",
+        layer_threads,
+        layer_threads_caption,
+        shows_layers,
     ),
     Plate(
         "consecutive_kl",

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from klray.errors import KlrayError
+from klray.figures.panels import has_points, two_columns
 from klray.figures.style import (
     INK,
     MAX_RUNS_IN_LEGEND,
@@ -48,14 +49,14 @@ def model_map(result: xr.Dataset) -> Figure:
     KlrayError
         When no model has PCA coordinates.
     """
-    panels = [name for name in ("map_pca", "map_tsne") if _has_points(result, name)]
+    panels = [name for name in ("map_pca", "map_tsne") if has_points(result, name)]
     if "map_pca" not in panels:
         raise KlrayError(
             "a model map was asked for, but no model of this result has coordinates in 'map_pca': "
             "check which models the analysis excluded, then analyze again"
         )
     all_runs = trajectories(result)
-    located = np.isfinite(_two_columns(result["map_pca"].values)).all(1)
+    located = np.isfinite(two_columns(result["map_pca"].values)).all(1)
     drawn = [
         (run, style, label)
         for run, style, label in zip(all_runs, run_styles(all_runs), run_labels(all_runs), strict=True)
@@ -67,7 +68,7 @@ def model_map(result: xr.Dataset) -> Figure:
     handles: list[Artist] = list(run_handles([entry[0] for entry in drawn], [entry[1] for entry in drawn]))
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), index + 1)
-        points = _two_columns(result[panel].values)
+        points = two_columns(result[panel].values)
         for run, style, label in drawn:
             _draw_run(
                 axes, points[run.positions], style, label, end_points=6 if len(drawn) <= MAX_RUNS_IN_LEGEND else 4
@@ -93,12 +94,12 @@ def model_map(result: xr.Dataset) -> Figure:
 def model_map_caption(result: xr.Dataset) -> str:
     """What the figure shows, as one paragraph of plain text."""
     runs = trajectories(result)
-    missing = int((~np.isfinite(_two_columns(result["map_pca"].values)).all(1)).sum())
+    missing = int((~np.isfinite(two_columns(result["map_pca"].values)).all(1)).sum())
     sentences = [
         "Map of the models from their log-likelihood vectors. Left: the first two principal components; in the full "
         "space, squared distance is the KL divergence in bits/byte."
     ]
-    if _has_points(result, "map_tsne"):
+    if has_points(result, "map_tsne"):
         sentences.append("Right: t-SNE of the same coordinates, which keeps neighbourhoods but not distances.")
     if runs:
         sentences.append(
@@ -116,17 +117,6 @@ def model_map_caption(result: xr.Dataset) -> str:
     if missing:
         sentences.append(f"{missing:,} of {result.sizes['model']:,} models have no coordinates and are not drawn.")
     return " ".join(sentences)
-
-
-def _has_points(result: xr.Dataset, name: str) -> bool:
-    return name in result and bool(np.isfinite(_two_columns(result[name].values)).all(1).any())
-
-
-def _two_columns(coordinates: np.ndarray) -> np.ndarray:
-    # Two models span one dimension only: the second axis is then zero.
-    if coordinates.shape[1] < 2:
-        return np.column_stack([coordinates, np.where(np.isfinite(coordinates), 0.0, np.nan)])
-    return coordinates[:, :2]
 
 
 def _variance_shares(result: xr.Dataset, points: np.ndarray) -> np.ndarray:

@@ -8,17 +8,20 @@ from __future__ import annotations
 from klray.preprocess.anomalies import Anomaly, find_anomalies
 from klray.preprocess.domains import of_domain, result_name
 from klray.preprocess.quantile import lower_quantile
-from klray.preprocess.recipe import KNOWN_ANOMALIES, Exclusion, Recipe
-from klray.preprocess.runs import Run, runs
+from klray.preprocess.recipe import FOUND, KNOWN_ANOMALIES, Exclusion, Recipe, names_of
+from klray.preprocess.runs import Run, facts, runs
 
 __all__ = [
+    "FOUND",
     "KNOWN_ANOMALIES",
     "Anomaly",
     "Exclusion",
     "Recipe",
     "Run",
+    "facts",
     "find_anomalies",
     "lower_quantile",
+    "names_of",
     "of_domain",
     "result_name",
     "runs",

@@ -26,18 +26,20 @@ logger = logging.getLogger("klray")
 class Exclusion:
     """Checkpoints that are left out of clipping, text scores, windows, consecutive KL and maps.
 
-    ``pattern`` (shell wildcards) is compared with a model's label, with its ``repository@revision`` (so that all its
-    precisions, quantised selves and layers are meant), with the parts of both after their last slash, and with its key.
+    ``pattern`` (shell wildcards) is compared with the checkpoint's name, ``repository@revision``, which all its
+    variants and layers share, with a model's label, which says the variant too, with what follows the last slash of
+    either, and with its key.
     """
 
     pattern: str
     reason: str = "excluded by hand"
 
-    def matches(self, label: str, key: str) -> bool:
-        """Whether the model with this label and key is meant."""
-        return any(fnmatchcase(name, self.pattern) for name in (label, label.rpartition("/")[2], key))
+    def matches(self, *names: str) -> bool:
+        """Whether the model with these names is meant: see `names_of`."""
+        return any(fnmatchcase(each, self.pattern) for name in names for each in (name, name.rpartition("/")[2]))
 
 
+FOUND = "found: "  # begins the reason of an exclusion that klray found by itself
 _PUBLISHED = "anomalous according to arXiv:2505.15353"
 KNOWN_ANOMALIES = (
     Exclusion("pythia-1b@step116000", _PUBLISHED),
@@ -197,15 +199,21 @@ class Recipe:
             ) from error
 
 
+def names_of(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
+    """(K,) label, key and checkpoint, ``repository@revision``, of each model; "" for what the dataset does not say."""
+    labels, keys, repositories, revisions = (
+        [str(each) for each in facts(dataset, name, "")] for name in ("model", "key", "repository", "revision")
+    )
+    checkpoints = [f"{of}@{at}" if of and at else "" for of, at in zip(repositories, revisions, strict=True)]
+    return list(zip(labels, keys, checkpoints, strict=True))
+
+
 def _reasons(dataset: xr.Dataset, exclusions: tuple[Exclusion, ...]) -> list[str]:
     """(K,) reason of the first exclusion that matches each model; an empty string when none does."""
-    columns = (facts(dataset, name, "") for name in ("model", "key", "repository", "revision"))
-    reasons = []
-    for label, key, repository, revision in zip(*columns, strict=True):
-        names = {str(label), f"{repository}@{revision}"}
-        matching = (each.reason for each in exclusions if any(each.matches(name, str(key)) for name in names))
-        reasons.append(next(matching, ""))
-    return reasons
+    return [
+        next((exclusion.reason for exclusion in exclusions if exclusion.matches(*names)), "")
+        for names in names_of(dataset)
+    ]
 
 
 def _matrix(dataset: xr.Dataset) -> da.Array:

@@ -50,6 +50,6 @@ def runs(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> list[Run]:
     ]
 
 
-def facts(dataset: xr.Dataset, name: str, default: Any) -> np.ndarray:
+def facts(dataset: xr.Dataset | xr.DataArray, name: str, default: Any) -> np.ndarray:
     """(K,) a coordinate of the models, or ``default`` for all where the snapshot has none."""
     return dataset[name].values if name in dataset.coords else np.full(dataset.sizes["model"], default)
