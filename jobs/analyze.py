@@ -23,7 +23,8 @@ def analyze(config: Config) -> xr.Dataset:
     name = result_name(asked.name, asked.domain)
     snapshot = store.manifest(asked.snapshot).id
     earlier = earlier_result(store, snapshot, asked) if asked.recipe == "keep" else None
-    if earlier is not None and earlier.attrs["snapshot"] == snapshot and _same_windows(earlier, asked):
+    exact = _exact_weights(store, snapshot, asked.weights)
+    if earlier is not None and earlier.attrs["snapshot"] == snapshot and _same_windows(earlier, asked, exact):
         print(f"result {name} of snapshot {snapshot} is there already")
         return earlier.load()
     dataset = of_domain(store.dataset(snapshot), asked.domain)
@@ -45,7 +46,10 @@ def analyze(config: Config) -> xr.Dataset:
             tile=asked.tile,
             memory_limit_bytes=configs.memory_bytes(config.dask.memory_limit),
             threads=config.dask.threads,
+            sketches=store.read_sketches,
+            exact_weights=exact,
         )
+        result.attrs["weights"] = _made(exact)
         path = store.write_result(snapshot, name, result)
     if replaced:
         print(f"it takes the place of an earlier result {name} of this snapshot; analysis.name= keeps both")
@@ -74,8 +78,21 @@ def earlier_result(store: Store, snapshot: str, asked: AnalysisConfig) -> xr.Dat
     return None
 
 
-def _same_windows(result: xr.Dataset, asked: AnalysisConfig) -> bool:
-    return (result.attrs["window"], result.attrs["min_step"]) == (asked.window, asked.min_step)
+def _exact_weights(store: Store, snapshot: str, name: str) -> xr.Dataset | None:
+    """The newest exact weight distances, of this snapshot or one before it: they are known by commit."""
+    for identifier in reversed([each for each in store.snapshot_ids() if each <= snapshot]):
+        if name in store.result_names(identifier):
+            return store.result(identifier, name).load()
+    return None
+
+
+def _made(exact: xr.Dataset | None) -> str:
+    return "" if exact is None else str(exact.attrs["made"])
+
+
+def _same_windows(result: xr.Dataset, asked: AnalysisConfig, exact: xr.Dataset | None) -> bool:
+    same = (result.attrs["window"], result.attrs["min_step"]) == (asked.window, asked.min_step)
+    return same and "exponent_weights" in result and result.attrs.get("weights", "") == _made(exact)
 
 
 def _comes_first(result: xr.Dataset, dataset: xr.Dataset) -> bool:

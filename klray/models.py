@@ -8,7 +8,7 @@ import importlib.util
 import json
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,7 @@ def load(
     *,
     quantization: str = "none",
     reuse: Loaded | None = None,
+    look: Callable[[Mapping[str, torch.Tensor]], None] | None = None,
 ) -> Loaded:
     """Load a causal language model from a checkpoint's folder, in eval mode, never running code that it brings.
 
@@ -100,6 +101,8 @@ def load(
         What an earlier call returned, to be given up: if the two checkpoints differ in numbers alone, those of its
         model are overwritten in place (addresses stay) and it is returned; if not, and always if it is quantised, its
         memory is freed before the new model is built. Either way the result is the same, bit for bit.
+    look
+        Called with the stored tensors by name, in the files' own dtypes, before the model is made of them.
 
     Raises
     ------
@@ -130,7 +133,10 @@ def load(
         plain = not method and quantization == quantizations.NONE
         if not plain:
             quantizations.import_library()
-        stored = _read(files) if plain else {}
+        read = _read(files) if plain or look is not None else {}
+        if look is not None:
+            look(read)
+        stored = read if plain else {}
         layout = _Layout(
             config=json.dumps(config, sort_keys=True),
             dtype=dtype,
@@ -159,6 +165,13 @@ def load(
             _layout=layout,
             _slots=_find_slots(model, stored) if plain else None,
         )
+
+
+def stored_tensors(directory: str | Path) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint's folder by name, as they are stored, mapped from the files; CheckpointError."""
+    folder = Path(directory)
+    with _explained(folder):
+        return _read(_weight_files(folder))
 
 
 def lacks_accelerate() -> str:

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,6 +24,7 @@ from klray.lens import LOGIT, Lens, load_translators
 from klray.store import Column, Identity, Store
 from klray.store.twins import take_over
 from klray.texts import TextSet
+from klray.weights import Sketch, sketch
 
 log = logging.getLogger("klray")
 
@@ -42,6 +43,7 @@ class ScoringSettings:
     lens: str = "none"  # "logit" or the name of a tuned lens: a row for every layer
     lens_folder: str = ""  # of a tuned lens, where every worker can read it
     lens_norm: str | None = None  # path to the final norm, where it cannot be found
+    sketch: int = 65_536  # buckets of the weight sketch, 0 for none; no part of a column's identity
 
     def identity(self, checkpoint: Checkpoint, text_set: str) -> Identity:
         """Identity of the column that these settings give for ``checkpoint``."""
@@ -173,12 +175,14 @@ class Scorer:
         start = time.monotonic()
         settings = self.settings
         try:
+            sketched: list[Sketch] = []
             self._model = models.load(
                 directory,
                 dtype=settings.dtype,
                 device=settings.device,
                 quantization=settings.quantization,
                 reuse=self._model,
+                look=self._sketch_into(sketched, checkpoint, timings) if settings.sketch else None,
             )
             encoded = self._encode(checkpoint, directory)
         finally:
@@ -201,6 +205,7 @@ class Scorer:
             "head": scores.head,
             "tokens_per_batch": scores.tokens_per_batch,
             "threads": settings.threads,
+            "sketch": sketched[0].label if sketched else "",
         }
         if self.lens is not None and self.lens.translators is not None:
             facts["tuned_lens"] = self.lens.translators.facts
@@ -212,7 +217,23 @@ class Scorer:
             facts=facts,
             versions=dict(versions()),
             timings=timings,
+            weight_sketch=sketched[0].buckets if sketched else None,
         )
+
+    def _sketch_into(
+        self, sketched: list[Sketch], checkpoint: Checkpoint, timings: dict[str, float]
+    ) -> Callable[[Mapping[str, torch.Tensor]], None]:
+        """Sketch the stored tensors while they are read for the model; those that have no sketch are scored, too."""
+
+        def look(stored: Mapping[str, torch.Tensor]) -> None:
+            start = time.monotonic()
+            try:
+                sketched.append(sketch(stored, self.settings.sketch))
+            except KlrayError as error:
+                log.warning("%s has no weight sketch: %s", checkpoint.label, error)
+            timings["sketch_seconds"] = time.monotonic() - start
+
+        return look
 
     def _give_back(self, checkpoint: Checkpoint) -> None:
         """The model owns its memory: make room for the next ones while this one is scored. Its files stay until then,

@@ -64,7 +64,8 @@ class RunRow:
 
     ``exponent`` is the mean c_q over the last half (rounded up) of the run's windows, by start step; ``r_squared`` is
     the mean R^2 of those windows. ``exponent_spread`` is their sample standard deviation: windows overlap, so it is
-    not a standard error.
+    not a standard error. ``weight_exponent`` and ``weight_r_squared`` are the same means for c_w, of exact weight
+    distances where the result has them and of weight sketches elsewhere.
     """
 
     run: str
@@ -84,6 +85,13 @@ class RunRow:
     exponent_spread: float
     r_squared: float
     windows: int
+    weight_exponent: float = math.nan
+    weight_r_squared: float = math.nan
+
+    @property
+    def weight_fractal_dimension(self) -> float:
+        """D = 2 / c_w of the path of the parameters, dimensionless; NaN unless c_w > 0."""
+        return 2.0 / self.weight_exponent if self.weight_exponent > 0 else math.nan
 
     @property
     def fractal_dimension(self) -> float:
@@ -154,6 +162,22 @@ def exponent_windows(result: xr.Dataset, run: Trajectory) -> tuple[np.ndarray, n
     return run.steps[finite], exponent[finite], result["exponent_kl_r_squared"].values[run.positions][finite]
 
 
+def weight_windows(result: xr.Dataset, run: Trajectory, source: str = "") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start step, c_w and R^2 of the run's windows that have a c_w, each of shape (windows,).
+
+    ``source``: "sketched", "exact", "aligned" (exact, modulo permutations), or "" for exact, else sketched, ones.
+    """
+    suffixes = {"sketched": [""], "exact": ["_exact"], "aligned": ["_aligned"], "": ["_exact", ""]}[source]
+    for suffix in suffixes:
+        if f"exponent_weights{suffix}" in result:
+            exponent = result[f"exponent_weights{suffix}"].values[run.positions]
+            finite = np.isfinite(exponent)
+            if finite.any():
+                r_squared = result[f"exponent_weights_r_squared{suffix}"].values[run.positions]
+                return run.steps[finite], exponent[finite], r_squared[finite]
+    return np.empty(0, np.int64), np.empty(0), np.empty(0)
+
+
 def run_table(result: xr.Dataset) -> list[RunRow]:
     """One `RunRow` for each run of a "trajectory" result, in the order of `trajectories`."""
     result = in_memory(result)
@@ -162,11 +186,15 @@ def run_table(result: xr.Dataset) -> list[RunRow]:
 
 def format_table(rows: Iterable[RunRow]) -> str:
     """Rows as plain text in aligned columns, with a line that explains them; a sentence when there are none."""
-    header = (
+    header: tuple[str, ...] = (
         *("run", "size", "seed", "checkpoints", "last step", "every"),
         *("early KL (± SE)", "late KL (± SE)", "c_q (± sd over windows)", "R^2", "2/c_q"),
     )
-    cells = [_cells(row) for row in rows]
+    rows = list(rows)
+    with_weights = any(math.isfinite(row.weight_exponent) for row in rows)
+    cells = [_cells(row) + (_weight_cells(row) if with_weights else ()) for row in rows]
+    if with_weights:
+        header += ("c_w", "R^2 (w)", "2/c_w")
     if not cells:
         return "No run has two or more checkpoints with a step: there is no trajectory to summarise."
     return (
@@ -175,6 +203,7 @@ def format_table(rows: Iterable[RunRow]) -> str:
         "apart, ± standard error (SE) of one pair.\n"
         "c_q: mean over the last half of the windows, ± their standard deviation (sd), which is no standard error: "
         "windows overlap; 2/c_q: fractal dimension."
+        + (" c_w, R^2 (w), 2/c_w: the same of squared weight distance." if with_weights else "")
     )
 
 
@@ -249,6 +278,8 @@ def _row(result: xr.Dataset, run: Trajectory) -> RunRow:
     late = slice(kl.size - third, None)
     _, exponents, r_squared = exponent_windows(result, run)
     last_half = slice(exponents.size // 2, None)
+    _, weight_exponents, weight_r_squared = weight_windows(result, run)
+    weight_half = slice(weight_exponents.size // 2, None)
     included = run.steps[run.included]
     return RunRow(
         run=run.name,
@@ -268,6 +299,8 @@ def _row(result: xr.Dataset, run: Trajectory) -> RunRow:
         exponent_spread=float(np.std(exponents[last_half], ddof=1)) if exponents[last_half].size > 1 else math.nan,
         r_squared=_mean(r_squared[last_half]),
         windows=int(exponents[last_half].size),
+        weight_exponent=_mean(weight_exponents[weight_half]),
+        weight_r_squared=_mean(weight_r_squared[weight_half]),
     )
 
 
@@ -298,3 +331,7 @@ def _cells(row: RunRow) -> tuple[str, ...]:
         significant(row.r_squared),
         significant(row.fractal_dimension),
     )
+
+
+def _weight_cells(row: RunRow) -> tuple[str, ...]:
+    return tuple(map(significant, (row.weight_exponent, row.weight_r_squared, row.weight_fractal_dimension)))

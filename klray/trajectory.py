@@ -23,6 +23,7 @@ from dask.system import CPU_COUNT
 from klray import embedding
 from klray.diffusion import diffusion_exponent
 from klray.divergence import TILE, kl_divergence, kl_standard_error, paired_standard_error, projected_memory_bytes
+from klray.drift import Sketches, drift_bytes, exact_drift, sketched_drift
 from klray.errors import KlrayError
 from klray.maps import maps
 from klray.preprocess import (
@@ -74,6 +75,8 @@ def analyze(
     tsne: bool = True,
     memory_limit_bytes: int | None = None,
     threads: int | None = None,
+    sketches: Sketches | None = None,
+    exact_weights: xr.Dataset | None = None,
 ) -> xr.Dataset:
     """Analyse a snapshot. The all-pairs matrices come back as Dask, to be written tile by tile; the rest is in memory.
 
@@ -98,17 +101,22 @@ def analyze(
         Refuse to start when more could be needed. None: no limit.
     threads : int, optional
         Tiles computed at the same time, for that projection; None: Dask's setting or one for each CPU.
+    sketches : callable, optional
+        Weight sketches by key of those columns, among keys it is given, that have one: ``Store.read_sketches``.
+    exact_weights : xarray.Dataset, optional
+        Squared distances that ``klray weights`` wrote; variables whose names end in _exact (_aligned) come with it.
 
     Returns
     -------
     xarray.Dataset
         kl and kl_standard_error (model, other) bits/byte; consecutive_kl and consecutive_kl_standard_error (model)
         bits/byte, NaN for the first checkpoint of a run and beside excluded ones; previous_step (model), -1 when there
-        is none; exponent_kl and exponent_kl_r_squared (model), NaN where no window starts; map_pca (model, component)
-        in sqrt(bits/byte) and map_tsne (model, component), NaN for excluded models and for layers under a lens, and
-        the maps of fine-tuned models and of layers if there are any (`klray.maps.maps`); text_kept (text); excluded
-        (model); the coordinates of the snapshot. The attribute ``anomalies`` has the evidence for each anomalous
-        checkpoint that was found, as JSON, and ``excluded_reasons`` why each excluded one is.
+        is none; exponent_kl and exponent_kl_r_squared (model), NaN where no window starts; exponent_weights,
+        exponent_weights_r_squared and consecutive_weight_distance (model), NaN without sketches, too; map_pca (model,
+        component) in sqrt(bits/byte) and map_tsne (model, component), NaN for excluded models and for layers under a
+        lens, and the maps of fine-tuned models and of layers if there are any (`klray.maps.maps`); text_kept (text);
+        excluded (model); the coordinates of the snapshot. The attribute ``anomalies`` has the evidence for each
+        anomalous checkpoint that was found, as JSON, and ``excluded_reasons`` why each excluded one is.
 
     Raises
     ------
@@ -143,6 +151,13 @@ def analyze(
     columns, present = _by_run(values, text_bytes, found, excluded, window, min_step)
     anomalies = [*left_out, *present.values()]
     for name, (column, attributes) in columns.items():
+        result[name] = ("model", column, attributes)
+    if sketches is not None:
+        _check_sketches(dataset, [len(run.models) for run in found], memory_limit_bytes)
+    weights = sketched_drift(dataset, found, excluded, sketches, window, min_step)
+    if exact_weights is not None:
+        weights |= exact_drift(dataset, found, excluded, exact_weights, window, min_step)
+    for name, (column, attributes) in weights.items():
         result[name] = ("model", column, attributes)
     for name, (points, attributes) in maps(values, recipe.mean_bytes, excluded, perplexity, tsne).items():
         result[name] = (("model", "component"), points, attributes)
@@ -234,6 +249,17 @@ def _check_memory(
             f"the analysis of {n_models:,} models and {n_texts:,} texts in tiles of {tile:,} with {threads} threads "
             f"needs about {needed / 2**30:.2f} GiB, the budget is {limit_bytes / 2**30:.2f} GiB; "
             "set dask.memory_limit=... or analysis.tile=... or dask.threads=..."
+        )
+
+
+def _check_sketches(dataset: xr.Dataset, run_lengths: list[int], limit_bytes: int | None) -> None:
+    labels = [str(label) for label in facts(dataset, "sketch", "")]
+    size = max((int(label.partition("-")[0]) for label in labels if label), default=0)
+    needed = drift_bytes(max(run_lengths, default=0), size)
+    if limit_bytes is not None and needed > limit_bytes:
+        raise KlrayError(
+            f"the weight sketches of the longest run, {max(run_lengths):,} checkpoints with {size:,} buckets, need "
+            f"about {needed / 2**30:.2f} GiB, the budget is {limit_bytes / 2**30:.2f} GiB; set dask.memory_limit=..."
         )
 
 

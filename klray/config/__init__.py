@@ -20,9 +20,11 @@ from klray.config.scale import ScaleConfig, scale_choice
 from klray.config.scoring import DTYPES, Dtype, ScoringConfig, cache_home, scoring_settings
 from klray.config.store import Backend, StoreConfig, VerifyConfig, storage_options, store_url
 from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
+from klray.config.weights import Align, WeightsConfig, weights_memory_bytes
 
 __all__ = [
     "DTYPES",
+    "Align",
     "AnalysisConfig",
     "Backend",
     "Config",
@@ -43,6 +45,7 @@ __all__ = [
     "TextSplit",
     "TextsConfig",
     "VerifyConfig",
+    "WeightsConfig",
     "cache_home",
     "hub",
     "lens_folder",
@@ -60,6 +63,7 @@ __all__ = [
     "storage_options",
     "store_url",
     "text_set",
+    "weights_memory_bytes",
 ]
 
 
@@ -80,6 +84,7 @@ class Config:
     lens: LensConfig = field(default_factory=LensConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
 
 
 def register() -> None:

@@ -20,6 +20,7 @@ class AnalysisConfig:
     exclude_found: bool = False  # when a recipe is fitted: leave out the anomalous checkpoints found, and fit again
     window: int = 10
     min_step: int = 1000
+    weights: str = "weights"  # exact weight distances: the result of this name that klray weights wrote, if any
     tile: int = 512
 
 

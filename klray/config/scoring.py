@@ -40,6 +40,7 @@ class ScoringConfig:
     tokens_per_batch: int | None = None  # default: 1,024 on a CPU, 16,384 on a GPU
     cache_dir: str | None = None  # downloaded checkpoints; default below the user's cache folder
     cache_gigabytes: float = 20.0  # of one worker
+    sketch: int = 65_536  # buckets of the weight sketch kept with a column, a multiple of 64; 0: none
 
 
 def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> ScoringSettings:
@@ -52,6 +53,8 @@ def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> Sco
     ):
         if value is not None and value <= 0:
             raise KlrayError(f"scoring.{name}={value}: must be above 0")
+    if config.sketch < 0 or config.sketch % 64:
+        raise KlrayError(f"scoring.sketch={config.sketch}: a multiple of 64, such as 65536, or 0 for no weight sketch")
     lens, folder = _lens(config.lens)
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else cache_home() / "checkpoints"
     return ScoringSettings(
@@ -64,6 +67,7 @@ def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> Sco
         lens=lens,
         lens_folder=folder,
         lens_norm=lens_norm,
+        sketch=config.sketch,
     )
 
 

@@ -24,12 +24,14 @@ from klray.figures.quantized import quantization_arrows, quantization_arrows_cap
 from klray.figures.scale import scale_violins, scale_violins_caption
 from klray.figures.steps import shows_runs, training_paths, training_paths_caption
 from klray.figures.style import save
+from klray.figures.weights import kl_and_weights, kl_and_weights_caption
 
 __all__ = [
     "PLATES",
     "Plate",
     "consecutive_kl",
     "diffusion_exponents",
+    "kl_and_weights",
     "kl_heatmap",
     "layer_threads",
     "lineage",
@@ -117,6 +119,14 @@ PLATES = (
         "line for each run.",
         diffusion_exponents,
         diffusion_exponents_caption,
+    ),
+    Plate(
+        "kl_and_weight_exponents",
+        "Exponents of KL and of weights",
+        "Two line plots side by side: the diffusion exponents of KL and of squared weight distance by the start step "
+        "of the window, one line for each run.",
+        kl_and_weights,
+        kl_and_weights_caption,
     ),
     Plate(
         "kl_heatmap",

@@ -88,6 +88,9 @@ COORDINATES: Final = {
     "layer": Coordinate("number", lambda _, layer: layer, "layer, -1 for the model's own output"),
     "parameters": Coordinate("number", _fact("parameters")),
     "tokens": Coordinate("number", _fact("tokens"), "counted tokens over all texts"),
+    "sketch": Coordinate(
+        "label", _fact("sketch"), "weight sketch: size, version and shapes; equal: comparable; or none"
+    ),
     "sha256": Coordinate("label", lambda commit, _: commit.sha256, "of the column's (layer, text) float32 values"),
 }
 # Facts about the columns, not about the models: another store with the same columns has the same snapshot but these.

@@ -41,6 +41,8 @@ class Column:
     layers : (layer,) layer of each row; -1 is the model's own output
     n_tokens : (text,) counted tokens; a text without any has log-likelihood 0
     facts : what is known of the checkpoint (revision, family, run, step, ...), JSON values
+    weight_sketch : (bucket,) float32 of the checkpoint's parameters, one for all layers; ``facts["sketch"]`` says with
+        which others it can be compared. A column without one is the same column.
     """
 
     identity: Identity
@@ -50,6 +52,7 @@ class Column:
     facts: Mapping[str, Any]
     versions: Mapping[str, str]
     timings: Mapping[str, float]
+    weight_sketch: npt.NDArray[np.float32] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +126,7 @@ def encode_column(column: Column, attempt: str) -> tuple[dict[str, bytes], Commi
     values = np.ascontiguousarray(column.log_likelihood, dtype="<f4")
     assert values.shape == (len(column.layers), len(column.n_tokens))
     status = (np.asarray(column.n_tokens) == 0).astype(np.uint8)
-    bodies = encode_group(lambda group: _fill(group, values, column.layers, status))
+    bodies = encode_group(lambda group: _fill(group, values, column.layers, status, column.weight_sketch))
     key = column.identity.key
     path = layout.column_path(column.identity.repository, str(column.facts.get("revision", "")), key, attempt)
     commit = Commit(
@@ -143,12 +146,19 @@ def encode_column(column: Column, attempt: str) -> tuple[dict[str, bytes], Commi
 
 
 def _fill(
-    group: zarr.Group, values: npt.NDArray[np.float32], layers: tuple[int, ...], status: npt.NDArray[np.uint8]
+    group: zarr.Group,
+    values: npt.NDArray[np.float32],
+    layers: tuple[int, ...],
+    status: npt.NDArray[np.uint8],
+    sketch: npt.NDArray[np.float32] | None,
 ) -> None:
-    for name, data, fill, more in (
+    arrays: list[tuple[str, npt.NDArray[Any], Any, dict[str, Any]]] = [
         ("log_likelihood", values, float("nan"), {"layers": list(layers)}),
         ("status", status, 0, {}),
-    ):
+    ]
+    if sketch is not None:
+        arrays.append(("weight_sketch", np.ascontiguousarray(sketch, dtype="<f4"), float("nan"), {}))
+    for name, data, fill, more in arrays:
         dims, _, unit, meaning = layout.ARRAYS[name]
         array = group.create_array(
             name,
@@ -247,6 +257,27 @@ def read_columns(objects: Objects, columns: Sequence[StoredColumn]) -> list[npt.
     """
     bodies = objects.get_many([layout.values_path(column.path) for column in columns])
     return [_checked(objects, column, body) for column, body in zip(columns, bodies, strict=True)]
+
+
+def read_sketches(objects: Objects, commits: Sequence[Commit]) -> dict[str, npt.NDArray[np.float32]]:
+    """Weight sketches (bucket,) of those columns that have one, by key, each checked against its commit's SHA-256.
+
+    Raises
+    ------
+    StoreError
+        A sketch is missing or holds other bytes than were committed.
+    """
+    having = [commit for commit in commits if layout.SKETCH_CHUNK in commit.objects]
+    sketches = {}
+    bodies = objects.get_many([layout.sketch_path(commit.path) for commit in having])
+    for commit, body in zip(having, bodies, strict=True):
+        if body is None or hashlib.sha256(body).hexdigest() != commit.objects[layout.SKETCH_CHUNK]:
+            what = "is missing" if body is None else "holds other bytes than were committed"
+            raise StoreDamagedError(
+                f"store {objects.url}: {layout.sketch_path(commit.path)} {what}; {_requeue(objects, commit.key)}"
+            )
+        sketches[commit.key] = np.frombuffer(body, "<f4")
+    return sketches
 
 
 def read_column(objects: Objects, commit: Commit) -> npt.NDArray[np.float32]:

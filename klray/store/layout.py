@@ -18,6 +18,7 @@ PLANS = "plans"
 SNAPSHOTS = "snapshots"
 RESULTS = "results"
 CATALOG = "catalog.json.gz"  # in a snapshot: all facts about its models, and from which columns they are
+SKETCH_CHUNK = "weight_sketch/c/0"  # in a column: its SHA-256 is among the commit's objects
 LATEST = f"{SNAPSHOTS}/LATEST.json"
 
 REFERENCES = "arXiv:2505.15353, arXiv:2502.16173"
@@ -26,6 +27,7 @@ REFERENCES = "arXiv:2505.15353, arXiv:2502.16173"
 ARRAYS: Final = {
     "log_likelihood": (("layer", "text"), "float32", "nats", "sum over predicted tokens of log p(token | before)"),
     "status": (("text",), "uint8", "1", "0 scored, 1 no predicted token (one token or none), log-likelihood 0"),
+    "weight_sketch": (("bucket",), "float32", "1", "linear sketch of the stored parameters: keeps squared distances"),
     "text_bytes": (("text",), "int32", "bytes", "UTF-8 bytes of the text"),
     "domain": (("text",), "string", "1", "label of the text's domain"),
 }
@@ -39,6 +41,11 @@ def column_path(repository: str, revision: str, key: str, attempt: str) -> str:
 def values_path(column: str) -> str:
     """The one chunk of a column's log_likelihood, uncompressed: its bytes are the values, and their SHA-256 its own."""
     return f"{column}/log_likelihood/c/0/0"
+
+
+def sketch_path(column: str) -> str:
+    """The one chunk of a column's weight sketch, uncompressed."""
+    return f"{column}/{SKETCH_CHUNK}"
 
 
 def commit_path(key: str) -> str:

@@ -142,6 +142,14 @@ class Store:
         """Log-likelihoods (layer, text) float32 of a committed column, in nats, checked against its SHA-256."""
         return columns.read_column(self.objects, commit)
 
+    def read_sketches(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
+        """Weight sketches (bucket,) float32 of those of ``keys`` that have one, by key, checked against their SHA-256.
+
+        Those that a commit's fact ``sketch`` (a snapshot's coordinate) gives the same label can be compared.
+        """
+        wanted = list(dict.fromkeys(keys))
+        return columns.read_sketches(self.objects, columns.find_commits(self.objects, wanted))
+
     # failures
 
     def record_failure(self, identity: Identity, revision: str, reason: Reason, message: str, attempt: str) -> Failure:

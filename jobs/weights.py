@@ -1,0 +1,109 @@
+"""Measure exact weight distances and exponents c_w of training runs, reading each checkpoint once."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from klray import config as configs
+from klray.checkpoints import Cache, Checkpoint, resolve
+from klray.config import Align, Config
+from klray.drift import Measured, as_dataset, exponents, measure_run
+from klray.drift.exact import Aligner
+from klray.errors import KlrayError
+from klray.job import verb
+from klray.progress import Progress
+from klray.store import Store
+from klray.summary import significant
+from klray.table import text_table
+
+log = logging.getLogger("klray")
+
+
+def weights(config: Config) -> tuple[xr.Dataset, list[Measured]]:
+    """Measure the runs of the selected models, write the result to the store, and return it with what it is from."""
+    selection = configs.selection(config.models)
+    settings = configs.scoring_settings(config.scoring)
+    limit = configs.weights_memory_bytes(config.weights)
+    aligner = _aligner(config.weights.align)
+    window = config.analysis.window
+    store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
+    snapshot = store.manifest(config.analysis.snapshot).id
+    with configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
+        checkpoints, unavailable = resolve(hub, selection)
+        for refused in unavailable:
+            log.warning("%s@%s: %s", refused.repository, refused.revision, refused.message)
+        runs: dict[str, list[Checkpoint]] = {}
+        for each in checkpoints:
+            if each.facts.step is not None:
+                runs.setdefault(each.facts.run, []).append(each)
+        if not runs:
+            raise KlrayError(
+                f"models.family={selection.family}: no checkpoint names a step, so there is no run to follow; set "
+                'models.revisions="step*"'
+            )
+        with Progress(sum(map(len, runs.values())), "weights", "checkpoint") as progress:
+            measured = [
+                measure_run(
+                    hub, cache, run, window, limit_bytes=limit, aligner=aligner, advance=partial(progress.advance, 1)
+                )
+                for run in runs.values()
+            ]
+    result = as_dataset(measured, window, config.weights.align.value)
+    path = store.write_result(snapshot, config.weights.name, result)
+    print(_table(measured, window, config.analysis.min_step))
+    print(f"result {store.url}/{path}; klray analyze analysis.weights={config.weights.name} shows it beside KL")
+    return result, measured
+
+
+def _aligner(align: Align) -> Aligner | None:
+    if align is Align.none:
+        return None
+    try:
+        alignment = importlib.import_module("klray.alignment")
+    except ModuleNotFoundError as error:
+        raise KlrayError(
+            f"weights.align={align.value} needs {error.name}: pip install 'klray[align]', or set weights.align=none"
+        ) from error
+    return lambda named, config: partial(
+        alignment.aligned_squared_distance, symmetries=alignment.symmetries(named, config, align.value)
+    )
+
+
+def _table(measured: list[Measured], window: int, min_step: int) -> str:
+    """A row for each run and kind of distance: mean over the last half of its windows, as reports have it."""
+    rows = []
+    for run in measured:
+        for name, squared in run.distances.items():
+            exponent, r_squared, distance = exponents(run.steps, squared.copy(), window, min_step)
+            windows = np.flatnonzero(np.isfinite(exponent))
+            late = windows[len(windows) // 2 :]
+            mean = float(exponent[late].mean()) if len(late) else float("nan")
+            rows.append(
+                (
+                    run.checkpoints[0].facts.run,
+                    name,
+                    f"{len(run.checkpoints):,}",
+                    significant(float(distance[-1])),
+                    significant(mean),
+                    significant(float(r_squared[late].mean()) if len(late) else float("nan")),
+                    significant(2 / mean if mean > 0 else float("nan")),
+                )
+            )
+    header = ("run", "distance", "checkpoints", "last move", "c_w", "R^2", "2/c_w")
+    return text_table(header, rows, text_columns=2)
+
+
+@verb()
+def main(config: Config) -> int:
+    """Exit code 1 if any checkpoint could not be read."""
+    return 1 if any(run.failures for run in weights(config)[1]) else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Squared distances between sketches, and how far they may be off.
+
+Shapes: K = sketches, m = buckets.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from klray.errors import KlrayError
+
+_NEAR = 1e-6  # of the squared norms: below, the Gram matrix has lost 6 of its 16 digits and differences are taken
+
+
+def relative_error(size: int) -> float:
+    """Standard deviation of a squared distance from sketches of ``size`` buckets, at most: sqrt(2 / m)."""
+    return math.sqrt(2 / size)
+
+
+def squared_distances(sketches: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Squared distances (K, K) float64, in the square of the parameters' unit, from sketches (K, m).
+
+    Each is ||a - b||^2 with a standard deviation of at most ``relative_error(m)``, and 0 for equal sketches, and NaN
+    where one is not finite. All pairs share signs and buckets: their errors are not independent.
+
+    Raises
+    ------
+    KlrayError
+        The sketches are not (K, m).
+    """
+    rows = np.array(sketches, dtype=np.float64)
+    if rows.ndim != 2:
+        raise KlrayError(f"sketches have the shape {rows.shape}: give one row of m buckets for each checkpoint, (K, m)")
+    if not len(rows):
+        return np.empty((0, 0))
+    whole = np.isfinite(rows).all(axis=1)
+    if whole.any():
+        rows -= rows[whole].mean(axis=0)
+    gram = rows @ rows.T
+    norms = np.diagonal(gram)
+    sums = norms[:, None] + norms[None, :]
+    distances = np.maximum(sums - 2 * gram, 0.0)
+    distances = np.triu(distances, 1)
+    for i, j in zip(*np.nonzero(np.triu(~(distances > _NEAR * sums), 1)), strict=True):
+        difference = rows[i] - rows[j]
+        distances[i, j] = difference @ difference
+    distances += distances.T
+    distances[~whole, ~whole] = np.nan
+    return distances

@@ -1,0 +1,224 @@
+"""Drift in weight space on a really trained family: sketched against exact, each checkpoint read once, in analyses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from jobs.analyze import analyze
+from jobs.publish import publish
+from jobs.weights import weights
+from klray import models
+from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, resolve
+from klray.config import (
+    Align,
+    AnalysisConfig,
+    Config,
+    ModelsConfig,
+    ModelSource,
+    RepositoryConfig,
+    ScoringConfig,
+    StoreConfig,
+)
+from klray.config.weights import WeightsConfig
+from klray.drift import exact, measure_run
+from klray.embedded.family import train_family
+from klray.embedded.recipe import SMALLEST
+from klray.errors import KlrayError
+from klray.figures import kl_and_weights
+from klray.scorer import Scorer, ScoringSettings
+from klray.store import Store
+from klray.summary import format_table, run_table
+from klray.texts import python_stdlib
+from klray.weights import Windows, parameters, relative_error, sketch, squared_distances, window_bytes
+
+RUN = "klray/tiny-46k-seed1"
+TEXTS = python_stdlib(n=12)
+WINDOW = 4
+
+
+def stored(repository: str, step: int) -> dict[str, torch.Tensor]:
+    return models.stored_tensors(train_family(SMALLEST) / repository / f"step{step}")
+
+
+def truth(repository: str, steps: list[int]) -> np.ndarray:
+    """Squared distances in plain NumPy."""
+    rows = [
+        np.concatenate(
+            [tensor.numpy().astype(np.float64).ravel() for _, tensor in sorted(stored(repository, s).items())]
+        )
+        for s in steps
+    ]
+    return np.array([[((a - b) ** 2).sum() for b in rows] for a in rows])
+
+
+@pytest.fixture
+def checkpoints(hub: Hub) -> list[Checkpoint]:
+    found, _ = resolve(hub, Selection("tiny", (RepositorySpec(RUN, "step*"),)))
+    return found
+
+
+@pytest.fixture
+def config(hub: Hub, checkpoints: list[Checkpoint], tmp_path: Path, one_thread: None) -> Config:
+    """A store with the run's columns and sketches, published."""
+    store = Store.create(str(tmp_path / "store"), TEXTS)
+    scorer = Scorer(hub, store.url, {}, TEXTS, ScoringSettings(cache_dir=str(tmp_path / "cache"), sketch=4096))
+    for checkpoint in checkpoints:
+        scorer.score(checkpoint)
+    scorer.cache.close()
+    config = Config(
+        models=ModelsConfig("tiny", ModelSource.embedded, "smallest", [RepositoryConfig(RUN, "step*")]),
+        store=StoreConfig(url=store.url),
+        scoring=ScoringConfig(cache_dir=str(tmp_path / "cache")),
+        analysis=AnalysisConfig(window=WINDOW, min_step=4, outlier_min_step=4),
+    )
+    publish(config)
+    return config
+
+
+def steps_of(checkpoints: list[Checkpoint]) -> list[int]:
+    return [int(each.facts.step or 0) for each in checkpoints]
+
+
+def test_sketched_distances_of_the_family_are_within_the_stated_error(checkpoints: list[Checkpoint]) -> None:
+    steps = steps_of(checkpoints)
+    exactly = truth(RUN, steps)
+    for size in (1024, 4096, 16_384):
+        found = squared_distances(np.stack([sketch(stored(RUN, step), size).buckets for step in steps]))
+        upper = np.triu_indices(len(steps), 1)
+        error = np.abs(found[upper] / exactly[upper] - 1)
+        assert (error <= 3 * relative_error(size)).mean() >= 0.99
+        assert (error > 0).any()  # it is a sketch
+
+
+def test_exact_distances_are_those_of_numpy_and_each_checkpoint_is_read_and_fetched_once(
+    hub: Hub, checkpoints: list[Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    fetches: list[str] = []
+    read, fetch = exact.stored_tensors, Cache.fetch
+    monkeypatch.setattr(exact, "stored_tensors", lambda folder: (reads.append(folder.name), read(folder))[1])
+    monkeypatch.setattr(
+        Cache, "fetch", lambda self, hub, each: (fetches.append(each.commit), fetch(self, hub, each))[1]
+    )
+    steps = steps_of(checkpoints)
+    with Cache(tmp_path / "cache", 10**9) as cache:
+        found = measure_run(hub, cache, checkpoints[::-1], WINDOW, limit_bytes=10**9)
+        assert cache.bytes == 0
+    assert found.steps.tolist() == steps and not found.failures
+    assert sorted(reads) == sorted(fetches) == sorted(each.commit for each in checkpoints)
+    near = np.abs(np.subtract.outer(np.arange(len(steps)), np.arange(len(steps)))) <= WINDOW
+    np.testing.assert_allclose(found.distances["raw"][near], truth(RUN, steps)[near], rtol=1e-12)
+    assert np.isnan(found.distances["raw"][~near]).all()
+
+
+def test_a_window_above_the_budget_is_refused_with_both_numbers(
+    hub: Hub, checkpoints: list[Checkpoint], tmp_path: Path
+) -> None:
+    with (
+        Cache(tmp_path / "cache", 10**9) as cache,
+        pytest.raises(
+            KlrayError, match=r"a window of 4 checkpoints .*takes 0\.03 GB, the budget is 0\.00 GB: raise wei"
+        ),
+    ):
+        measure_run(hub, cache, checkpoints, WINDOW, limit_bytes=1000)
+    assert window_bytes(10**9, 10) == 11 * 10**9 + 3 * 8 * 2**20
+
+
+def test_a_window_keeps_no_more_than_it_says() -> None:
+    windows = Windows(3)
+    for step in range(8):
+        windows.add(f"step{step}", {"w": torch.full((10,), float(step))})
+        assert len(windows._kept) <= 3
+    assert windows.matrix()[7].tolist()[4:] == [90.0, 40.0, 10.0, 0.0]
+
+
+def test_checkpoints_that_cannot_be_compared_are_named() -> None:
+    windows = Windows(3)
+    windows.add("a@step1", {"w": torch.ones(4), "v": torch.ones(2)})
+    with pytest.raises(KlrayError, match=r"b@step2 and a@step1 are not comparable: 2 parameters .*\(u, w\)"):
+        windows.add("b@step2", {"w": torch.ones(5), "v": torch.ones(2), "u": torch.ones(1)})
+
+
+def test_analysis_gives_exponents_of_weights_from_sketches_in_the_windows_of_kl(config: Config) -> None:
+    result = analyze(config)
+    steps = result["step"].values
+    order = np.argsort(steps)
+    exactly = truth(RUN, steps[order].tolist())
+    checked = 0
+    for t, model in enumerate(order):
+        found = float(result["exponent_weights"][model])
+        assert np.isfinite(found) == np.isfinite(float(result["exponent_kl"][model]))
+        if np.isfinite(found):
+            later = slice(t + 1, t + 1 + WINDOW)
+            x, y = np.log(steps[order][later] - steps[model]), np.log(exactly[t, later])
+            assert found == pytest.approx(np.polyfit(x, y, 1)[0], abs=0.02)
+            assert float(result["exponent_weights_r_squared"][model]) == pytest.approx(
+                np.corrcoef(x, y)[0, 1] ** 2, abs=0.02
+            )
+            checked += 1
+    assert checked >= 5
+    distance = result["consecutive_weight_distance"].values[order]
+    assert np.isnan(distance[0])
+    np.testing.assert_allclose(distance[1:] ** 2, np.diagonal(exactly, 1), rtol=4 * relative_error(4096))
+    assert result["exponent_weights"].attrs["relative_error"] == relative_error(4096)
+
+
+def test_exact_and_aligned_exponents_come_into_the_analysis_and_the_table(
+    config: Config, checkpoints: list[Checkpoint], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = analyze(config)
+    assert "exponent_weights_exact" not in before
+    config.weights = WeightsConfig(align=Align.units)
+    written, measured = weights(config)
+    assert len(measured) == 1 and not measured[0].failures
+    aligned, raw = written["squared_distance_aligned"].values, written["squared_distance"].values
+    assert (aligned[np.isfinite(raw)] <= raw[np.isfinite(raw)] * (1 + 1e-12)).all()
+    result = analyze(config)  # anew, because there is a newer result of klray weights; then it is there already
+    capsys.readouterr()
+    xr.testing.assert_identical(analyze(config), result)
+    assert "is there already" in capsys.readouterr().out
+    exactly, sketched = result["exponent_weights_exact"].values, result["exponent_weights"].values
+    assert np.isfinite(exactly).sum() == np.isfinite(sketched).sum() >= 5
+    np.testing.assert_allclose(exactly, sketched, atol=0.02)
+    assert np.isfinite(result["exponent_weights_aligned"].values).sum() >= 5
+    steps = result["step"].values
+    order = np.argsort(steps)
+    squared = truth(RUN, steps[order].tolist())
+    np.testing.assert_allclose(
+        result["consecutive_weight_distance_exact"].values[order][1:], np.sqrt(np.diagonal(squared, 1)), rtol=1e-12
+    )
+    (row,) = run_table(result)
+    finite = exactly[order][np.isfinite(exactly[order])]
+    assert row.weight_exponent == pytest.approx(finite[len(finite) // 2 :].mean())
+    assert row.weight_fractal_dimension == pytest.approx(2 / row.weight_exponent)
+    assert "c_w" in format_table([row]) and "squared weight distance" in format_table([row])
+    assert len(kl_and_weights(result).axes) == 2
+
+
+def test_without_sketches_the_exponents_are_nan_and_the_figure_says_what_to_do(config: Config) -> None:
+    result = analyze(config)
+    without = result.assign(exponent_weights=result["exponent_weights"] * np.nan)
+    with pytest.raises(KlrayError, match=r"scoring\.sketch=65536 or run klray weights, then klray analyze"):
+        kl_and_weights(without)
+    assert "c_w" not in format_table(run_table(without))
+
+
+def test_a_checkpoint_that_cannot_be_read_is_left_out_of_its_run(tmp_path: Path) -> None:
+    family = train_family(SMALLEST) / RUN
+    for step in (4, 8, 12):
+        shutil.copytree(family / f"step{step}", tmp_path / "run" / f"step{step}")
+    weight_file = next((tmp_path / "run" / "step8").glob("*.safetensors"))
+    weight_file.write_bytes(b"\xff" * weight_file.stat().st_size)
+    hub = Hub("http://127.0.0.1:9", "nobody answers there")
+    found, _ = resolve(hub, Selection("x", (RepositorySpec(str(tmp_path / "run"), "step*"),)))
+    with Cache(tmp_path / "cache", 10**9) as cache:
+        measured = measure_run(hub, cache, found, WINDOW, limit_bytes=10**9)
+    assert measured.steps.tolist() == [4, 12]
+    assert list(measured.failures) == [f"{tmp_path / 'run'}@step8"]
+    assert parameters(stored(RUN, 4)).keys() == parameters(stored(RUN, 12)).keys()
