@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from klray import config as configs
 from klray.checkpoints import Unavailable, resolve
 from klray.config import Config
-from klray.cost import Cost, cost
+from klray.cost import Cost, cost, duration
 from klray.job import verb
 from klray.store import Store
 from klray.sweep import missing
+from klray.table import text_table
 
 SHOWN = 20
 
@@ -52,10 +53,45 @@ def plan(config: Config) -> Plan:
     return Plan(planned, tuple(unavailable))
 
 
+def plan_study(config: Config) -> list[Plan]:
+    """Print the plan of every stage of a study, and what all of them cost one after another."""
+    plans, rows = [], []
+    for name, stage in configs.stages(config):
+        print(f"stage       {name}")
+        planned = plan(stage)
+        print()
+        plans.append(planned)
+        rows.append((name, planned.cost))
+    costs = [each for _, each in rows]
+    numbers = [
+        (
+            name,
+            f"{each.checkpoints:,}",
+            f"{each.distinct:,}",
+            f"{each.fetch_bytes / 1e9:,.3f}",
+            f"{each.device_seconds / 3600:,.3f}",
+            duration(each.wall_seconds),
+        )
+        for name, each in rows
+    ]
+    total = (
+        "all",
+        f"{sum(each.checkpoints for each in costs):,}",
+        f"{sum(each.distinct for each in costs):,}",
+        f"{sum(each.fetch_bytes for each in costs) / 1e9:,.3f}",
+        f"{sum(each.device_seconds for each in costs) / 3600:,.3f}",
+        duration(sum(each.wall_seconds for each in costs)),
+    )
+    hours = f"{costs[0].rates.device}-hours" if costs else "hours"
+    print(text_table(("stage", "to score", "different", "GB", hours, "wall time"), [*numbers, total], text_columns=1))
+    return plans
+
+
 @verb()
 def main(config: Config) -> int:
     """Exit code 1 if anything cannot be scored."""
-    return 1 if plan(config).unavailable else 0
+    plans = plan_study(config) if config.study.stages else [plan(config)]
+    return 1 if any(each.unavailable for each in plans) else 0
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ DOORS = {
     "scipy": {"alignment"},
     "jinja2": {"report"},
     "hydra": {"config", "job"},
-    "omegaconf": {"job"},
+    "omegaconf": {"config", "job"},
     "distributed": {"cluster"},
     "s3fs": {"objects"},
     "fsspec": {"objects"},

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.checkpoints.lineage import Lineage, lineage_of, parsed_parents
 from klray.embedded.hub import HubServer
+from klray.scale import Models, lineages
 from klray.store import Store, catalog, layout
 from tests.hub_faults import write_model
 from tests.stores import TEXTS, add, column
@@ -122,10 +123,12 @@ def test_a_path_is_no_revision() -> None:
 
 def test_a_snapshot_shows_parents_and_relation(server: HubServer, tmp_path: Path) -> None:
     store = Store.create(str(tmp_path), TEXTS)
-    found = resolved(server, *(RepositorySpec(name) for name in ("tiny/base", "tiny/child", "tiny/merged")))
+    found = resolved(server, *(RepositorySpec(name) for name in CARDS))
     for number, each in enumerate(found.values()):
-        facts = {**dataclasses.asdict(each.facts), "revision": each.revision}
-        add(store, column(str(number), **{name: value for name, value in facts.items() if name != "step"}))
+        facts = {**dataclasses.asdict(each.facts), "revision": each.revision, "architecture": "LlamaForCausalLM"}
+        made = column(str(number), **{name: value for name, value in facts.items() if name != "step"})
+        identity = dataclasses.replace(made.identity, repository=each.repository, commit=each.commit)
+        assert store.commit(store.write_column(dataclasses.replace(made, identity=identity), f"{number:032x}"))
     store.publish()
     data = store.dataset()
     rows = {run: place for place, run in enumerate(data["run"].values.tolist())}
@@ -133,6 +136,16 @@ def test_a_snapshot_shows_parents_and_relation(server: HubServer, tmp_path: Path
     assert data["relation"].values[rows["tiny/child"]] == "finetune"
     assert data["parents"].values[rows["tiny/merged"]] == "tiny/child, tiny/base"
     assert data["relation"].values[rows["tiny/base"]] == data["base_revision"].values[rows["tiny/base"]] == ""
+    family = lineages(Models.of(data))
+    names = data["repository"].values
+    assert {tuple(names[pair].tolist()) for pair in family.pairs} == {
+        ("tiny/child", "tiny/base"),
+        ("tiny/grandchild", "tiny/child"),
+        ("tiny/itself", "tiny/base"),
+    }
+    assert family.generation["tiny/grandchild"] == 2 and family.generation["tiny/merged"] == 0
+    assert family.apart == {"merge": 2, "adapter": 0, "quantized": 1}
+    assert family.absent == ("tiny/pinned",)  # its parent is there, but not at step2
 
 
 def test_a_snapshot_of_before_the_new_facts_goes_on_growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def test_policy_forbids_requests_and_every_script_but_the_one_inside(page: Page)
 
 def test_pictures_are_the_files_beside_the_page_and_have_text_alternatives(page: Page) -> None:
     images = page.all("img")
-    names = ["model_map", "consecutive_kl", "diffusion_exponents", "kl_heatmap"]
+    names = ["model_map", "training_paths", "consecutive_kl", "diffusion_exponents", "kl_heatmap"]
     assert len(images) == len(names)
     for attrs, name in zip(images, names, strict=True):
         data = base64.b64decode(str(attrs["src"]).split(",", 1)[1], validate=True)
@@ -335,7 +335,7 @@ def test_no_local_path_and_no_token_reaches_the_page(tmp_path: Path) -> None:
 def test_without_exponents_the_report_says_why(tmp_path: Path) -> None:
     page = Page(write_report(_small(), tmp_path, title="Short"))
     assert "Not drawn: diffusion exponents were asked for" in page.text
-    assert len(page.all("img")) == 3
+    assert len(page.all("img")) == 4
     assert not (tmp_path / "figures" / "diffusion_exponents.png").exists()
     assert "fractal dimension 2/" not in page.text.split("Runs")[0]
 
@@ -366,7 +366,7 @@ def test_a_result_that_was_stored_gives_the_same_report(tmp_path: Path, monkeypa
     result.assign_coords(text).to_zarr(tmp_path / "result", zarr_format=3, consolidated=False)
     stored = xr.open_zarr(tmp_path / "result", zarr_format=3, consolidated=False)
     again = Page(write_report(stored, tmp_path / "b", title="Stored"))
-    assert len(again.all("img")) == 3
+    assert len(again.all("img")) == 4
     monkeypatch.setattr(report, "PLATES", ())
     direct = Page(write_report(result, tmp_path / "a", title="Stored"))
     assert again.tables == direct.tables

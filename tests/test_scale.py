@@ -251,6 +251,17 @@ def test_a_number_is_placed_among_the_pairs_of_a_result(result: xr.Dataset) -> N
     assert f"like quantising to 4 bits ({placed.kl:.3g}, above 50% of 10 pairs)" in repr(placed)
 
 
+def test_what_was_published_for_another_spacing_is_not_compared(snapshot: xr.Dataset) -> None:
+    other = measure_scale(snapshot, Recipe.fit(snapshot), Choice(spacing=2000), resamples=20)
+    published = {row.setting: row.published_low for row in scale_rows(other)}
+    assert math.isnan(published["later"]) and published["8-bit"] == 0.44
+    assert "are pairs 1,000 steps apart, which these are not" in format_scale(other)
+    narrow = snapshot.isel(model=np.flatnonzero(snapshot["step"].values % 2000 == 0))
+    scaled = measure_scale(narrow, Recipe.fit(narrow), Choice(spacing=2000), resamples=20)
+    later = float(scaled["median"].sel(setting="later"))
+    assert "training for 2,000 steps late in pretraining" in repr(klray.place(later, scale=scaled))
+
+
 @pytest.mark.parametrize("wrong", [-0.1, math.nan, math.inf])
 def test_what_is_no_divergence_cannot_be_placed(wrong: float) -> None:
     with pytest.raises(KlrayError, match="cannot be placed: a KL divergence is a finite number of 0 or more"):

@@ -19,6 +19,7 @@ from klray.config.plan import PlanConfig, plan_rates
 from klray.config.scale import ScaleConfig, scale_choice
 from klray.config.scoring import DTYPES, Dtype, ScoringConfig, cache_home, scoring_settings
 from klray.config.store import Backend, StoreConfig, VerifyConfig, storage_options, store_url
+from klray.config.study import StageConfig, StudyConfig, stages
 from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
 from klray.config.weights import Align, WeightsConfig, weights_memory_bytes
 
@@ -40,7 +41,9 @@ __all__ = [
     "RepositoryConfig",
     "ScaleConfig",
     "ScoringConfig",
+    "StageConfig",
     "StoreConfig",
+    "StudyConfig",
     "TextSource",
     "TextSplit",
     "TextsConfig",
@@ -60,6 +63,7 @@ __all__ = [
     "scale_choice",
     "scoring_settings",
     "selection",
+    "stages",
     "storage_options",
     "store_url",
     "text_set",
@@ -85,6 +89,7 @@ class Config:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
 
 
 def register() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -50,16 +51,19 @@ class Blob:
         return {"oid": self.sha256, "sha256": self.sha256, "size": self.size, "pointerSize": len(self._pointer)}
 
     @property
-    def parameters(self) -> int:
-        """Number of parameters that a safetensors file says it has: its header is a length of 8 bytes, and JSON."""
+    def parameters(self) -> Counter[str]:
+        """Parameters by dtype, as a safetensors file says: its header is a length of 8 bytes, and JSON."""
         with self.path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = stream.read(length) if length < self.size else b""
+        counts: Counter[str] = Counter()
         try:
-            tensors = json.loads(header)
-            return sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__")
+            for name, tensor in json.loads(header).items():
+                if name != "__metadata__":
+                    counts[tensor["dtype"]] += math.prod(tensor["shape"])
         except (ValueError, TypeError, KeyError, AttributeError):  # the file is not what its name says
-            return 0
+            counts.clear()
+        return counts
 
     @property
     def blob_id(self) -> str:

@@ -120,10 +120,11 @@ class HubHandler(BaseHTTPRequestHandler):
         for path, blob in files.items():
             details = {"size": blob.size, "blobId": blob.blob_id, **({"lfs": blob.lfs} if blob.large else {})}
             siblings.append({"rfilename": path, **(details if blobs else {})})
-        parameters = sum(blob.parameters for path, blob in files.items() if path.endswith(".safetensors"))
+        weights = (blob.parameters for path, blob in files.items() if path.endswith(".safetensors"))
+        parameters = sum(weights, Counter())
         self.send_json(
             {
-                **({"safetensors": {"total": parameters}} if parameters else {}),
+                **({"safetensors": {"parameters": parameters, "total": parameters.total()}} if parameters else {}),
                 "id": repository,
                 "modelId": repository,
                 "sha": commit,

@@ -8,13 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from klray.errors import KlrayError
-from klray.figures.panels import has_points, two_columns, write_beside
+from klray.figures.panels import COLORS, has_points, two_columns, write_beside
 from klray.figures.style import (
     INK,
     LABEL_POINTS,
     MARKERS,
     MUTED,
-    PALETTE,
     dress,
     legend_below,
     new_figure,
@@ -56,8 +55,8 @@ def layer_threads(result: xr.Dataset) -> Figure:
             axes = figure.add_subplot(len(lenses), len(panels), row * len(panels) + column + 1)
             points = two_columns(result[name].values)
             for label, members in drawn[lens]:
-                at = labels.index(label) % len(PALETTE)
-                color, path = PALETTE[at], points[members]
+                at = labels.index(label) % len(COLORS)
+                color, path = COLORS[at], points[members]
                 shades = [tint(color, strength) for strength in np.linspace(_FAINTEST, 1, len(members))]
                 for a in range(len(members) - 1):
                     axes.plot(path[a : a + 2, 0], path[a : a + 2, 1], color=shades[a + 1], lw=1.2, zorder=2)
@@ -77,7 +76,7 @@ def layer_threads(result: xr.Dataset) -> Figure:
             axes.set_aspect("equal", adjustable="datalim")
             axes.margins(0.1)
     handles = [
-        Line2D([], [], color=PALETTE[at % 7], marker=MARKERS[at % 7], lw=1.4, ms=4, label=plain(label))
+        Line2D([], [], color=COLORS[at % 7], marker=MARKERS[at % 7], lw=1.4, ms=4, label=plain(label))
         for at, label in enumerate(labels)
     ]
     handles.append(Line2D([], [], ls="", marker="o", mfc="w", mec=MUTED, ms=5, label="layer 0 (embedding)"))

@@ -9,13 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from klray.errors import KlrayError
-from klray.figures.panels import arrow, draw_panels, has_points, panels_of, two_columns, write_beside
-from klray.figures.style import MARKERS, MUTED, PALETTE, legend_below, new_figure, plain
+from klray.figures.panels import COLORS, arrow, draw_panels, has_points, panels_of, two_columns
+from klray.figures.style import MARKERS, MUTED, legend_below, new_figure, plain
 from klray.relatives import parents
 from klray.summary import significant
 
 MAX_NAMED = 6  # roots that are told apart; further ones are grey
-MAX_WRITTEN = 24  # models whose names are written beside them
 
 
 def lineage(result: xr.Dataset) -> Figure:
@@ -51,15 +50,13 @@ def lineage(result: xr.Dataset) -> Figure:
             axes.scatter(
                 points[member, 0],
                 points[member, 1],
-                s=44 if first else 24,
+                s=44 if first else 20,
                 marker=marker,
                 color=color,
                 edgecolors="k" if first else "w",
                 linewidths=1.1 if first else 0.5,
                 zorder=4 if first else 3,
             )
-            if len(members) <= MAX_WRITTEN:
-                write_beside(axes, points[member], names[member])
 
     draw_panels(figure, result, _stem(result), draw)
     handles = [
@@ -119,4 +116,4 @@ def _root(member: int, of: np.ndarray) -> int:
 
 
 def _style(at: int) -> tuple[str, str]:
-    return (PALETTE[at], MARKERS[at]) if at < MAX_NAMED else (MUTED, "o")
+    return (COLORS[at], MARKERS[at]) if at < MAX_NAMED else (MUTED, "o")

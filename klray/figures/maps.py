@@ -27,6 +27,7 @@ from klray.figures.style import (
     run_styles,
     tint,
 )
+from klray.relatives import NO_QUANTIZATION, own_output
 from klray.summary import single_models, strings, trajectories
 
 SINGLE_MARKERS = ("D", "*", "P", "X", "<", ">", "p", "h")  # up to so many single models are named in the legend
@@ -94,7 +95,8 @@ def model_map(result: xr.Dataset) -> Figure:
 def model_map_caption(result: xr.Dataset) -> str:
     """What the figure shows, as one paragraph of plain text."""
     runs = trajectories(result)
-    missing = int((~np.isfinite(two_columns(result["map_pca"].values)).all(1)).sum())
+    own = own_output(result)
+    missing = int((own & ~np.isfinite(two_columns(result["map_pca"].values)).all(1)).sum())
     sentences = [
         "Map of the models from their log-likelihood vectors. Left: the first two principal components; in the full "
         "space, squared distance is the KL divergence in bits/byte."
@@ -115,7 +117,9 @@ def model_map_caption(result: xr.Dataset) -> str:
     if single_models(result, runs).size:
         sentences.append("Marks without a path are models outside any run." if runs else "Each mark is a model.")
     if missing:
-        sentences.append(f"{missing:,} of {result.sizes['model']:,} models have no coordinates and are not drawn.")
+        sentences.append(f"{missing:,} of {int(own.sum()):,} models have no coordinates and are not drawn.")
+    if not own.all():
+        sentences.append("Layers under a lens have a map of their own.")
     return " ".join(sentences)
 
 
@@ -147,6 +151,11 @@ def _single_groups(result: xr.Dataset, singles: np.ndarray, with_runs: bool) -> 
     """How the models outside any run are told apart: (positions, label, marker, colour) of each group."""
     if 0 < singles.size <= len(SINGLE_MARKERS):
         names = [str(result["repository"].values[position]).rsplit("/", 1)[-1] for position in singles]
+        quantizations = strings(result, "quantization")[singles]
+        names = [
+            name if quantization in NO_QUANTIZATION else f"{name}, {quantization}"
+            for name, quantization in zip(names, quantizations, strict=True)
+        ]
         if len(set(names)) < len(names):
             names = [str(result["model"].values[position]) for position in singles]
         marks = zip(singles, names, SINGLE_MARKERS, strict=False)

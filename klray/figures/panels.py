@@ -9,7 +9,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from klray.figures.style import INK, TICK_POINTS, dress
+from klray.figures.style import INK, PALETTE, TICK_POINTS, dress
+
+# The palette with unlike hues first: here neighbours are not related, as two seeds of one size are.
+COLORS = (*PALETTE[0:6:2], *PALETTE[1:6:2], PALETTE[6])
 
 Draw = Callable[[Axes, np.ndarray], None]
 
@@ -31,8 +34,11 @@ def panels_of(result: xr.Dataset, stem: str) -> list[str]:
     return [name for name in (f"{stem}_pca", f"{stem}_tsne") if has_points(result, name)]
 
 
-def draw_panels(figure: Figure, result: xr.Dataset, stem: str, draw: Draw) -> list[Axes]:
-    """Call ``draw(axes, points (K, 2))`` once for each panel, and dress its axes; each panel has one scale."""
+def draw_panels(figure: Figure, result: xr.Dataset, stem: str, draw: Draw, box: bool = False) -> list[Axes]:
+    """Call ``draw(axes, points (K, 2))`` once for each panel, and dress its axes; each panel has one scale.
+
+    With ``box`` the limits that ``draw`` sets are kept, and the panel is made square for them.
+    """
     panels = panels_of(result, stem)
     drawn = []
     for index, name in enumerate(panels):
@@ -47,7 +53,7 @@ def draw_panels(figure: Figure, result: xr.Dataset, stem: str, draw: Draw) -> li
             dress(axes, "t-SNE 1", "t-SNE 2")
             axes.set_xticks([])
             axes.set_yticks([])
-        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_aspect("equal", adjustable="box" if box else "datalim")
         axes.margins(0.08)
         drawn.append(axes)
     return drawn
@@ -68,5 +74,13 @@ def write_beside(axes: Axes, point: np.ndarray, text: str) -> None:
 
 def arrow(axes: Axes, start: np.ndarray, end: np.ndarray, color: str, line: str = "-") -> None:
     """An arrow from the mark at ``start`` (2,) to the one at ``end`` (2,)."""
-    style = {"arrowstyle": "-|>", "color": color, "lw": 1.0, "ls": line, "shrinkA": 3, "shrinkB": 3}
+    style = {
+        "arrowstyle": "-|>",
+        "color": color,
+        "lw": 1.0,
+        "mutation_scale": 7,
+        "ls": line,
+        "shrinkA": 2,
+        "shrinkB": 2,
+    }
     axes.annotate("", xy=tuple(end.tolist()), xytext=tuple(start.tolist()), arrowprops=style, zorder=3)

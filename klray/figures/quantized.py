@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from klray.errors import KlrayError
-from klray.figures.panels import arrow, draw_panels, two_columns
-from klray.figures.style import LINES, MARKERS, MUTED, PALETTE, legend_below, new_figure, plain
+from klray.figures.panels import COLORS, arrow, draw_panels, two_columns
+from klray.figures.style import LINES, MARKERS, MUTED, legend_below, new_figure, plain
 from klray.relatives import unquantised
 from klray.summary import significant, strings
 
@@ -36,7 +36,7 @@ def quantization_arrows(result: xr.Dataset) -> Figure:
     def draw(axes: Axes, points: np.ndarray) -> None:
         axes.scatter(points[:, 0], points[:, 1], s=7, color="0.78", linewidths=0, zorder=1)
         for number, (_, selves, quantised) in enumerate(pairs):
-            color = PALETTE[number % len(PALETTE)]
+            color = COLORS[number % len(COLORS)]
             for start, end in zip(points[selves], points[quantised], strict=True):
                 arrow(axes, start, end, color, LINES[number % len(LINES)])
             axes.scatter(
@@ -50,16 +50,30 @@ def quantization_arrows(result: xr.Dataset) -> Figure:
                 zorder=2,
             )
             axes.scatter(
-                *points[quantised].T, s=20, marker=MARKERS[1 + number % 6], color=color, linewidths=0, zorder=4
+                points[quantised, 0],
+                points[quantised, 1],
+                s=13,
+                marker=MARKERS[1 + number % 6],
+                color=color,
+                linewidths=0,
+                zorder=4,
             )
 
-    draw_panels(figure, result, "map", draw)
+        # Whoever is far from every arrow is out of sight: a run's first descent would leave no room for them.
+        members = points[np.concatenate([np.concatenate([selves, quantised]) for _, selves, quantised in pairs])]
+        low, high = members.min(axis=0), members.max(axis=0)
+        half = 0.58 * float((high - low).max()) or 1.0
+        x, y = (low + high) / 2
+        axes.set_xlim(x - half, x + half)
+        axes.set_ylim(y - half, y + half)
+
+    draw_panels(figure, result, "map", draw, box=True)
     handles = [Line2D([], [], ls="", marker="o", mfc="w", mec=MUTED, ms=4.5, label="unquantised")]
     handles += [
         Line2D(
             [],
             [],
-            color=PALETTE[number % 7],
+            color=COLORS[number % 7],
             ls=LINES[number % 4],
             marker=MARKERS[1 + number % 6],
             ms=4.5,
@@ -80,9 +94,10 @@ def quantization_arrows_caption(result: xr.Dataset) -> str:
         for name, selves, quantised in _pairs(result)
     ]
     return (
-        "Quantisation: arrows lead from each model to its quantised selves, among all models of the map. Median KL "
-        f"along the arrows in bits/byte: {', '.join(medians)}. Published medians: 0.44 for 8 bits and 0.49 for 4 bits "
-        "(Kishino et al.). An arrow's length on a map shows only the part of the KL that lies in its two dimensions."
+        "Quantisation: arrows lead from each model to its quantised selves, in the part of the map where they are. "
+        f"Median KL along the arrows in bits/byte: {', '.join(medians)}. Published medians: 0.44 for 8 bits and "
+        "0.49 for 4 bits (Kishino et al.). An arrow's length on a map shows only the part of the KL "
+        "that lies in its two dimensions."
     )
 
 

@@ -11,7 +11,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from klray.errors import KlrayError
-from klray.figures.style import INK, LABEL_POINTS, PALETTE, TICK_POINTS, dress, legend_below, new_figure, plain
+from klray.figures.style import (
+    INK,
+    LABEL_POINTS,
+    PALETTE,
+    TICK_POINTS,
+    dress,
+    legend_below,
+    new_figure,
+    plain,
+    plain_log_ticks,
+)
 from klray.scale import scale_rows, setting_kl
 
 _SHAPE_PAIRS = 5  # fewer are drawn as marks alone
@@ -57,6 +67,7 @@ def scale_violins(result: xr.Dataset) -> Figure:
     dress(axes, "KL divergence (bits/byte)", "")
     names = [f"{plain(row.setting)}  (n = {row.n:,})" for row, _ in drawn]
     axes.set_yticks(range(len(drawn)), names, fontsize=LABEL_POINTS, color=INK)
+    plain_log_ticks(axes.xaxis, subs=(1.0,))
     axes.tick_params(axis="x", labelsize=TICK_POINTS)
     axes.set_ylim(len(drawn) - 0.4, -0.6)
     median = Line2D([], [], ls="", marker="o", ms=5, mfc="white", mec=PALETTE[0], mew=1.2, label="median")

@@ -132,6 +132,7 @@ def _located(result: xr.Dataset) -> list[Trajectory]:
     for run in trajectories(result):
         chosen = located[run.positions] & plain[run.positions]
         if chosen.sum() > 1:
+            name = str(result["run"].values[run.positions[0]])  # without what sets it apart from its variants
             kept = {"positions": run.positions[chosen], "steps": run.steps[chosen], "included": run.included[chosen]}
-            found.append(replace(run, **kept))
+            found.append(replace(run, name=name, **kept))
     return found

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from klray.errors import CheckpointError
-from klray.lens.structure import find_way, layer_states
+from klray.lens.structure import find_layers
 from klray.lens.translators import Translators
 from klray.likelihood import score
 from klray.tokens import encode
@@ -34,7 +34,7 @@ class Lens:
     translators
         Affine maps of the L layers before the last; None: the logit lens.
     norm
-        Dotted path to the model's final norm, where it cannot be found: see :func:`klray.lens.structure.find_way`.
+        Dotted path to the model's final norm, where it cannot be found: see :func:`klray.lens.structure.find_layers`.
     """
 
     translators: Translators | None = None
@@ -57,17 +57,17 @@ class Lens:
             With reason load_failed: the model's layers or final norm were not found, or the translators are those of a
             model with another number of layers or another width.
         """
-        way = find_way(model, probe_T, self.norm)
+        layers = find_layers(model, probe_T, self.norm)
         translators = self.translators
         if translators is not None:
-            before = layer_states(model, probe_T[None]).before
+            before = layers.states(probe_T[None]).before
             translators.check(type(model).__name__, len(before), before[0].shape[-1])
             translators = translators.to(before[0].device)
 
         def read(ids_NT: torch.Tensor) -> Iterator[torch.Tensor]:
-            states = layer_states(model, ids_NT)
+            states = layers.states(ids_NT)
             for layer, hidden_NTD in enumerate(states.before):
-                yield way(hidden_NTD if translators is None else translators.apply(layer, hidden_NTD))
+                yield layers.to_head(hidden_NTD if translators is None else translators.apply(layer, hidden_NTD))
             yield states.last
 
         return read

@@ -21,7 +21,7 @@ from torch import nn
 from klray.errors import KlrayError
 from klray.head import OutputHead, find_head
 from klray.lens.lens import Lens
-from klray.lens.structure import Way, find_way, layer_states
+from klray.lens.structure import Layers, find_layers
 from klray.lens.translators import Translators
 from klray.likelihood import context_length, undisturbed
 from klray.tokens import Tokens, plan
@@ -105,7 +105,7 @@ def train_lens(
                 for layer, hidden_MD in enumerate(states):
                     with torch.enable_grad():
                         moved_MD = translators.apply(layer, hidden_MD)
-                        kl = _kl(own_MV, _logits(reading.head, reading.way(moved_MD))).mean() * share
+                        kl = _kl(own_MV, _logits(reading.head, reading.layers.to_head(moved_MD))).mean() * share
                         # of the translators alone: the model's own parameters get no gradient
                         found = torch.autograd.grad(kl, weights)
                     for total, part in zip(gradients, found, strict=True):
@@ -139,7 +139,7 @@ def prediction_kl(model: Any, tokens: Tokens, lens: Lens) -> np.ndarray:
         for ids_NT, kept in _rows(tokens, np.flatnonzero(tokens.counted), device):
             own_MV, states = reading.final(ids_NT, kept)
             for layer, hidden_MD in enumerate(states):
-                logits_MV = _logits(reading.head, reading.way(translators.apply(layer, hidden_MD)))
+                logits_MV = _logits(reading.head, reading.layers.to_head(translators.apply(layer, hidden_MD)))
                 sums[layer] += float(_kl(own_MV, logits_MV).double().sum())
     return sums / max(1, int(tokens.counted.sum()))
 
@@ -148,9 +148,8 @@ def prediction_kl(model: Any, tokens: Tokens, lens: Lens) -> np.ndarray:
 class _Reading:
     """What reads a model's layers and its head."""
 
-    model: Any
     head: OutputHead
-    way: Way
+    layers: Layers
     n_layers: int
     width: int
     device: torch.device
@@ -160,7 +159,7 @@ class _Reading:
 
     def final(self, ids_NT: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Own log-probabilities (M, V) of the ``kept`` positions, and hidden states (M, D) of the layers before."""
-        states = layer_states(self.model, ids_NT)
+        states = self.layers.states(ids_NT)
         own_MD = states.last.flatten(0, 1)[kept]
         before = [hidden_NTD.to(self.device).flatten(0, 1)[kept] for hidden_NTD in states.before]
         return _logits(self.head, own_MD).log_softmax(-1), before
@@ -179,9 +178,9 @@ def _reading(model: Any, tokens: Tokens, norm: str | None, device: torch.device)
                 f"{type(model).__name__} has no output head that klray can use (a warning says why): "
                 "a tuned lens cannot be trained through it"
             )
-        way = find_way(model, probe_T, norm)
-        before = layer_states(model, probe_T[None]).before
-    return _Reading(model, head, way, len(before), before[0].shape[-1], device)
+        layers = find_layers(model, probe_T, norm)
+        before = layers.states(probe_T[None]).before
+    return _Reading(head, layers, len(before), before[0].shape[-1], device)
 
 
 def _steps(tokens: Tokens, training: LensTraining) -> Iterator[np.ndarray]:

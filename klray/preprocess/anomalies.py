@@ -14,7 +14,7 @@ import numpy as np
 NEIGHBOURS = 5  # others on each side that tell what is typical
 MAX_WIDTH = 3  # checkpoints in a row that may be off together
 _MIN_NEIGHBOURS = 4  # fewer tell nothing
-_MIN_RATIO = 1.5  # of 152 clean checkpoints of the embedded family the largest has 0.98
+_MIN_RATIO = 1.5  # of 158 clean checkpoints of the embedded families the largest has 0.98
 _DEVIATIONS = 5.0  # robust standard deviations, 1.4826 MAD
 
 

@@ -19,7 +19,7 @@ from klray.scale.evaluation import ROWS_BYTES, bootstrap_standard_error, pair_di
 from klray.scale.lineage import lineages
 from klray.scale.models import Models
 from klray.scale.pairs import DEFAULT_CHOICE, Choice, setting_pairs
-from klray.scale.settings import SETTINGS, SOURCE, setting_named
+from klray.scale.settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_named
 from klray.summary import significant, with_error
 from klray.table import text_table
 
@@ -98,8 +98,7 @@ def measure_scale(
     kl, standard_error = pair_divergence(values, pairs, rows_bytes)
     of = np.repeat(np.arange(len(found)), [len(each) for each in found.values()])
     rows = [
-        _row(name, kl[of == place], standard_error[of == place], resamples, choice.seed)
-        for place, name in enumerate(found)
+        _row(name, kl[of == place], standard_error[of == place], resamples, choice) for place, name in enumerate(found)
     ]
     names = dataset["model"].values if "model" in dataset.coords else np.arange(dataset.sizes["model"]).astype(str)
     labels = np.array([str(name) for name in names], dtype=np.dtypes.StringDType())
@@ -140,8 +139,8 @@ def measure_scale(
     )
 
 
-def _row(name: str, kl: np.ndarray, standard_error: np.ndarray, resamples: int, seed: int) -> ScaleRow:
-    setting = setting_named(name)
+def _row(name: str, kl: np.ndarray, standard_error: np.ndarray, resamples: int, choice: Choice) -> ScaleRow:
+    low, high = setting_named(name).published(choice.spacing)
     quartiles = np.quantile(kl, [0.0, 0.25, 0.5, 0.75, 1.0]).tolist() if len(kl) else [math.nan] * 5
     smallest, lower, median, upper, largest = quartiles
     return ScaleRow(
@@ -153,9 +152,9 @@ def _row(name: str, kl: np.ndarray, standard_error: np.ndarray, resamples: int, 
         smallest=smallest,
         largest=largest,
         pair_standard_error=float(np.median(standard_error)) if len(kl) else math.nan,
-        median_standard_error=bootstrap_standard_error(kl, resamples, seed),
-        published_low=setting.low,
-        published_high=setting.high,
+        median_standard_error=bootstrap_standard_error(kl, resamples, choice.seed),
+        published_low=low,
+        published_high=high,
     )
 
 
@@ -189,6 +188,8 @@ def notes(result: xr.Dataset) -> Sequence[str]:
         f"later, early: pairs {choice['spacing']:,} steps apart that end after step {choice['min_step']:,}, "
         f"{choice['number']:,} of each run.",
     ]
+    if choice["spacing"] != PUBLISHED_SPACING:
+        found.append(f"Published for later and early are pairs {PUBLISHED_SPACING:,} steps apart, which these are not.")
     if apart:
         kept = ", ".join(f"{name} {n:,}" for name, n in apart.items())
         found.append(f"Kept apart from fine-tuning: {kept}.")
@@ -198,8 +199,10 @@ def notes(result: xr.Dataset) -> Sequence[str]:
 
 
 def _cells(row: ScaleRow) -> tuple[str, ...]:
+    low, high = row.published_low, row.published_high
+    published = "–" if math.isnan(low) else f"{low:g}" if low == high else f"{low:g}-{high:g}"
     if not row.n:
-        return (row.setting, "0", "–", "–", "–", "–", setting_named(row.setting).published or "–")
+        return (row.setting, "0", "–", "–", "–", "–", published)
     return (
         row.setting,
         f"{row.n:,}",
@@ -207,7 +210,7 @@ def _cells(row: ScaleRow) -> tuple[str, ...]:
         f"{significant(row.lower_quartile)} to {significant(row.upper_quartile)}",
         f"{significant(row.smallest)} to {significant(row.largest)}",
         significant(row.pair_standard_error, 2),
-        setting_named(row.setting).published or "–",
+        published,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import xarray as xr
 
 from klray.errors import KlrayError
 from klray.scale.analysis import scale_rows, setting_kl
-from klray.scale.settings import SETTINGS, SOURCE, setting_named
+from klray.scale.settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_named
 from klray.summary import significant
 
 _NEAR = math.log(1.25)  # settings that are no more than a quarter farther off than the nearest are named beside it
@@ -25,6 +26,8 @@ class Neighbour:
     Attributes
     ----------
     setting : str
+    phrase : str
+        What it is, after "like".
     low, high : float
         What it is compared with, bits/byte: the median (both), or a published range.
     log_ratio : float
@@ -37,6 +40,7 @@ class Neighbour:
     """
 
     setting: str
+    phrase: str
     low: float
     high: float
     log_ratio: float
@@ -98,7 +102,10 @@ def place(kl: float, scale: xr.Dataset | None = None) -> Placement:
         raise KlrayError(f"kl={kl} cannot be placed: a KL divergence is a finite number of 0 or more, in bits per byte")
     if scale is None:
         known = [each for each in SETTINGS if not math.isnan(each.low)]
-        found = [Neighbour(each.name, each.low, each.high, _log_ratio(kl, each.low, each.high)) for each in known]
+        found = [
+            Neighbour(each.name, each.words(), each.low, each.high, _log_ratio(kl, each.low, each.high))
+            for each in known
+        ]
         return Placement(kl, _sorted(found), SOURCE)
     missing = [name for name in ("kl", "pair_setting", "median", "n") if name not in scale]
     if missing:
@@ -106,6 +113,7 @@ def place(kl: float, scale: xr.Dataset | None = None) -> Placement:
             f"scale= needs a result of klray scale, this lacks {', '.join(missing)}: open one with "
             'klray.open_result(url, "scale"), or leave it out for the published values'
         )
+    spacing = json.loads(scale.attrs.get("choice", "{}")).get("spacing", PUBLISHED_SPACING)
     found = []
     for row in scale_rows(scale):
         if row.n and row.median > 0:
@@ -113,7 +121,15 @@ def place(kl: float, scale: xr.Dataset | None = None) -> Placement:
             below, up_to = np.searchsorted(pairs, kl, "left"), np.searchsorted(pairs, kl, "right")
             share = float(below + up_to) / (2 * row.n)
             found.append(
-                Neighbour(row.setting, row.median, row.median, _log_ratio(kl, row.median, row.median), share, row.n)
+                Neighbour(
+                    row.setting,
+                    setting_named(row.setting).words(spacing),
+                    row.median,
+                    row.median,
+                    _log_ratio(kl, row.median, row.median),
+                    share,
+                    row.n,
+                )
             )
     if not found:
         raise KlrayError(
@@ -137,4 +153,4 @@ def _words(neighbour: Neighbour) -> str:
     share = ""
     if neighbour.quantile is not None and neighbour.n >= _QUANTILE_PAIRS:
         share = f", above {neighbour.quantile:.0%} of {neighbour.n:,} pairs"
-    return f"{setting_named(neighbour.setting).phrase} ({value}{share})"
+    return f"{neighbour.phrase} ({value}{share})"

@@ -9,13 +9,14 @@ import math
 from dataclasses import dataclass
 
 SOURCE = "arXiv:2505.15353"
+PUBLISHED_SPACING = 1000  # steps between the consecutive checkpoints of the published "later" and "early"
 
 
 @dataclass(frozen=True)
 class Setting:
     """One setting. ``low`` and ``high`` are the published median twice, or the published range; NaN if neither is.
 
-    ``phrase`` completes "like ...".
+    ``phrase`` completes "like ...", and may have a place for the ``spacing`` of checkpoints.
     """
 
     name: str
@@ -23,17 +24,19 @@ class Setting:
     low: float = math.nan
     high: float = math.nan
 
-    @property
-    def published(self) -> str:
-        """The published value as text, "" when there is none."""
-        if math.isnan(self.low):
-            return ""
-        return f"{self.low:g}" if self.low == self.high else f"{self.low:g}-{self.high:g}"
+    def published(self, spacing: int = PUBLISHED_SPACING) -> tuple[float, float]:
+        """``low`` and ``high``, which for consecutive checkpoints are known for pairs 1,000 steps apart only."""
+        known = spacing == PUBLISHED_SPACING or "{spacing}" not in self.phrase
+        return (self.low, self.high) if known else (math.nan, math.nan)
+
+    def words(self, spacing: int = PUBLISHED_SPACING) -> str:
+        """``phrase`` with the spacing in its place."""
+        return self.phrase.replace("{spacing}", f"{spacing:,}")
 
 
 SETTINGS = (
-    Setting("later", "training for 1,000 steps late in pretraining", 0.01, 0.05),
-    Setting("early", "training for 1,000 steps early in pretraining", 0.05, 0.1),
+    Setting("later", "training for {spacing} steps late in pretraining", 0.01, 0.05),
+    Setting("early", "training for {spacing} steps early in pretraining", 0.05, 0.1),
     Setting("seed", "pretraining with another seed"),
     Setting("size", "pretraining another size"),
     Setting("8-bit", "quantising to 8 bits", 0.44, 0.44),

@@ -21,7 +21,10 @@ from klray.texts import TextSet
 N_TEXTS = 8
 TEXTS = TextSet("faults", tuple(f"text {i} " * 40 for i in range(N_TEXTS)), tuple("ab"[i % 2] for i in range(N_TEXTS)))
 CHUNK_BYTES = 4 * N_TEXTS * 2  # two models a chunk: snapshots of a handful of models have several
-LEFT_OUT = {"run", "size", "seed", "base_model", "architecture", "variant", "lens", "parameters", "tokens"}
+LEFT_OUT = {
+    *("run", "size", "seed", "base_model", "base_revision", "parents", "relation"),
+    *("architecture", "variant", "lens", "parameters", "tokens"),
+}
 ZARR_THREADS = 64  # actors that stopped hold some
 
 

@@ -1,0 +1,54 @@
+"""Run a study: score its stages into one store, then publish, analyse and report."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import jobs
+from jobs.score import score
+from klray import config as configs
+from klray.config import Config
+from klray.errors import KlrayError
+from klray.job import verb
+
+log = logging.getLogger("klray")
+
+
+def study(config: Config) -> int:
+    """Number of checkpoints that failed in all stages; what follows is done with those that did not."""
+    stages = list(configs.stages(config))
+    if not stages:
+        raise KlrayError("the study has no stages: set study=tiny or study=pythia, or study.stages")
+    then = [_function(name) for name in config.study.then]
+    failures = 0
+    for number, (name, stage) in enumerate(stages, 1):
+        log.info("study: stage %d of %d, %s", number, len(stages), name)
+        print(f"\nstage {name}")
+        failures += len(score(stage).failures)
+    for follow in then:
+        print()
+        follow(config)
+    return failures
+
+
+def _function(name: str) -> Callable[[Config], Any]:
+    """What a verb does: the function of its own name in its module."""
+    verbs = [module.name for module in pkgutil.iter_modules(jobs.__path__) if module.name != "study"]
+    if name not in verbs:
+        raise KlrayError(f"study.then has {name}, which is no verb: there are {', '.join(sorted(verbs))}")
+    function: Callable[[Config], Any] = getattr(importlib.import_module(f"jobs.{name}"), name)
+    return function
+
+
+@verb(config_name="study")
+def main(config: Config) -> int:
+    """Exit code 1 if any checkpoint failed."""
+    return 1 if study(config) else 0
+
+
+if __name__ == "__main__":
+    main()

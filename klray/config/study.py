@@ -1,0 +1,81 @@
+"""Group ``study``: what klray study scores into one store, stage by stage, and what it does with it then."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import conf
+from klray.config.models import ModelsConfig
+from klray.config.scoring import ScoringConfig
+from klray.errors import KlrayError
+
+if TYPE_CHECKING:
+    from klray.config import Config
+
+Group = TypeVar("Group", ModelsConfig, ScoringConfig)
+
+
+@dataclass
+class StageConfig:
+    """One stage: a family of conf/models/, and in what it differs from the job's own settings."""
+
+    name: str = ""
+    models: str = ""  # a family of conf/models/
+    select: dict[str, Any] = field(default_factory=dict)  # keys of the group models, such as revisions or stride
+    scoring: dict[str, Any] = field(default_factory=dict)  # keys of the group scoring, such as quantization or lens
+
+
+@dataclass
+class StudyConfig:
+    """The stages in their order, and the verbs that follow."""
+
+    stages: list[StageConfig] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)  # names of stages; default: all
+    then: list[str] = field(default_factory=lambda: ["publish", "analyze", "report"])
+
+
+def stages(config: Config) -> Iterator[tuple[str, Config]]:
+    """(name, the job's config with the stage's models and scoring) of every stage that is asked for.
+
+    Raises
+    ------
+    KlrayError
+        There is no such stage, no such family, or no such key.
+    """
+    known = [stage.name for stage in config.study.stages]
+    if lost := sorted(set(config.study.only) - set(known)):
+        raise KlrayError(f"study.only={lost}: the study has the stages {', '.join(known) or 'none; set study=tiny'}")
+    for stage in config.study.stages:
+        if not config.study.only or stage.name in config.study.only:
+            yield (
+                stage.name,
+                dataclasses.replace(
+                    config,
+                    models=_changed(_family(stage), stage.select, f"stage {stage.name}: select"),
+                    scoring=_changed(config.scoring, stage.scoring, f"stage {stage.name}: scoring"),
+                ),
+            )
+
+
+def _family(stage: StageConfig) -> ModelsConfig:
+    path = Path(str(conf.__file__)).parent / "models" / f"{stage.models}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise KlrayError(f"stage {stage.name}: models={stage.models} is no family; there are {there}")
+    return _changed(ModelsConfig(), OmegaConf.load(path), str(path))
+
+
+def _changed(group: Group, values: Any, where: str) -> Group:
+    try:
+        changed: Group = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(group), values))  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        words = str(error).strip().splitlines()[0]
+        raise KlrayError(f"{where}: {words}; klray score --cfg job prints every key") from error
+    return changed

@@ -1,0 +1,91 @@
+"""A study: stages scored into one store by settings of their own, what follows them, and what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import conf
+from jobs.plan import plan_study
+from jobs.study import study
+from klray import config as configs
+from klray.config import Config, StageConfig, StoreConfig, StudyConfig, TextsConfig
+from klray.errors import KlrayError
+from klray.store import Store
+
+STAGES = [
+    StageConfig("first", "tiny_smallest", select={"limit": 2}),
+    StageConfig("last", "tiny_smallest", select={"revisions": "step40"}, scoring={"dtype": "bfloat16"}),
+]
+
+
+def config_of(tmp_path: Path, **study: object) -> Config:
+    config = Config(
+        texts=TextsConfig(n=8),
+        store=StoreConfig(url=str(tmp_path / "store")),
+        study=StudyConfig(**{"stages": STAGES, "then": ["publish"], **study}),  # type: ignore[arg-type]
+    )
+    config.scoring.cache_dir = str(tmp_path / "cache")
+    config.ray.workers = 1
+    return config
+
+
+def test_stages_are_scored_into_one_store_each_by_its_own_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(tmp_path)
+    before = OmegaConf.to_yaml(OmegaConf.structured(config))
+    assert study(config) == 0
+    dataset = Store.open(str(tmp_path / "store")).dataset("latest")
+    found = zip(*(dataset[name].values.tolist() for name in ("run", "revision", "dtype")), strict=True)
+    assert sorted(found) == [
+        ("klray/tiny-46k-seed1", "step0", "float32"),
+        ("klray/tiny-46k-seed1", "step1", "float32"),
+        ("klray/tiny-46k-seed1", "step40", "bfloat16"),
+        ("klray/tiny-46k-seed2", "step40", "bfloat16"),
+    ]
+    out = capsys.readouterr().out
+    assert out.index("stage first") < out.index("stage last") < out.index("snapshot ")
+    assert OmegaConf.to_yaml(OmegaConf.structured(config)) == before
+
+
+def test_cost_of_a_study_is_the_sum_over_its_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, last = plan_study(config_of(tmp_path))
+    assert (first.cost.checkpoints, last.cost.checkpoints) == (2, 2)
+    words = capsys.readouterr().out.splitlines()[-1].split()
+    assert words[:3] == ["all", "4", "4"]
+    assert float(words[3]) == pytest.approx((first.cost.fetch_bytes + last.cost.fetch_bytes) / 1e9, abs=6e-4)
+
+
+def test_one_stage_alone(tmp_path: Path) -> None:
+    ((name, stage),) = configs.stages(config_of(tmp_path, only=["last"]))
+    assert (name, stage.scoring.dtype, stage.models.revisions) == ("last", configs.Dtype.bfloat16, "step40")
+    assert stage.scoring.cache_dir == str(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"only": ["lost"]}, r"study\.only=\['lost'\]: the study has the stages first, last"),
+        ({"stages": [StageConfig("x", "tinny")]}, r"stage x: models=tinny is no family; there are .*tiny_study"),
+        ({"stages": [StageConfig("x", "tiny", select={"strid": 2})]}, r"stage x: select: Key 'strid' not in"),
+        ({"stages": [StageConfig("x", "tiny", scoring={"dtype": "int3"})]}, r"stage x: scoring: Invalid value 'int3'"),
+        ({"stages": []}, r"the study has no stages: set study=tiny or study=pythia"),
+        ({"then": ["publsh"]}, r"study\.then has publsh, which is no verb: there are analyze, "),
+    ],
+)
+def test_studies_that_cannot_be(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(KlrayError, match=words):
+        study(config_of(tmp_path, **changes))
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("name", ["tiny", "pythia"])
+def test_studies_of_conf_name_families_that_are_there(name: str) -> None:
+    folder = Path(str(conf.__file__)).parent
+    stages = OmegaConf.load(folder / "study" / f"{name}.yaml").stages
+    assert len({stage.name for stage in stages}) == len(stages)
+    for stage in stages:
+        assert (folder / "models" / f"{stage.models}.yaml").is_file()
