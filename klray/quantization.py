@@ -12,6 +12,7 @@ fp4, nf4
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import logging
@@ -75,14 +76,37 @@ def import_library() -> None:
 
 
 def settle(model: Any) -> None:
-    """Let 4-bit layers on a CPU compute as they were told to, on every CPU.
+    """Let 4-bit layers on a CPU compute what they were told to, on every CPU.
 
     On one with AVX512-BF16, bitsandbytes (0.50.2) would repack weights, round their scales to bf16 and multiply in bf16
-    whatever the compute dtype; and it fails there for layers whose input is no multiple of 64 wide.
+    whatever the compute dtype. And on every CPU it gives weights the scales of others in layers whose input is no
+    multiple of 64 wide: there they are dequantised once, right, and kept so.
     """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    for name, layer in list(model.named_modules()):
+        if hasattr(layer, "support_avx512bf16_for_cpu") and layer.weight.device.type == "cpu":
+            layer.support_avx512bf16_for_cpu = False
+            state = layer.weight.quant_state
+            if state.shape[-1] % state.blocksize:
+                model.set_submodule(name, _Dequantized(layer))
+
+
+class _Dequantized(torch.nn.Linear):
+    """A 4-bit layer with its weights dequantised, multiplied in the layer's compute dtype as bitsandbytes does."""
+
+    def __init__(self, layer: Any):
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        state = copy.copy(layer.weight.quant_state)
+        shape, state.shape = state.shape, torch.Size((1, state.shape.numel()))  # blocks do not stop where rows do
+        state.dtype = layer.compute_dtype or state.dtype
+        dequantize = importlib.import_module("bitsandbytes.functional").dequantize_4bit
+        weight = dequantize(layer.weight.data.reshape(-1, 1), state).reshape(shape)
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        if layer.bias is not None:
+            self.bias = torch.nn.Parameter(layer.bias.data.to(weight.dtype), requires_grad=False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Product in the compute dtype, in the dtype that it was given."""
+        return super().forward(states.to(self.weight.dtype)).to(states.dtype)
 
 
 @contextmanager

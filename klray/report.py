@@ -100,6 +100,7 @@ def write_report(
         written=datetime.now(UTC).strftime("%d %B %Y"),
         version=importlib.metadata.version("klray"),
         rows=rows,
+        with_weights=any(math.isfinite(row.weight_exponent) for row in rows),
         findings=_findings(result, rows),
         pictures=[_picture(result, plate, directory / "figures") for plate in PLATES if plate.applies(result)],
         models=_model_rows(result),
@@ -146,7 +147,7 @@ def _template() -> jinja2.Template:
 
 
 def _symbols(text: str) -> Markup:
-    return escape(text).replace("c_q", Markup("<i>c<sub>q</sub></i>"))
+    return escape(text).replace("c_q", Markup("<i>c<sub>q</sub></i>")).replace("c_w", Markup("<i>c<sub>w</sub></i>"))
 
 
 def _picture(result: xr.Dataset, plate: Plate, directory: Path) -> _Picture:
@@ -178,6 +179,8 @@ def _findings(result: xr.Dataset, rows: list[RunRow]) -> list[tuple[str, str]]:
         )
     if dimensions:
         found.append((_range(dimensions), "fractal dimension 2/c_q of the path"))
+    if of_weights := [row.weight_exponent for row in rows if math.isfinite(row.weight_exponent)]:
+        found.append((_range(of_weights), "diffusion exponent c_w of the weights in the same windows, by run"))
     return found
 
 

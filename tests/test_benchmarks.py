@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks import contenders, scoring
+from tests.benchmarks import contenders, lens, scoring
 from tests.benchmarks.contenders import Shape
 
 TINY = Shape("tiny", 64, 2, 4, vocabulary=2048, one_in=64)
@@ -63,3 +63,12 @@ def test_the_counted_work_is_that_of_the_weights_of_linear_layers_and_head() -> 
     model = TINY.model()
     matrices = sum(module.weight.numel() for module in model.modules() if type(module).__name__ == "Linear")
     assert TINY.flops_per_token == 2 * matrices
+
+
+def test_six_layers_through_a_lens_cost_less_than_two_and_a_half_plain_scores() -> None:
+    shape = Shape("six", 256, 6, 4, vocabulary=2048, one_in=128)
+    row = lens.main([shape], rounds=3).splitlines()[-1]
+    logit, tuned, _, bound = [float(cell.rstrip("x%")) for cell in row.split()[3:]]
+    assert 1.0 < logit < 2.5
+    assert 1.0 < tuned < 2.5
+    assert bound == pytest.approx(1.6, abs=0.01)

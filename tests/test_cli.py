@@ -41,6 +41,10 @@ def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
             ["score", "models=tiny", "store.url=x", "scoring.dtype=float8"],
             "scoring.dtype=float8: write float32, bfloat16 or float16$",
         ),
+        (
+            ["plan", "models=tiny", "store.url=x", "scoring.quantization=int4"],
+            "scoring.quantization=int4: there is no such quantisation; write none, int8, fp4 or nf4$",
+        ),
         (["score", "models=tiny", "store.url=x", "scoring.threads=0"], "scoring.threads=0: must be above 0"),
         (["score", "models=tiny", "store.url=x", "texts=jsonl"], "needs the place of the texts: set texts.path="),
         (

@@ -130,7 +130,8 @@ def test_policy_forbids_requests_and_every_script_but_the_one_inside(page: Page)
 
 def test_pictures_are_the_files_beside_the_page_and_have_text_alternatives(page: Page) -> None:
     images = page.all("img")
-    names = ["model_map", "training_paths", "consecutive_kl", "diffusion_exponents", "kl_heatmap"]
+    names = ["model_map", "training_paths", "consecutive_kl", "diffusion_exponents", "kl_and_weight_exponents"]
+    names += ["kl_heatmap"]
     assert len(images) == len(names)
     for attrs, name in zip(images, names, strict=True):
         data = base64.b64decode(str(attrs["src"]).split(",", 1)[1], validate=True)

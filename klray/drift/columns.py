@@ -38,7 +38,7 @@ def sketched_drift(
     """
     n_models = len(excluded)
     columns = {name: np.full(n_models, np.nan) for name in ("exponent", "r_squared", "distance")}
-    labels, keys = facts(dataset, "sketch", "").astype(str), facts(dataset, "key", "").astype(str)
+    labels, keys = _strings(dataset, "sketch"), _strings(dataset, "key")
     sizes = {int(label.partition("-")[0]) for label in labels if label}
     for run in found if sketches is not None else ():
         assert sketches is not None
@@ -108,6 +108,11 @@ def exponents(
     distance = np.full(len(steps), np.nan)
     distance[1:] = np.sqrt(np.diagonal(squared, 1))
     return exponent, r_squared, distance
+
+
+def _strings(dataset: xr.Dataset, name: str) -> np.ndarray:
+    """(K,) of fixed width: NumPy does not convert by itself what a store gives back."""
+    return np.array([str(value) for value in facts(dataset, name, "")], dtype=str)
 
 
 def _fill(
