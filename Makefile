@@ -1,4 +1,5 @@
 # make demo   the whole way on the embedded family: train, score, publish, analyse, report
+# make study  every setting of the KL scale on a larger family: quantised, fine-tuned, layer by layer, weights
 # make test   lint, types and all tests
 # make faults  crashes, a misbehaving network and races against the store: SCHEDULES=10000 SEED=1
 # make bench  speed and memory, as ratios against named peers measured in the same run
@@ -6,7 +7,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint faults bench clean
+.PHONY: demo study test lint faults bench clean
 
 # What is installed: the exact versions of constraints.txt. The stamp is renewed when what it depends on changes.
 $(VENV)/%.stamp: pyproject.toml constraints.txt
@@ -17,6 +18,9 @@ $(VENV)/%.stamp: pyproject.toml constraints.txt
 
 demo: $(VENV)/viz.stamp
 	$(BIN)/klray demo
+
+study: $(VENV)/study.stamp
+	$(BIN)/klray study
 
 test: $(VENV)/dev.stamp lint
 	$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from klray.checkpoints import Cache, Checkpoint, Hub, resolve
 from klray.config import Config
 from klray.errors import KlrayError
 from klray.job import verb
-from klray.lens import Lens, prediction_kl, train_lens
+from klray.lens import Lens, load_translators, prediction_kl, train_lens
 from klray.progress import Progress
 from klray.scorer import ScoringSettings, versions
 from klray.table import text_table
@@ -37,24 +38,27 @@ def lens(config: Config) -> Lens:
                 f"models.family={selection.family}: {len(checkpoints):,} checkpoints were selected and a tuned lens is "
                 f"for one: set models.repo= and models.revisions={refused}"
             )
+        facts: dict[str, Any] = {
+            "repository": checkpoints[0].repository,
+            "revision": checkpoints[0].revision,
+            "commit": checkpoints[0].commit,
+            "dtype": settings.dtype,
+            "text_set": trained_on.fingerprint,
+            "text_set_name": trained_on.name,
+        }
+        there = _there(folder, facts)
+        if there is not None:
+            print(f"{there.name} of {checkpoints[0].label} is in {folder} already")
+            return there
         model, tokenizer = _loaded(hub, cache, checkpoints[0], settings)
     torch.set_num_threads(settings.threads)
-    facts: dict[str, Any] = {
-        "repository": checkpoints[0].repository,
-        "revision": checkpoints[0].revision,
-        "commit": checkpoints[0].commit,
-        "dtype": settings.dtype,
-        "text_set": trained_on.fingerprint,
-        "text_set_name": trained_on.name,
-        "versions": dict(versions()),
-    }
     with Progress(training.steps, "lens", "step") as progress:
         found = train_lens(
             model,
             encode(tokenizer, trained_on.texts),
             training,
             norm=config.lens.norm,
-            facts=facts,
+            facts={**facts, "versions": dict(versions())},
             report=lambda step, loss: progress.advance(1, f"{loss:.3f} nats/token"),
         )
     assert found.translators is not None
@@ -62,6 +66,20 @@ def lens(config: Config) -> Lens:
     _print(checkpoints[0], model, tokenizer, judged_on, found)
     print(f"{found.name} in {folder}; klray score scoring.lens={folder} reads every layer through it")
     return found
+
+
+def _there(folder: Path, facts: Mapping[str, Any]) -> Lens | None:
+    """The lens in a folder that is not empty, if it is of the same checkpoint and texts."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    found = load_translators(folder)
+    of = f"{found.facts.get('repository')}@{found.facts.get('revision')}"
+    if any(found.facts.get(name) != value for name, value in facts.items()):
+        raise KlrayError(
+            f"lens.path={folder}: a lens of {of}, in {found.facts.get('dtype')}, trained on "
+            f"{found.facts.get('text_set_name')} is there already, and another was asked for; name a new folder"
+        )
+    return Lens(found)
 
 
 def _loaded(hub: Hub, cache: Cache, checkpoint: Checkpoint, settings: ScoringSettings) -> tuple[Any, Any]:

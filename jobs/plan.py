@@ -56,12 +56,12 @@ def plan(config: Config) -> Plan:
 def plan_study(config: Config) -> list[Plan]:
     """Print the plan of every stage of a study, and what all of them cost one after another."""
     plans, rows = [], []
-    for name, stage in configs.stages(config):
-        print(f"stage       {name}")
+    for asked, stage in configs.stages(config):
+        print(f"stage       {asked.name}{', through a lens to be trained' if asked.tune else ''}")
         planned = plan(stage)
         print()
         plans.append(planned)
-        rows.append((name, planned.cost))
+        rows.append((asked.name, planned.cost))
     costs = [each for _, each in rows]
     numbers = [
         (

@@ -6,9 +6,12 @@ import importlib
 import logging
 import pkgutil
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jobs
+from jobs.lens import lens
 from jobs.score import score
 from klray import config as configs
 from klray.config import Config
@@ -23,15 +26,22 @@ def study(config: Config) -> int:
     stages = list(configs.stages(config))
     if not stages:
         raise KlrayError("the study has no stages: set study=tiny or study=pythia, or study.stages")
-    then = [_function(name) for name in config.study.then]
+    then = [(name, _function(name), changed) for name, changed in configs.followed(config)]
+    Path(config.report.dir).mkdir(parents=True, exist_ok=True)  # where lenses and the noise floor go, too
     failures = 0
-    for number, (name, stage) in enumerate(stages, 1):
-        log.info("study: stage %d of %d, %s", number, len(stages), name)
-        print(f"\nstage {name}")
-        failures += len(score(stage).failures)
-    for follow in then:
+    for number, (stage, changed) in enumerate(stages, 1):
+        log.info("study: stage %d of %d, %s", number, len(stages), stage.name)
+        print(f"\nstage {stage.name}")
+        if stage.tune:
+            folder = str(Path(config.report.dir) / "lenses" / stage.name)
+            changed.lens = replace(config.lens, path=folder)
+            lens(changed)
+            changed.scoring = replace(changed.scoring, lens=folder)
+        failures += len(score(changed).failures)
+    for name, follow, changed in then:
+        log.info("study: %s", name)
         print()
-        follow(config)
+        follow(changed)
     return failures
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger("klray")
 
 
 def weights(config: Config) -> tuple[xr.Dataset, list[Measured]]:
-    """Measure the runs of the selected models, write the result to the store, and return it with what it is from."""
+    """Measure the runs of the selected models, write the result, and return it with what was read for it."""
     selection = configs.selection(config.models)
     settings = configs.scoring_settings(config.scoring)
     limit = configs.weights_memory_bytes(config.weights)
@@ -47,6 +47,10 @@ def weights(config: Config) -> tuple[xr.Dataset, list[Measured]]:
                 f"models.family={selection.family}: no checkpoint names a step, so there is no run to follow; set "
                 'models.revisions="step*"'
             )
+        there = _there(store, snapshot, config, {each.commit for run in runs.values() for each in run})
+        if there is not None:
+            print(f"result {config.weights.name} of snapshot {snapshot} has these runs already")
+            return there, []
         with Progress(sum(map(len, runs.values())), "weights", "checkpoint") as progress:
             measured = [
                 measure_run(
@@ -59,6 +63,17 @@ def weights(config: Config) -> tuple[xr.Dataset, list[Measured]]:
     print(_table(measured, window, config.analysis.min_step))
     print(f"result {store.url}/{path}; klray analyze analysis.weights={config.weights.name} shows it beside KL")
     return result, measured
+
+
+def _there(store: Store, snapshot: str, config: Config, commits: set[str]) -> xr.Dataset | None:
+    """The same result of these checkpoints, the whole of them, if it was written before."""
+    if config.weights.name not in store.result_names(snapshot):
+        return None
+    found = store.result(snapshot, config.weights.name)
+    asked = (config.analysis.window, config.weights.align.value)
+    if (found.attrs.get("window"), found.attrs.get("alignment")) != asked:
+        return None
+    return found.load() if set(found["commit"].values.tolist()) == commits else None
 
 
 def _aligner(align: Align) -> Aligner | None:

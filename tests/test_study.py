@@ -11,7 +11,7 @@ import conf
 from jobs.plan import plan_study
 from jobs.study import study
 from klray import config as configs
-from klray.config import Config, StageConfig, StoreConfig, StudyConfig, TextsConfig
+from klray.config import Config, FollowConfig, StageConfig, StoreConfig, StudyConfig, TextsConfig
 from klray.errors import KlrayError
 from klray.store import Store
 
@@ -25,7 +25,7 @@ def config_of(tmp_path: Path, **study: object) -> Config:
     config = Config(
         texts=TextsConfig(n=8),
         store=StoreConfig(url=str(tmp_path / "store")),
-        study=StudyConfig(**{"stages": STAGES, "then": ["publish"], **study}),  # type: ignore[arg-type]
+        study=StudyConfig(**{"stages": STAGES, "then": [FollowConfig("publish")], **study}),  # type: ignore[arg-type]
     )
     config.scoring.cache_dir = str(tmp_path / "cache")
     config.ray.workers = 1
@@ -60,8 +60,8 @@ def test_cost_of_a_study_is_the_sum_over_its_stages(tmp_path: Path, capsys: pyte
 
 
 def test_one_stage_alone(tmp_path: Path) -> None:
-    ((name, stage),) = configs.stages(config_of(tmp_path, only=["last"]))
-    assert (name, stage.scoring.dtype, stage.models.revisions) == ("last", configs.Dtype.bfloat16, "step40")
+    ((asked, stage),) = configs.stages(config_of(tmp_path, only=["last"]))
+    assert (asked.name, stage.scoring.dtype, stage.models.revisions) == ("last", configs.Dtype.bfloat16, "step40")
     assert stage.scoring.cache_dir == str(tmp_path / "cache")
 
 
@@ -73,7 +73,7 @@ def test_one_stage_alone(tmp_path: Path) -> None:
         ({"stages": [StageConfig("x", "tiny", select={"strid": 2})]}, r"stage x: select: Key 'strid' not in"),
         ({"stages": [StageConfig("x", "tiny", scoring={"dtype": "int3"})]}, r"stage x: scoring: Invalid value 'int3'"),
         ({"stages": []}, r"the study has no stages: set study=tiny or study=pythia"),
-        ({"then": ["publsh"]}, r"study\.then has publsh, which is no verb: there are analyze, "),
+        ({"then": [FollowConfig("publsh")]}, r"study\.then has publsh, which is no verb: there are analyze, "),
     ],
 )
 def test_studies_that_cannot_be(tmp_path: Path, changes: dict[str, object], words: str) -> None:

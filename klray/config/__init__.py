@@ -19,7 +19,7 @@ from klray.config.plan import PlanConfig, plan_rates
 from klray.config.scale import ScaleConfig, scale_choice
 from klray.config.scoring import DTYPES, Dtype, ScoringConfig, cache_home, scoring_settings
 from klray.config.store import Backend, StoreConfig, VerifyConfig, storage_options, store_url
-from klray.config.study import StageConfig, StudyConfig, stages
+from klray.config.study import FollowConfig, StageConfig, StudyConfig, followed, stages
 from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
 from klray.config.weights import Align, WeightsConfig, weights_memory_bytes
 
@@ -31,6 +31,7 @@ __all__ = [
     "Config",
     "DaskConfig",
     "Dtype",
+    "FollowConfig",
     "LensConfig",
     "ModelSource",
     "ModelsConfig",
@@ -50,6 +51,7 @@ __all__ = [
     "VerifyConfig",
     "WeightsConfig",
     "cache_home",
+    "followed",
     "hub",
     "lens_folder",
     "lens_texts",

@@ -19,7 +19,7 @@ from klray.errors import KlrayError
 if TYPE_CHECKING:
     from klray.config import Config
 
-Group = TypeVar("Group", ModelsConfig, ScoringConfig)
+Group = TypeVar("Group", ModelsConfig, ScoringConfig, "Config")
 
 
 @dataclass
@@ -30,6 +30,16 @@ class StageConfig:
     models: str = ""  # a family of conf/models/
     select: dict[str, Any] = field(default_factory=dict)  # keys of the group models, such as revisions or stride
     scoring: dict[str, Any] = field(default_factory=dict)  # keys of the group scoring, such as quantization or lens
+    tune: bool = False  # train a tuned lens for the stage's checkpoint, if it is not there, and score through it
+
+
+@dataclass
+class FollowConfig:
+    """A verb that follows the stages, and in what it differs from the job's own settings."""
+
+    verb: str = ""
+    models: str = ""  # a family of conf/models/
+    set: dict[str, Any] = field(default_factory=dict)  # groups and their keys, such as {analysis: {domain: prose}}
 
 
 @dataclass
@@ -38,11 +48,13 @@ class StudyConfig:
 
     stages: list[StageConfig] = field(default_factory=list)
     only: list[str] = field(default_factory=list)  # names of stages; default: all
-    then: list[str] = field(default_factory=lambda: ["publish", "analyze", "report"])
+    then: list[FollowConfig] = field(
+        default_factory=lambda: [FollowConfig("publish"), FollowConfig("analyze"), FollowConfig("report")]
+    )
 
 
-def stages(config: Config) -> Iterator[tuple[str, Config]]:
-    """(name, the job's config with the stage's models and scoring) of every stage that is asked for.
+def stages(config: Config) -> Iterator[tuple[StageConfig, Config]]:
+    """Every stage that is asked for, and the job's config with the stage's models and scoring.
 
     Raises
     ------
@@ -55,20 +67,35 @@ def stages(config: Config) -> Iterator[tuple[str, Config]]:
     for stage in config.study.stages:
         if not config.study.only or stage.name in config.study.only:
             yield (
-                stage.name,
+                stage,
                 dataclasses.replace(
                     config,
-                    models=_changed(_family(stage), stage.select, f"stage {stage.name}: select"),
+                    models=_changed(
+                        _family(f"stage {stage.name}", stage.models), stage.select, f"stage {stage.name}: select"
+                    ),
                     scoring=_changed(config.scoring, stage.scoring, f"stage {stage.name}: scoring"),
                 ),
             )
 
 
-def _family(stage: StageConfig) -> ModelsConfig:
-    path = Path(str(conf.__file__)).parent / "models" / f"{stage.models}.yaml"
+def followed(config: Config) -> list[tuple[str, Config]]:
+    """The verbs that follow, each with the config that it is called with; KlrayError as for ``stages``."""
+    found = []
+    for follow in config.study.then:
+        where = f"study.then {follow.verb}"
+        changed = _changed(config, follow.set, f"{where}: set")
+        if follow.models:
+            family = _family(where, follow.models)
+            changed.models = _changed(family, follow.set.get("models", {}), f"{where}: set")
+        found.append((follow.verb, changed))
+    return found
+
+
+def _family(where: str, name: str) -> ModelsConfig:
+    path = Path(str(conf.__file__)).parent / "models" / f"{name}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise KlrayError(f"stage {stage.name}: models={stage.models} is no family; there are {there}")
+        raise KlrayError(f"{where}: models={name} is no family; there are {there}")
     return _changed(ModelsConfig(), OmegaConf.load(path), str(path))
 
 

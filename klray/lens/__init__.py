@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from klray.lens.lens import LOGIT, Lens, layer_log_likelihood
 from klray.lens.training import LensTraining, prediction_kl, train_lens
-from klray.lens.translators import Translators, load_translators
+from klray.lens.translators import FACTS, Translators, load_translators
 
 __all__ = [
+    "FACTS",
     "LOGIT",
     "Lens",
     "LensTraining",

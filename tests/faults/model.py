@@ -23,7 +23,7 @@ TEXTS = TextSet("faults", tuple(f"text {i} " * 40 for i in range(N_TEXTS)), tupl
 CHUNK_BYTES = 4 * N_TEXTS * 2  # two models a chunk: snapshots of a handful of models have several
 LEFT_OUT = {
     *("run", "size", "seed", "base_model", "base_revision", "parents", "relation"),
-    *("architecture", "variant", "lens", "parameters", "tokens"),
+    *("architecture", "variant", "parameters", "tokens", "sketch"),
 }
 ZARR_THREADS = 64  # actors that stopped hold some
 
