@@ -23,7 +23,7 @@ def analyze(config: Config) -> xr.Dataset:
     name = result_name(asked.name, asked.domain)
     snapshot = store.manifest(asked.snapshot).id
     earlier = earlier_result(store, snapshot, asked) if asked.recipe == "keep" else None
-    exact = _exact_weights(store, snapshot, asked.weights)
+    exact = exact_weights(store, snapshot, asked.weights)
     if earlier is not None and earlier.attrs["snapshot"] == snapshot and _same_windows(earlier, asked, exact):
         print(f"result {name} of snapshot {snapshot} is there already")
         return earlier.load()
@@ -78,7 +78,7 @@ def earlier_result(store: Store, snapshot: str, asked: AnalysisConfig) -> xr.Dat
     return None
 
 
-def _exact_weights(store: Store, snapshot: str, name: str) -> xr.Dataset | None:
+def exact_weights(store: Store, snapshot: str, name: str) -> xr.Dataset | None:
     """The newest exact weight distances, of this snapshot or one before it: they are known by commit."""
     for identifier in reversed([each for each in store.snapshot_ids() if each <= snapshot]):
         if name in store.result_names(identifier):

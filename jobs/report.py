@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import xarray as xr
+
+from jobs.analyze import exact_weights
 from klray import config as configs
 from klray.config import Config
 from klray.job import verb
 from klray.noise.floor import NoiseFloor
-from klray.preprocess import result_name
-from klray.report import write_report
+from klray.preprocess import of_domain, result_name
+from klray.report import Study, write_report
 from klray.store import Store
 
 
@@ -20,10 +23,36 @@ def report(config: Config) -> Path:
     snapshot = store.manifest(config.analysis.snapshot).id
     result = store.result(snapshot, result_name(config.analysis.name, config.analysis.domain)).load()
     page = write_report(
-        result, Path(config.report.dir), title=config.report.title, failures=store.failures(), noise=noise
+        result,
+        Path(config.report.dir),
+        title=config.report.title,
+        failures=store.failures(),
+        noise=noise,
+        study=made(store, snapshot, config),
     )
     print(f"report {page}")
     return page
+
+
+def made(store: Store, snapshot: str, config: Config) -> Study:
+    """What else there is of the snapshot: results by their names, of all texts and of each domain."""
+    dataset = store.dataset(snapshot)
+    labels = sorted({str(domain) for domain in dataset["domain"].values} - {""})
+    there = set(store.result_names(snapshot))
+
+    def by_domain(name: str) -> dict[str, xr.Dataset]:
+        names = {domain: result_name(name, domain) for domain in ("", *labels)}
+        found = {domain: store.result(snapshot, each) for domain, each in names.items() if each in there}
+        # a domain's name in a result's may be that of another domain, or of a result that was called so by the user
+        return {domain: each for domain, each in found.items() if each.attrs.get("domain", "") == domain}
+
+    scales = {domain: each.load() for domain, each in by_domain(config.scale.name).items()}
+    return Study(
+        snapshot=of_domain(dataset, config.analysis.domain),
+        scales=scales,
+        trajectories=by_domain(config.analysis.name) if len(scales) > 1 else {},
+        weights=exact_weights(store, snapshot, config.analysis.weights),
+    )
 
 
 @verb()

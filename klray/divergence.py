@@ -115,6 +115,13 @@ def kl_standard_error(
     return _all_pairs(KL_STANDARD_ERROR, log_likelihood, text_bytes, tile, previous, threads)
 
 
+def paired_divergence(rows: np.ndarray, others: np.ndarray, text_bytes: Any) -> np.ndarray:
+    """KL of rows[p] and others[p], (P, N) nats each -> (P,) bits per byte, by differences."""
+    pairs = np.arange(len(rows))
+    result: np.ndarray = tiles.paired(tiles.variance_of, rows, others, pairs, pairs)
+    return result * kl_per_variance(mean_text_bytes(text_bytes, rows.shape[1]))
+
+
 def paired_standard_error(rows: np.ndarray, others: np.ndarray, text_bytes: Any) -> np.ndarray:
     """Standard error of the KL of rows[p] and others[p], (P, N) nats each -> (P,) bits per byte, by differences."""
     scale = kl_per_variance(mean_text_bytes(text_bytes, rows.shape[1]))

@@ -11,11 +11,10 @@ import numpy as np
 import xarray as xr
 
 from klray.centering import checked, model_by_text
-from klray.divergence import mean_text_bytes, paired_standard_error
+from klray.divergence import paired_divergence, paired_standard_error
 from klray.errors import KlrayError
 from klray.preprocess import Recipe
 from klray.preprocess.runs import facts
-from klray.units import kl_per_variance
 
 _PAPERS = "arXiv:2505.15353, arXiv:2303.08112"
 
@@ -78,7 +77,7 @@ def layer_kl(dataset: xr.Dataset, recipe: Recipe | None = None) -> xr.Dataset:
         pairs = {"kl_previous": (after, after - 1), "kl_final": (np.arange(len(matrix)), np.full(len(matrix), -1))}
         for name, (left, right) in pairs.items():
             places = np.array(ordered)[left]
-            found[name][places] = _kl(matrix[left], matrix[right], text_bytes)
+            found[name][places] = paired_divergence(matrix[left], matrix[right], text_bytes)
             found[f"{name}_standard_error"][places] = paired_standard_error(matrix[left], matrix[right], text_bytes)
     result = xr.Dataset({name: ("model", column[chosen], _attributes(name)) for name, column in found.items()})
     kept = dataset.isel(model=chosen)
@@ -118,15 +117,9 @@ def compare_lenses(result: xr.Dataset) -> list[LensSummary]:
 
 def _columns(dataset: xr.Dataset) -> np.ndarray:
     """(K,) what tells columns apart: the key, or without one the model and how it was read."""
-    if "key" in dataset.coords:
-        return dataset["key"].values.astype(str)
-    parts = [facts(dataset, name, "").astype(str) for name in ("repository", "revision", "commit", "dtype", "lens")]
-    return np.array(["|".join(each) for each in zip(*parts, strict=True)])
-
-
-def _kl(left: np.ndarray, right: np.ndarray, text_bytes: np.ndarray) -> np.ndarray:
-    variance: np.ndarray = (left - right).var(axis=1)
-    return variance * kl_per_variance(mean_text_bytes(text_bytes, left.shape[1]))
+    names = ("key",) if "key" in dataset.coords else ("repository", "revision", "commit", "dtype", "lens")
+    parts = [facts(dataset, name, "").tolist() for name in names]
+    return np.array(["|".join(map(str, each)) for each in zip(*parts, strict=True)])
 
 
 def _attributes(name: str) -> dict[str, str]:

@@ -5,12 +5,15 @@ Shapes: K = models of the snapshot (or of a result: both have the coordinates).
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 NO_QUANTIZATION = ("", "none")
+SELF_FACTS = ("repository", "commit", "dtype", "quantization")  # what tells whose quantised self a model is
 
 
 def own_output(dataset: xr.Dataset) -> np.ndarray:
@@ -20,24 +23,31 @@ def own_output(dataset: xr.Dataset) -> np.ndarray:
     return found
 
 
-def unquantised(dataset: xr.Dataset) -> np.ndarray:
+def unquantised(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> np.ndarray:
     """(K,) int64 position of each quantised model's unquantised self, -1 where there is none.
 
-    That is the own output of the same commit without quantisation, of the same dtype if there is one; of several the
-    last.
+    That is the own output of the same commit without quantisation, of the same dtype if there is one, else of the
+    dtype that most unquantised models have; of several the last. Those ``excluded`` (K,) are and have none.
     """
-    repositories, commits, dtypes, quantizations = (
-        _strings(dataset, name) for name in ("repository", "commit", "dtype", "quantization")
-    )
-    own, plain = own_output(dataset), np.isin(quantizations, NO_QUANTIZATION)
-    selves: dict[tuple[str, ...], int] = {}
-    for position in np.flatnonzero(own & plain):
+    facts = {name: _strings(dataset, name) for name in SELF_FACTS}
+    usable = own_output(dataset)
+    return selves(facts, usable if excluded is None else usable & ~np.asarray(excluded, dtype=bool))
+
+
+def selves(facts: Mapping[str, np.ndarray], usable: np.ndarray) -> np.ndarray:
+    """``unquantised`` from the (K,) strings of each of ``SELF_FACTS``, among own outputs that are ``usable`` (K,)."""
+    repositories, commits, dtypes, quantizations = (facts[name] for name in SELF_FACTS)
+    plain = np.isin(quantizations, NO_QUANTIZATION)
+    usual = Counter(dtypes[usable & plain].tolist()).most_common(1)
+    best: dict[tuple[str, ...], int] = {}
+    for position in np.flatnonzero(usable & plain).tolist():
         at = repositories[position], commits[position]
-        selves[at] = selves[(*at, dtypes[position])] = int(position)
-    found = np.full(len(own), -1, dtype=np.int64)
-    for position in np.flatnonzero(own & ~plain):
+        best[at] = best[(*at, dtypes[position])] = position
+    found = np.full(len(usable), -1, dtype=np.int64)
+    for position in np.flatnonzero(usable & ~plain).tolist():
         at = repositories[position], commits[position]
-        found[position] = selves.get((*at, dtypes[position]), selves.get(at, -1))
+        choices = [(*at, dtypes[position]), (*at, usual[0][0] if usual else ""), at]
+        found[position] = next((best[choice] for choice in choices if choice in best), -1)
     return found
 
 

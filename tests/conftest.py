@@ -11,13 +11,14 @@ import s3fs
 import torch
 
 from klray.checkpoints import Hub, download
-from klray.embedded.family import train_family
+from klray.embedded.family import family_root, train_family
 from klray.embedded.hub import HubServer
 from klray.embedded.recipe import SMALLEST
 from klray.store import Store
 from tests.hub_faults import hub_of
 from tests.s3_server import CephServer, S3Server, ceph_server, moto_server, why_no_ceph
 from tests.stores import TEXTS
+from tests.study_data import SCALED, Study, make_study
 
 FILE_SYSTEMS: dict[tuple[str, str], dict[str, s3fs.S3FileSystem]] = {}
 
@@ -78,6 +79,23 @@ def hub() -> Iterator[Hub]:
     """The smallest embedded family, served."""
     with HubServer(train_family(SMALLEST)) as server:
         yield hub_of(server)
+
+
+@pytest.fixture(scope="session")
+def study_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study's family on a small scale, trained anew: its cache folder. About 45 s of CPU; nobody may change it."""
+    cache = tmp_path_factory.mktemp("study")
+    train_family(SCALED, cache, progress=False)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def study(study_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    """A store with every kind of column of that family, published and analysed; nobody may change it."""
+    pytest.importorskip("bitsandbytes")
+    threads = torch.get_num_threads()
+    yield make_study(family_root(SCALED, study_family), tmp_path_factory.mktemp("study_store"))
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

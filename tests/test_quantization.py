@@ -22,7 +22,8 @@ from klray.checkpoints import Hub, RepositorySpec, Selection, resolve
 from klray.embedded.family import train_family
 from klray.embedded.recipe import Recipe, Size
 from klray.errors import CheckpointError, KlrayError
-from klray.pairs import QuantizationPair, pair_divergence, quantization_pairs
+from klray.pairs import pair_divergence
+from klray.relatives import unquantised
 from klray.scorer import Scorer, ScoringSettings
 from klray.store import Store
 from klray.tokens import encode
@@ -259,39 +260,35 @@ def test_columns_of_every_quantisation_stand_side_by_side_and_make_pairs(trained
     assert all(commit.versions["bitsandbytes"] for commit in commits)
     store.publish()
     snapshot = klray.open_dataset(store.url)
-    pairs = quantization_pairs(snapshot)
-    assert len(pairs) == 2 * len(QUANTIZED)
+    of = unquantised(snapshot)
+    quantised = np.flatnonzero(of >= 0)
+    assert len(quantised) == 2 * len(QUANTIZED)
+    pairs = np.stack([of[quantised], quantised], axis=1)
+    found_kl, found_error = pair_divergence(snapshot["log_likelihood"], pairs)
     kl = klray.kl_divergence(snapshot["log_likelihood"].values, snapshot["text_bytes"].values)
     error = klray.kl_standard_error(snapshot["log_likelihood"].values, snapshot["text_bytes"].values)
-    for pair in pairs:
-        assert snapshot["revision"].values[pair.quantized] == snapshot["revision"].values[pair.original]
-        assert snapshot["quantization"].values[pair.original] == "none"
-        np.testing.assert_allclose(pair.kl, kl[pair.quantized, pair.original], rtol=1e-9)
-        np.testing.assert_allclose(pair.kl_standard_error, error[pair.quantized, pair.original], rtol=1e-6)
-        assert pair.kl > 2 * pair.kl_standard_error > 0  # 32 texts
+    for (original, itself), pair_kl, pair_error in zip(pairs, found_kl, found_error, strict=True):
+        assert snapshot["revision"].values[itself] == snapshot["revision"].values[original]
+        assert snapshot["quantization"].values[original] == "none" != snapshot["quantization"].values[itself]
+        np.testing.assert_allclose(pair_kl, kl[itself, original], rtol=1e-9)
+        np.testing.assert_allclose(pair_error, error[itself, original], rtol=1e-6)
+        assert pair_kl > 2 * pair_error > 0  # 32 texts
 
 
-def test_an_original_is_taken_in_the_quantised_model_s_own_dtype() -> None:
-    names = [("a", "none", "float32"), ("a", "int8", "float16"), ("a", "none", "float16"), ("b", "nf4", "float32")]
-    values = np.random.default_rng(0).normal(-500, 10, (5, 40))
-    data = labelled(
-        values, [*((f"org/{name}", "main", "", -1) for name, *_ in names), ("org/c", "main", "", -1)], 0, -1
-    )
-    for coordinate, given in (
-        ("quantization", [*(each for _, each, _ in names), "none"]),
-        ("dtype", [*(each for *_, each in names), "float32"]),
-    ):
-        data[coordinate].values[:] = given
-    (pair,) = quantization_pairs(data)
-    difference = values[1] - values[2]
-    expected = difference.var() / (2 * data["text_bytes"].values.mean() * np.log(2))
-    assert (pair.quantized, pair.original, pair.quantization) == (1, 2, "int8")
-    assert isinstance(pair, QuantizationPair)
-    np.testing.assert_allclose(pair.kl, expected, rtol=1e-12)
-    kl, _ = pair_divergence(values, data["text_bytes"].values, [(0, 0)])
-    assert kl.tolist() == [0.0]
-    with pytest.raises(KlrayError, match="has no coordinate 'quantization'"):
-        quantization_pairs(data.drop_vars("quantization"))
+def test_an_original_is_taken_in_the_quantised_model_s_own_dtype_else_in_the_usual_one() -> None:
+    names = [
+        *(("a", "none", "float32"), ("a", "int8", "float16"), ("a", "none", "float16"), ("b", "nf4", "float32")),
+        *(("c", "none", "float32"), ("c", "none", "bfloat16"), ("c", "nf4", "float16"), ("d", "none", "float32")),
+    ]
+    values = np.random.default_rng(0).normal(-500, 10, (len(names), 40))
+    data = labelled(values, [(f"org/{name}", "main", "", -1) for name, *_ in names], 0, -1)
+    for place, coordinate in ((1, "quantization"), (2, "dtype")):
+        data[coordinate].values[:] = [each[place] for each in names]
+    assert unquantised(data).tolist() == [-1, 2, -1, -1, -1, -1, 4, -1]
+    assert unquantised(data, np.arange(len(names)) == 2).tolist() == [-1, 0, -1, -1, -1, -1, 4, -1]
+    kl, _ = pair_divergence(data["log_likelihood"], np.array([(1, 2), (0, 0)]))
+    expected = (values[1] - values[2]).var() / (2 * data["text_bytes"].values.mean() * np.log(2))
+    np.testing.assert_allclose(kl, [expected, 0.0], rtol=1e-5)  # a snapshot's values are float32
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

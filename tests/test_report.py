@@ -7,8 +7,7 @@ import hashlib
 import io
 import json
 import math
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,13 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from klray import report
 from klray.noise.floor import Measured, NoiseFloor, Variant
-from klray.report import public, write_report
+from klray.report import models, public, write_report
+from klray.report import page as page_of_report
 from klray.summary import run_table, with_error
+from tests.html_page import Page
 from tests.synthetic import trajectory_result
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
 HOSTILE = "<img src=x onerror=alert(1)></td><script>alert(2)</script>"
 
 
@@ -32,50 +31,6 @@ class Failed:
     revision: str
     reason: str
     message: str
-
-
-@dataclass
-class Page(HTMLParser):
-    """A parsed report: its elements, the text of each, and its tables as rows of cell texts."""
-
-    path: Path
-    elements: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
-    text: str = ""
-    scripts: list[str] = field(default_factory=list)
-    tables: list[list[list[str]]] = field(default_factory=list)
-    open: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        self.source = self.path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-        assert not self.open, f"not closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("th", "td"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts.append(data)
-        elif self.open and self.open[-1] != "style":
-            self.text += data
-            if "td" in self.open or "th" in self.open:
-                self.tables[-1][-1][-1] += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.elements if name == tag]
 
 
 def _small(**changes: object) -> xr.Dataset:
@@ -263,7 +218,7 @@ def test_model_table_lists_all_models_with_keys_that_sort(page: Page, result: xr
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "PLATES", ())  # a second each, for tests that read tables only
+    monkeypatch.setattr(page_of_report, "PLATES", ())  # a second each, for tests that read tables only
 
 
 def test_failures_have_their_own_table(page: Page, tmp_path: Path, no_figures: None) -> None:
@@ -352,7 +307,7 @@ def test_small_results_have_a_report_too(changes: dict[str, object], tmp_path: P
 def test_long_model_table_and_long_recipe_are_cut_and_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_figures: None
 ) -> None:
-    monkeypatch.setattr(report, "MAX_MODEL_ROWS", 4)
+    monkeypatch.setattr(models, "MAX_MODEL_ROWS", 4)
     result = _small()
     result.attrs["recipe"] = json.dumps({"texts": {"removed": list(range(1000, 1300))}})
     page = Page(write_report(result, tmp_path, title="Long"))
@@ -368,11 +323,11 @@ def test_a_result_that_was_stored_gives_the_same_report(tmp_path: Path, monkeypa
     stored = xr.open_zarr(tmp_path / "result", zarr_format=3, consolidated=False)
     again = Page(write_report(stored, tmp_path / "b", title="Stored"))
     assert len(again.all("img")) == 4
-    monkeypatch.setattr(report, "PLATES", ())
+    monkeypatch.setattr(page_of_report, "PLATES", ())
     direct = Page(write_report(result, tmp_path / "a", title="Stored"))
     assert again.tables == direct.tables
     assert again.text.endswith(direct.text[direct.text.index("Each model is represented") :])
 
 
 def test_symbols_are_set_in_escaped_text() -> None:
-    assert report._symbols("<b> 2/c_q") == "&lt;b&gt; 2/<i>c<sub>q</sub></i>"
+    assert page_of_report.symbols("<b> 2/c_q") == "&lt;b&gt; 2/<i>c<sub>q</sub></i>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,34 +21,15 @@ import conf
 from klray.checkpoints import RepositorySpec, Selection, resolve
 from klray.embedded.family import family_root, train_family
 from klray.embedded.hub import HubServer
-from klray.embedded.recipe import DEFAULT, SMALLEST, Child, Dense, Merge, Recipe, Run, Size
+from klray.embedded.recipe import DEFAULT, Child, Dense, Merge, Recipe, Run
 from klray.embedded.serving import RECIPES
 from klray.embedded.study import STUDY
 from klray.embedded.training import draw_blocks, fine_tune
 from klray.errors import KlrayError
 from tests.hub_faults import hub_of
+from tests.study_data import CODE, GRANDCHILD, LAYERED, MERGED, PARENT, PROSE, SCALED, SEED2, STILL
 
-PARENT = "klray/tiny-46k-seed1"
-PROSE, CODE, STILL = f"{PARENT}-prose", f"{PARENT}-code", f"{PARENT}-still"
-GRANDCHILD = f"{PROSE}-code"
-MERGED = f"{PARENT}-merged"
-SCALED = dataclasses.replace(
-    SMALLEST,
-    sizes=(
-        Size("46k", hidden=32, layers=1, learning_rate=4e-3, seeds=(1,)),
-        Size("58k", hidden=32, layers=2, learning_rate=4e-3),
-    ),
-    seeds=(2,),
-    steps=8,
-    dense=(Dense(PARENT, steps=(0, 1, 2, 3, 5)),),
-    children=(
-        Child(PARENT, "prose", ("prose",), steps=5, learning_rate=2e-3),
-        Child(PARENT, "code", ("code",), steps=5, learning_rate=2e-3),
-        Child(PARENT, "still", ("prose", "code"), steps=1, learning_rate=0.0),
-        Child(PROSE, "code", ("code",), steps=5, learning_rate=2e-3, seed=2),
-    ),
-    merges=(Merge(MERGED, (PROSE, CODE)),),
-)
+DENSE = [0, 1, 2, 3, 4, 5, *range(6, 25, 2)]
 CHILDREN = {child.repository: child for child in SCALED.children}
 
 
@@ -60,15 +42,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cache = tmp_path_factory.mktemp("study")
-    train_family(SCALED, cache)
-    return cache
-
-
-@pytest.fixture(scope="module")
-def root(cache: Path) -> Path:
-    return family_root(SCALED, cache)
+def root(study_family: Path) -> Path:
+    return family_root(SCALED, study_family)
 
 
 def weights_of(root: Path, repository: str) -> Path:
@@ -86,12 +61,12 @@ def test_revisions_and_cards_are_those_of_a_hub(root: Path) -> None:
         for made in SCALED.all
     }
     assert revisions == {
-        PARENT: {f"step{step}" for step in (0, 1, 2, 3, 4, 5, 8)},
-        "klray/tiny-58k-seed2": {f"step{step}" for step in (0, 1, 2, 4, 8)},
+        PARENT: {f"step{step}" for step in DENSE},
+        **{name: {f"step{step}" for step in (0, 1, 2, 4, 8, 12, 16, 20, 24)} for name in (SEED2, LAYERED)},
         **{name: {"main"} for name in (PROSE, CODE, STILL, GRANDCHILD, MERGED)},
     }
     cards = {made.repository: json.loads((root / made.repository / "repo.json").read_text()) for made in SCALED.all}
-    assert cards[PARENT] == cards["klray/tiny-58k-seed2"] == {}
+    assert cards[PARENT] == cards[SEED2] == cards[LAYERED] == {}
     assert cards[PROSE] == cards[CODE] == {"base_model": PARENT}
     assert cards[GRANDCHILD] == {"base_model": PROSE}
     assert cards[MERGED] == {"base_model": [PROSE, CODE]}
@@ -124,7 +99,10 @@ def test_a_merge_is_the_mean_of_its_parents(root: Path) -> None:
         np.testing.assert_array_equal(value, mean.astype(np.float32))
 
 
-def test_what_is_missing_alone_is_made_again_with_the_same_bytes(cache: Path, root: Path) -> None:
+def test_what_is_missing_alone_is_made_again_with_the_same_bytes(study_family: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "copy"  # others read the family
+    shutil.copytree(study_family, cache)
+    root = family_root(SCALED, cache)
     lost = [PROSE, MERGED]
     before = {made.repository: weights_of(root, made.repository).read_bytes() for made in SCALED.all}
     for name in lost:
@@ -145,10 +123,10 @@ def test_the_hub_tells_the_parents_and_of_a_merge_none(root: Path) -> None:
     assert not unavailable
     parents = {each.repository: each.facts.base_model for each in checkpoints}
     assert parents == {
-        **{PARENT: "", "klray/tiny-58k-seed2": "", PROSE: PARENT, CODE: PARENT, STILL: PARENT},
+        **{PARENT: "", SEED2: "", LAYERED: "", PROSE: PARENT, CODE: PARENT, STILL: PARENT},
         **{GRANDCHILD: PROSE, MERGED: ""},
     }
-    assert [each.facts.step for each in checkpoints if each.repository == PARENT] == [0, 1, 2, 3, 4, 5, 8]
+    assert [each.facts.step for each in checkpoints if each.repository == PARENT] == DENSE
 
 
 def test_rates_of_a_child_go_the_recipes_way_in_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +203,7 @@ def test_fingerprints_of_old_recipes_do_not_see_what_is_new(monkeypatch: pytest.
         ({"children": (Child(PARENT, "x", (), 1, 1e-3),), "merges": ()}, r"seed1-x has no domains"),
         ({"children": (Child(PARENT, "x", ("a", "b", "c"), 1, 1e-3),), "merges": ()}, r"do not divide batch_blocks"),
         ({"merges": (Merge("klray/m", (PROSE,)),)}, r"klray/m is the mean of fewer than two"),
-        ({"merges": (Merge("klray/m", (PROSE, "klray/tiny-58k-seed2")),)}, r"klray/m is the mean of models of diff"),
+        ({"merges": (Merge("klray/m", (PROSE, LAYERED)),)}, r"klray/m is the mean of models of diff"),
         ({"dense": (Dense("klray/x", (1,)),)}, r"has dense steps of klray/x, which is no run"),
     ],
 )

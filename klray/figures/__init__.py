@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from klray.figures.consecutive import consecutive_kl, consecutive_kl_caption
 from klray.figures.exponents import diffusion_exponents, diffusion_exponents_caption
 from klray.figures.heatmap import kl_heatmap, kl_heatmap_caption
+from klray.figures.layer_kl import layers_to_final, layers_to_final_caption
 from klray.figures.layers import layer_threads, layer_threads_caption, shows_layers
 from klray.figures.lineage import lineage, lineage_caption, shows_lineage
 from klray.figures.maps import model_map, model_map_caption
@@ -27,13 +28,17 @@ from klray.figures.style import save
 from klray.figures.weights import kl_and_weights, kl_and_weights_caption
 
 __all__ = [
+    "LAYERS_TO_FINAL",
     "PLATES",
+    "SCALE_VIOLINS",
     "Plate",
     "consecutive_kl",
     "diffusion_exponents",
     "kl_and_weights",
     "kl_heatmap",
     "layer_threads",
+    "layers_to_final",
+    "layers_to_final_caption",
     "lineage",
     "model_map",
     "noise_floor",
@@ -135,4 +140,22 @@ PLATES = (
         kl_heatmap,
         kl_heatmap_caption,
     ),
+)
+
+# Of what else a report may have: the scale, and KL between layers.
+SCALE_VIOLINS = Plate(
+    "scale",
+    "The scale",
+    "Violin plot, on a logarithmic axis, of the KL of the pairs in each setting in bits per byte, with medians, "
+    "quartiles and published values.",
+    scale_violins,
+    scale_violins_caption,
+)
+LAYERS_TO_FINAL = Plate(
+    "layers_to_final",
+    "KL between layers",
+    "Line plot, logarithmic in KL, of the KL of each layer to the model's own output in bits per byte by layer, one "
+    "line for each model and lens.",
+    layers_to_final,
+    layers_to_final_caption,
 )

@@ -5,9 +5,20 @@ Source of the settings and of the published values: arXiv:2505.15353, Figure 3 a
 
 from __future__ import annotations
 
-from klray.scale.analysis import ScaleRow, format_scale, measure_scale, notes, require_pairs, scale_rows, setting_kl
+from klray.scale.agreement import agreements
+from klray.scale.analysis import (
+    SCALE_HEADER,
+    ScaleRow,
+    format_scale,
+    measure_scale,
+    notes,
+    require_pairs,
+    scale_cells,
+    scale_rows,
+    setting_kl,
+)
+from klray.scale.bootstrap import bootstrap_standard_error
 from klray.scale.domains import Comparison, compare_domains
-from klray.scale.evaluation import bootstrap_standard_error, pair_divergence
 from klray.scale.lineage import Lineages, lineages
 from klray.scale.models import Models
 from klray.scale.pairs import DEFAULT_CHOICE, Choice, setting_pairs
@@ -17,6 +28,7 @@ from klray.scale.settings import APART, SETTINGS, Setting, setting_named
 __all__ = [
     "APART",
     "DEFAULT_CHOICE",
+    "SCALE_HEADER",
     "SETTINGS",
     "Choice",
     "Comparison",
@@ -26,15 +38,16 @@ __all__ = [
     "Placement",
     "ScaleRow",
     "Setting",
+    "agreements",
     "bootstrap_standard_error",
     "compare_domains",
     "format_scale",
     "lineages",
     "measure_scale",
     "notes",
-    "pair_divergence",
     "place",
     "require_pairs",
+    "scale_cells",
     "scale_rows",
     "setting_kl",
     "setting_named",

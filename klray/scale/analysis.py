@@ -14,8 +14,9 @@ import numpy as np
 import xarray as xr
 
 from klray.errors import KlrayError
+from klray.pairs import ROWS_BYTES, pair_divergence
 from klray.preprocess import Recipe
-from klray.scale.evaluation import ROWS_BYTES, bootstrap_standard_error, pair_divergence
+from klray.scale.bootstrap import bootstrap_standard_error
 from klray.scale.lineage import lineages
 from klray.scale.models import Models
 from klray.scale.pairs import DEFAULT_CHOICE, Choice, setting_pairs
@@ -23,6 +24,7 @@ from klray.scale.settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_na
 from klray.summary import significant, with_error
 from klray.table import text_table
 
+SCALE_HEADER = ("setting", "n", "median (± SE)", "quartiles", "range", "SE of a pair", "published")
 _TEN = tuple(setting.name for setting in SETTINGS)
 _NUMBERS = {
     "median": "median KL",
@@ -172,9 +174,8 @@ def setting_kl(result: xr.Dataset, setting: str) -> np.ndarray:
 
 def format_scale(result: xr.Dataset) -> str:
     """The settings as a table, next to the published values, with a line for what was kept apart."""
-    header = (*("setting", "n", "median (± SE)", "quartiles", "range", "SE of a pair", "published"),)
-    rows = [_cells(row) for row in scale_rows(result)]
-    return text_table(header, rows, text_columns=1) + "\n" + "\n".join(notes(result))
+    rows = [scale_cells(row) for row in scale_rows(result)]
+    return text_table(SCALE_HEADER, rows, text_columns=1) + "\n" + "\n".join(notes(result))
 
 
 def notes(result: xr.Dataset) -> Sequence[str]:
@@ -198,7 +199,8 @@ def notes(result: xr.Dataset) -> Sequence[str]:
     return found
 
 
-def _cells(row: ScaleRow) -> tuple[str, ...]:
+def scale_cells(row: ScaleRow) -> tuple[str, ...]:
+    """A setting's cells under ``SCALE_HEADER``, for a reader."""
     low, high = row.published_low, row.published_high
     published = "–" if math.isnan(low) else f"{low:g}" if low == high else f"{low:g}-{high:g}"
     if not row.n:

@@ -14,6 +14,12 @@ from klray.table import text_table
 
 _NONE = "–"
 
+SETTINGS_MEAN = (
+    "Median KL in bits/byte ± its standard error by bootstrap over pairs, on the texts of each domain, each with a "
+    "recipe of its own."
+)
+EXPONENTS_MEAN = "Diffusion exponent of KL: mean over the last half of the windows ± their standard deviation."
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -36,10 +42,9 @@ class Comparison:
         first = rows[0].median
         return rows[self.domains.index(domain)].median / first if first > 0 else math.nan
 
-    def table(self) -> str:
-        """Both as plain text: medians with their ratio to the first domain, exponents of runs."""
+    def setting_table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Header and rows: medians with their ratio to the first domain."""
         first, *others = self.domains
-        header = ("setting", "n", *self.domains, *(f"{each} / {first}" for each in others))
         rows = [
             (
                 setting,
@@ -49,21 +54,22 @@ class Comparison:
             )
             for setting, found in self.settings.items()
         ]
-        parts = [
-            text_table(header, rows, text_columns=1),
-            "Median KL in bits/byte ± its standard error by bootstrap over pairs, on the texts of each domain, each "
-            "with a recipe of its own.",
+        return ("setting", "n", *self.domains, *(f"{each} / {first}" for each in others)), rows
+
+    def exponent_table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Header and rows: the exponent of each run that has one in any domain."""
+        rows = [
+            (run, *(_NONE if row is None else with_error(row.exponent, row.exponent_spread) for row in found))
+            for run, found in self.runs.items()
+            if any(row is not None and math.isfinite(row.exponent) for row in found)
         ]
-        if self.runs:
-            exponents = [
-                (run, *(_NONE if row is None else with_error(row.exponent, row.exponent_spread) for row in found))
-                for run, found in self.runs.items()
-            ]
-            parts += [
-                "",
-                text_table(("run: c_q", *self.domains), exponents, text_columns=1),
-                "Diffusion exponent of KL: mean over the last half of the windows ± their standard deviation.",
-            ]
+        return ("run: c_q", *self.domains), rows
+
+    def table(self) -> str:
+        """Both as plain text."""
+        parts = [text_table(*self.setting_table(), text_columns=1), SETTINGS_MEAN]
+        if self.exponent_table()[1]:
+            parts += ["", text_table(*self.exponent_table(), text_columns=1), EXPONENTS_MEAN]
         return "\n".join(parts)
 
 
@@ -73,13 +79,16 @@ def compare_domains(scales: Mapping[str, xr.Dataset], trajectories: Mapping[str,
     Parameters
     ----------
     scales : domain -> result of ``measure_scale`` on its texts
-    trajectories : domain -> result of ``klray.trajectory.analyze`` on its texts, for the same domains
+    trajectories : domain -> result of ``klray.trajectory.analyze`` on its texts, of as many of the domains as have one
     """
     domains = tuple(scales)
     rows = {domain: {row.setting: row for row in scale_rows(scale)} for domain, scale in scales.items()}
     settings = [name for name in dict.fromkeys(name for each in rows.values() for name in each)]
     settings = [name for name in settings if all(name in rows[domain] and rows[domain][name].n for domain in domains)]
-    tables = [{row.run: row for row in run_table(trajectories[domain])} for domain in domains]
+    tables = [
+        {row.run: row for row in run_table(trajectories[domain])} if domain in trajectories else {}
+        for domain in domains
+    ]
     runs = dict.fromkeys(name for table in tables for name in table)
     return Comparison(
         domains,

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from klray.errors import KlrayError
+from klray.relatives import NO_QUANTIZATION, SELF_FACTS, selves
 from klray.scale.lineage import Lineages, lineages
 from klray.scale.models import Models
 
 EIGHT_BITS = ("int8",)
 FOUR_BITS = ("fp4", "nf4")
-_PLAIN = ("", "none")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def setting_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> dict[str, 
         "layer": layer_pairs(models, "logit"),
     }
     found |= {f"4-bit {name}": quantization_pairs(models, (name,)) for name in FOUR_BITS}
-    others = sorted(set(models.labels["quantization"].tolist()) - {*_PLAIN, *EIGHT_BITS, *FOUR_BITS})
+    others = sorted(set(models.labels["quantization"].tolist()) - {*NO_QUANTIZATION, *EIGHT_BITS, *FOUR_BITS})
     found |= {f"quantization {name}": quantization_pairs(models, (name,)) for name in others}
     found["layer, tuned lens"] = layer_pairs(models, "tuned")
     return found
@@ -127,18 +127,10 @@ def size_pairs(models: Models) -> np.ndarray:
 
 def quantization_pairs(models: Models, names: Sequence[str]) -> np.ndarray:
     """Unquantised and quantised, for each quantised checkpoint with one of these quantisations."""
-    selves: dict[tuple[str, str], list[int]] = {}
-    for place in np.flatnonzero(models.unquantized).tolist():
-        selves.setdefault(_checkpoint(models, place), []).append(place)
-    dtypes = models.labels["dtype"]
-    chosen = np.isin(models.labels["quantization"], list(names)) & np.isin(models.labels["lens"], _PLAIN)
-    pairs = []
-    for place in np.flatnonzero(chosen & (models.numbers["layer"] < 0) & ~models.excluded).tolist():
-        candidates = selves.get(_checkpoint(models, place), [])
-        if candidates:
-            preferred = {models.dtype: 1, dtypes[place]: 2}
-            pairs.append((max(candidates, key=lambda each: (preferred.get(dtypes[each], 0), each)), place))
-    return _array(pairs)
+    whole = np.isin(models.labels["lens"], NO_QUANTIZATION) & (models.numbers["layer"] < 0) & ~models.excluded
+    of = selves({name: models.labels[name] for name in SELF_FACTS}, whole)
+    chosen = np.flatnonzero((of >= 0) & np.isin(models.labels["quantization"], list(names)))
+    return np.stack([of[chosen], chosen], axis=1)
 
 
 def intra_type_pairs(models: Models, family: Lineages, choice: Choice = DEFAULT_CHOICE) -> np.ndarray:
@@ -165,7 +157,9 @@ def layer_pairs(models: Models, lens: str) -> np.ndarray:
     columns: dict[tuple[str, ...], dict[int, int]] = {}
     lenses = models.labels["lens"]
     chosen = (lenses == lens) | np.char.startswith(lenses, f"{lens}-")
-    chosen &= (models.numbers["layer"] >= 0) & np.isin(models.labels["quantization"], _PLAIN) & ~models.excluded
+    chosen &= (
+        (models.numbers["layer"] >= 0) & np.isin(models.labels["quantization"], NO_QUANTIZATION) & ~models.excluded
+    )
     for place in np.flatnonzero(chosen).tolist():
         group = (*_checkpoint(models, place), str(models.labels["dtype"][place]), str(lenses[place]))
         columns.setdefault(group, {})[int(models.numbers["layer"][place])] = place

@@ -16,6 +16,7 @@ from klray.store import Column, Identity, Store
 from klray.texts import TextSet
 from klray.watch.fingerprint import dtype_of, weights_sha256
 from klray.watch.undisturbed import own_forward, random_state_kept
+from klray.weights import sketch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +109,11 @@ def identity_of(model: Any, run: Run, text_set: TextSet) -> Identity:
 def make_column(
     model: Any, encoded: tokens.Tokens, identity: Identity, run: Run, step: int, tokens_per_batch: int | None = None
 ) -> Column:
-    """The column of a model in memory. What else is to be taken from weights while they are here belongs here."""
+    """The column of a model in memory, with the sketch of its parameters."""
     start = time.monotonic()
     with random_state_kept(), own_forward(model):
         scores = likelihood.score(model, encoded, tokens_per_batch=tokens_per_batch)
+    sketched = sketch(dict(model.named_parameters()))
     facts = {
         "family": run.family,
         "run": run.name,
@@ -127,6 +129,7 @@ def make_column(
         "head": scores.head,
         "tokens_per_batch": scores.tokens_per_batch,
         "threads": torch.get_num_threads(),
+        "sketch": sketched.label,
     }
     return Column(
         identity=identity,
@@ -136,4 +139,5 @@ def make_column(
         facts=facts,
         versions=dict(versions()),
         timings={"score_seconds": time.monotonic() - start},
+        weight_sketch=sketched.buckets,
     )

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from klray import tokens
+from klray.divergence import paired_divergence, paired_standard_error
 from klray.errors import CheckpointError, StoreError
 from klray.likelihood import context_length
-from klray.pairs import pair_divergence
 from klray.store import Column, Identity, Store
 from klray.texts import TextSet
 from klray.watch.fingerprint import check_whole, dtype_of, weights_sha256
@@ -138,8 +138,8 @@ class Watch:
         self._previous = None if row is None else (step, row)
         if before is None or row is None or before[0] == step:
             return None
-        kl, error = pair_divergence(np.stack([before[1], row]), self.text_set.n_bytes, [(0, 1)])
-        return Movement(before[0], step, float(kl[0]), float(error[0]))
+        pair = before[1][None], row[None], self.text_set.n_bytes
+        return Movement(before[0], step, float(paired_divergence(*pair)[0]), float(paired_standard_error(*pair)[0]))
 
     def _read(self, model: Any, step: int, key: str) -> np.ndarray | None:
         """The row of a step that is there; says once if the run has taken another way since."""

@@ -1,0 +1,11 @@
+"""The report: one HTML file that shows a "trajectory" result, and what else a study made, to somebody who has
+nothing else.
+"""
+
+from __future__ import annotations
+
+from klray.report.page import Failure, write_report
+from klray.report.redaction import public
+from klray.report.study import Study
+
+__all__ = ["Failure", "Study", "public", "write_report"]

@@ -1,0 +1,50 @@
+"""The table of all models of a result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from klray.report.redaction import public
+from klray.summary import strings
+
+MAX_MODEL_ROWS = 2000
+
+
+def model_rows(result: xr.Dataset) -> list[dict[str, Any]]:
+    """The first `MAX_MODEL_ROWS` models, each by name of column."""
+    first = result.isel(model=slice(MAX_MODEL_ROWS))
+    columns = {
+        name: first[name].values
+        for name in (
+            "repository",
+            "revision",
+            "family",
+            "size",
+            "seed",
+            "step",
+            "parameters",
+            "consecutive_kl",
+            "consecutive_kl_standard_error",
+            "excluded",
+        )
+    }
+    nothing = np.full(first.sizes["model"], np.nan)
+    columns["exponent"] = first["exponent_kl"].values if "exponent_kl" in first else nothing
+    columns["variant"] = _variants(first)
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    for row in rows:
+        for name in ("repository", "revision", "family", "size", "variant"):
+            row[name] = public(str(row[name]))
+        for name in ("step", "seed"):
+            row[name] = int(row[name]) if row[name] >= 0 else None
+    return rows
+
+
+def _variants(result: xr.Dataset) -> np.ndarray:
+    """Dtype, quantization, lens and layer of each model, (K,) strings; layer -1 is the model's own output."""
+    layers = np.array([f"layer {layer}" if layer >= 0 else "" for layer in result["layer"].values])
+    parts = [*(strings(result, name) for name in ("dtype", "quantization", "lens")), layers]
+    return np.array([" ".join(p for p in row if p and p != "none") for row in zip(*parts, strict=True)])

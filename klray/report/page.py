@@ -1,0 +1,127 @@
+"""The page: every section of a report in one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import importlib.resources
+import itertools
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import jinja2
+import xarray as xr
+from markupsafe import Markup, escape
+
+from klray.figures import PLATES
+from klray.noise.floor import NoiseFloor
+from klray.report.headline import findings
+from klray.report.models import model_rows
+from klray.report.noise import noise_facts
+from klray.report.provenance import provenance, recipe_text, set_apart
+from klray.report.redaction import public
+from klray.report.sections import Section, picture
+from klray.report.study import NOTHING, Study, study_sections
+from klray.summary import in_memory, run_table, significant, with_error
+
+
+class Failure(Protocol):
+    """A checkpoint without a column, and why."""
+
+    @property
+    def repository(self) -> str:
+        """Repository that was asked for."""
+
+    @property
+    def revision(self) -> str:
+        """Revision that was asked for."""
+
+    @property
+    def reason(self) -> str:
+        """One of `klray.errors.Reason`."""
+
+    @property
+    def message(self) -> str:
+        """What happened, for a reader."""
+
+
+def write_report(
+    result: xr.Dataset,
+    directory: Path,
+    *,
+    title: str,
+    failures: Iterable[Failure] = (),
+    noise: NoiseFloor | None = None,
+    study: Study = NOTHING,
+) -> Path:
+    """Write ``report.html`` and, in ``figures/``, every figure as PNG and PDF; return the path of the HTML file.
+
+    The page needs no other file and no network: pictures are embedded, and its content security policy forbids any
+    request and any script but its own. Names and messages are shown as text whatever they contain; tokens, query
+    strings of addresses and absolute paths in them are cut. A figure that has nothing to show is replaced by the
+    reason. Of more than `klray.report.models.MAX_MODEL_ROWS` models the table lists the first ones and says so. With
+    ``noise`` the page says how far numerical noise is below the smallest KL of interest; without, that it was not
+    measured. What ``study`` has gets sections of its own, in front of the figures of the result.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    figures = directory / "figures"
+    result = in_memory(result)
+    rows = run_table(result)
+    sections = [*study_sections(result, study, noise, figures), *_plates(result, figures)]
+    numbers = itertools.count(1)
+    page = _template().render(
+        title=public(title),
+        written=datetime.now(UTC).strftime("%d %B %Y"),
+        version=importlib.metadata.version("klray"),
+        rows=rows,
+        with_weights=any(math.isfinite(row.weight_exponent) for row in rows),
+        findings=findings(result, rows),
+        sections=[(section, next(numbers) if section.picture else 0) for section in sections],
+        next_figure=next(numbers),
+        models=model_rows(result),
+        models_total=result.sizes["model"],
+        failures=[
+            [public(text) for text in (failure.repository, failure.revision, failure.reason, failure.message)]
+            for failure in failures
+        ],
+        noise=None if noise is None else noise_facts(result, noise, figures),
+        set_apart=set_apart(result),
+        provenance=provenance(result, noise is not None),
+        snapshot=public(str(result.attrs.get("snapshot", ""))),
+        recipe=recipe_text(result),
+    )
+    path = directory / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def symbols(text: str) -> Markup:
+    """``text`` escaped, with c_q and c_w as they are printed."""
+    return escape(text).replace("c_q", Markup("<i>c<sub>q</sub></i>")).replace("c_w", Markup("<i>c<sub>w</sub></i>"))
+
+
+def _plates(result: xr.Dataset, directory: Path) -> list[Section]:
+    return [
+        Section(plate.name, plate.heading, picture=picture(plate, result, directory))
+        for plate in PLATES
+        if plate.applies(result)
+    ]
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {
+        "integer": lambda value: "–" if value is None else f"{value:,}",
+        "significant": significant,
+        "sort_key": lambda value: "" if value is None or not math.isfinite(value) else repr(float(value)),
+        "public": public,
+        "symbols": symbols,
+        "sha256": lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode(),
+    }
+    environment.globals |= {"with_error": with_error}
+    source = importlib.resources.files("klray.report").joinpath("template.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source)

@@ -1,0 +1,94 @@
+"""Where a result comes from: what was set apart, snapshot, texts, recipe."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from klray.preprocess import Anomaly, Exclusion, names_of
+from klray.report.redaction import public
+from klray.summary import significant, strings
+
+_LONGEST_LIST = 3  # longer lists of numbers in a recipe are abridged: the whole recipe stays with the result
+
+
+def set_apart(result: xr.Dataset) -> list[tuple[str, str, str]]:
+    """Checkpoints that are excluded or look anomalous as (which, why, what was done); one row for a reason."""
+    by_reason: dict[str, list[str]] = {}
+    excluded = json.loads(result.attrs.get("excluded_reasons", "{}"))
+    for model, reason in excluded.items():
+        by_reason.setdefault(reason, []).append(model)
+    rows = [(_first(models), reason, "excluded") for reason, models in by_reason.items()]
+    unknown = {"ratio": math.nan, "typical_ratio": math.nan}  # to results of klray 0.1
+    for each in json.loads(result.attrs.get("anomalies", "[]")):
+        anomaly = Anomaly(**unknown | each)
+        if anomaly.model not in excluded:
+            rows.append((anomaly.model, f"off its run's path: {anomaly.evidence}", "kept"))
+    return [(public(which), public(why), done) for which, why, done in rows]
+
+
+def _first(names: list[str]) -> str:
+    rest = len(names) - _LONGEST_LIST
+    return ", ".join(names[:_LONGEST_LIST]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def provenance(result: xr.Dataset, with_noise: bool) -> list[tuple[str, str]]:
+    """Facts that let a reader find the data, as (name, value)."""
+    attrs = result.attrs
+    kept = result["text_kept"].values.astype(bool)
+    domains = strings(result, "domain")
+    facts = [
+        ("Snapshot", attrs.get("snapshot")),
+        ("Text set", attrs.get("text_set_name")),
+        ("Text set fingerprint", attrs.get("text_set")),
+        ("Texts kept", f"{kept.sum():,} of {kept.size:,}"),
+        ("Kept texts by domain", _by_domain(domains, kept)),
+        ("Texts removed", f"{(~kept).sum():,} of {kept.size:,}: {_by_domain(domains, ~kept)}"),
+        ("Mean bytes of a kept text", significant(float(attrs["mean_bytes"]), 5) if "mean_bytes" in attrs else None),
+        ("Models excluded", f"{int(result['excluded'].values.astype(bool).sum()):,} of {result.sizes['model']:,}"),
+        ("Checkpoints in a diffusion window", attrs.get("window")),
+        ("Smallest step that starts a window", attrs.get("min_step")),
+        ("Unit of KL", "bits/byte"),
+        ("Noise floor", None if with_noise else "not measured: klray noise does"),
+        ("klray", importlib.metadata.version("klray")),
+    ]
+    return [(name, public(str(value))) for name, value in facts if value is not None]
+
+
+def _by_domain(domains: np.ndarray, chosen: np.ndarray) -> str:
+    """How many of the ``chosen`` texts each domain of the text set has, zeros among them."""
+    return ", ".join(
+        f"{public(name) or 'none'} {int((chosen & (domains == name)).sum()):,}" for name in np.unique(domains)
+    )
+
+
+def recipe_text(result: xr.Dataset) -> str:
+    """The preprocessing recipe as indented JSON; empty when the result has none.
+
+    Long lists of numbers are abridged, and exclusions that match no model of the result are left out.
+    """
+    if "recipe" not in result.attrs:
+        return ""
+    recipe = json.loads(result.attrs["recipe"])
+    if "excluded" in recipe:
+        models = names_of(result)
+        recipe["excluded"] = [
+            each for each in recipe["excluded"] if any(Exclusion(**each).matches(*model) for model in models)
+        ]
+    lines = json.dumps(_abridged(recipe), indent=2, ensure_ascii=False).splitlines()
+    return "\n".join(public(line) for line in lines)
+
+
+def _abridged(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _abridged(item) for key, item in value.items()}
+    if isinstance(value, list) and len(value) > _LONGEST_LIST and all(isinstance(item, int | float) for item in value):
+        return f"{', '.join(map(str, value[:_LONGEST_LIST]))}, … {len(value):,} values in all"
+    if isinstance(value, list):
+        return [_abridged(item) for item in value]
+    return value

@@ -1,0 +1,52 @@
+"""What a study made beside the "trajectory" result, and the sections that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xarray as xr
+
+from klray.noise.floor import NoiseFloor
+from klray.report.layers import layers_section
+from klray.report.quantization import quantization_section
+from klray.report.scale import domains_section, scale_section
+from klray.report.sections import Section
+from klray.report.weights import weights_section
+
+
+@dataclass(frozen=True)
+class Study:
+    """Each part as far as it was made of the snapshot that the report is about.
+
+    Attributes
+    ----------
+    snapshot : xarray.Dataset, optional
+        The snapshot itself, on the texts of the result: layers under a lens are read from it.
+    scales : domain -> result of ``klray.scale.measure_scale``; "": of all texts
+    trajectories : domain -> result of ``klray.trajectory.analyze``
+    weights : xarray.Dataset, optional
+        What ``klray weights`` wrote.
+    """
+
+    snapshot: xr.Dataset | None = None
+    scales: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    trajectories: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    weights: xr.Dataset | None = None
+
+
+NOTHING = Study()
+
+
+def study_sections(result: xr.Dataset, study: Study, noise: NoiseFloor | None, figures: Path) -> list[Section]:
+    """The sections for which there is something, in the order of the page; their figures go into ``figures``."""
+    scale = study.scales.get(str(result.attrs.get("domain", "")))
+    found = [
+        None if scale is None else scale_section(scale, result, figures),
+        domains_section(study.scales, study.trajectories),
+        None if study.snapshot is None else layers_section(study.snapshot, result, figures),
+        quantization_section(result, noise),
+        weights_section(result, study.weights),
+    ]
+    return [section for section in found if section is not None]
