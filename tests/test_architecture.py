@@ -107,6 +107,14 @@ def test_every_room_is_on_the_plan() -> None:
     assert {room(path) for path in ROOT.rglob("*.py")} - {"__init__"} == set(ROOMS)
 
 
+def test_design_and_readme_list_the_rooms_in_their_order() -> None:
+    design, readme = ((ROOT.parent / name).read_text() for name in ("docs/design.md", "README.md"))
+    table = [re.findall(r"`([a-z]+)/?`", line.split("|")[1]) for line in design.splitlines() if line.startswith("| `")]
+    house = re.findall(r"^      ([a-z]+(?:, [a-z]+)*)/?  ", readme.split("## The house")[1], flags=re.M)
+    assert [name for names in table for name in names if name in ROOMS] == ROOMS
+    assert [name for names in house for name in names.split(", ")] == ROOMS
+
+
 def test_imports_go_up_the_list_only() -> None:
     wrong = []
     for path, name in imports():
