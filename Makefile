@@ -23,7 +23,7 @@ study: $(VENV)/study.stamp
 	$(BIN)/klray study
 
 test: $(VENV)/dev.stamp lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from klray import config as configs
@@ -36,6 +37,11 @@ def noise(config: Config) -> NoiseFloor:
         if not checkpoints:
             raise KlrayError(f"models.family={selection.family}: there is nothing to measure; look at klray plan")
         chosen = spread(checkpoints, config.noise.models)
+        there = _there(path, chosen, text_set, settings.dtype, ways)
+        if there is not None:
+            _print(there, len(checkpoints), ways)
+            print(f"noise floor {path} is of these checkpoints, texts and versions already; remove it to measure anew")
+            return there
         with Progress(len(chosen) * ways.scorings, "noise", "scoring") as progress:
             measured = tuple(_measured(hub, cache, each, text_set, ways, progress) for each in chosen)
     found = NoiseFloor(
@@ -53,6 +59,34 @@ def noise(config: Config) -> NoiseFloor:
         path.write_text(found.to_json(), "utf-8")
         print(f"noise floor {path}; klray report report.noise={path} shows it")
     return found
+
+
+def _there(
+    path: Path | None, chosen: Sequence[Checkpoint], text_set: TextSet, default: str, ways: Ways
+) -> NoiseFloor | None:
+    """What ``path`` holds, if it is what would be measured now, and nothing failed."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        found = NoiseFloor.read(path)
+    except KlrayError:
+        return None
+    asked = {
+        (dtype, device, budget)
+        for dtype in ways.dtypes
+        for device in ways.devices
+        for budget in ways.budgets_on(device)
+    }
+    same = (
+        (found.text_set, found.default_dtype, found.dtypes, dict(found.versions))
+        == (text_set.fingerprint, default, ways.dtypes, dict(versions()))
+        and [model.commit for model in found.models] == [each.commit for each in chosen]
+        and all(
+            {(each.dtype, each.device, each.tokens_per_batch) for each in model.variants[1:]} == asked
+            for model in found.models
+        )
+    )
+    return found if same else None
 
 
 def _measured(

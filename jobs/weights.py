@@ -58,6 +58,9 @@ def weights(config: Config) -> tuple[xr.Dataset, list[Measured]]:
                 )
                 for run in runs.values()
             ]
+    if not any(run.checkpoints for run in measured):
+        reasons = [reason for run in measured for reason in run.failures.values()]
+        raise KlrayError(f"none of {len(reasons):,} checkpoints could be measured; the first: {reasons[0]}")
     result = as_dataset(measured, window, config.weights.align.value)
     path = store.write_result(snapshot, config.weights.name, result)
     print(_table(measured, window, config.analysis.min_step))
@@ -93,7 +96,7 @@ def _aligner(align: Align) -> Aligner | None:
 def _table(measured: list[Measured], window: int, min_step: int) -> str:
     """A row for each run and kind of distance: mean over the last half of its windows, as reports have it."""
     rows = []
-    for run in measured:
+    for run in (run for run in measured if run.checkpoints):
         for name, squared in run.distances.items():
             exponent, r_squared, distance = exponents(run.steps, squared.copy(), window, min_step)
             windows = np.flatnonzero(np.isfinite(exponent))

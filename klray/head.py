@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from klray.linear import linear
 from klray.units import NATS_PER_BIT
 
 logger = logging.getLogger("klray")
@@ -66,7 +67,7 @@ class OutputHead:
             if bias_V is not None:
                 logits_NV += bias_V
         else:
-            logits_NV = F.linear(hidden_ND.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype))
+            logits_NV = linear(hidden_ND.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype))
         return self._shaped(logits_NV)
 
     def target_logits(self, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
@@ -149,14 +150,22 @@ def find_head(model: Any, probe_T: torch.Tensor, longest: int) -> OutputHead | N
 
     Scale and softcap are read from the model's config; then a short text ``probe_T`` (T,) of token ids decides, on
     every call: the head's logits must equal the model's own, and a hidden state must not depend on what follows it or
-    stands beside it in a batch (as it does in a bidirectional model, or in one that reads the padding). ``longest`` is
-    the length in tokens of the longest text to be scored. To be called in eval mode without gradients.
+    stands beside it in a batch (as it does in a bidirectional model, or in one that reads the padding). That takes two
+    short forward passes. ``longest`` is the length in tokens of the longest text to be scored. To be called in eval
+    mode without gradients.
     """
     try:
         if longest > (limit := _short_context(model)):
             raise _Unfit(f"texts over {limit:,} tokens change its rotary embedding for all others in their batch")
-        head = _agreeing_head(model, probe_T)
-        _check_causal(model, probe_T)
+        heads = _candidates(model)
+        base = getattr(model, "base_model", None)
+        if not heads or base is None or base is model:
+            raise _Unfit("it has no plain linear head over the hidden states of a base model")
+        alone_TD, own_TV = _states_and_logits(model, probe_T[: max(1, len(probe_T) // 2)])
+        if not torch.isfinite(own_TV).all():
+            return heads[0]  # nothing can be compared; the log-likelihoods will say that they are not finite
+        head = _agreeing(heads, alone_TD, own_TV)
+        _check_causal(model, probe_T, alone_TD)
     except _Unfit as reason:
         logger.warning(
             "%s: %s; scoring one text per forward pass through the model's own logits, which is slower",
@@ -167,28 +176,34 @@ def find_head(model: Any, probe_T: torch.Tensor, longest: int) -> OutputHead | N
     return head
 
 
-def _agreeing_head(model: Any, probe_T: torch.Tensor) -> OutputHead:
-    heads = _candidates(model)
-    base = getattr(model, "base_model", None)
-    if not heads or base is None or base is model:
-        raise _Unfit("it has no plain linear head over the hidden states of a base model")
-    own_TV = own_logits(model, probe_T[None])[0]
-    if not torch.isfinite(own_TV).all():
-        return heads[0]  # nothing can be compared; the log-likelihoods will say that they are not finite
-    hidden_TD = hidden_states(model, probe_T[None])[0].to(heads[0].weight_VD.device)
+def _states_and_logits(model: Any, ids_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Last hidden states (T, D) and own logits (T, V) of one text, from one forward pass where the model's logits are
+    computed by a call of its base model.
+    """
+    seen: list[Any] = []
+    hook = model.base_model.register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        own_TV = own_logits(model, ids_T[None])[0]
+    finally:
+        hook.remove()
+    states_NTD = getattr(seen[-1], "last_hidden_state", None) if seen else None
+    return (hidden_states(model, ids_T[None]) if states_NTD is None else states_NTD)[0], own_TV
+
+
+def _agreeing(heads: Sequence[OutputHead], hidden_TD: torch.Tensor, own_TV: torch.Tensor) -> OutputHead:
+    """The first of ``heads`` whose logits are the model's own."""
     allowed = _HEAD_TOLERANCE[heads[0].weight_VD.dtype]
     errors = []
     for head in heads:
-        errors.append(_relative_error(head.logits(hidden_TD), own_TV))
+        errors.append(_relative_error(head.logits(hidden_TD.to(head.weight_VD.device)), own_TV))
         if errors[-1] <= allowed:
             return head
     raise _Unfit(f"its logits are {min(errors):.1e} off those of its linear head ({allowed:.0e} allowed)")
 
 
-def _check_causal(model: Any, probe_T: torch.Tensor) -> None:
-    half = max(1, len(probe_T) // 2)
-    alone_TD = hidden_states(model, probe_T[None, :half])[0]
-    followed_TD = hidden_states(model, torch.stack([probe_T, probe_T.flip(0)]))[0, :half]
+def _check_causal(model: Any, probe_T: torch.Tensor, alone_TD: torch.Tensor) -> None:
+    """Compare the hidden states of the probe's beginning with those that it has in a batch, before its other half."""
+    followed_TD = hidden_states(model, torch.stack([probe_T, probe_T.flip(0)]))[0, : len(alone_TD)]
     change = ((followed_TD - alone_TD).float().norm(dim=-1) / alone_TD.float().norm(dim=-1)).median().item()
     allowed = _CAUSAL_TOLERANCE[alone_TD.dtype]
     if change > allowed:

@@ -7,33 +7,26 @@ hidden states.
 from __future__ import annotations
 
 import logging
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from klray.errors import CheckpointError
-from klray.head import OutputHead, compute_dtype, find_head, hidden_states, own_logits, text_config
+from klray.head import find_head, text_config
+from klray.reader import LayerReader, Predicted, Reader, on_device
+from klray.streams import copies, in_streams
 from klray.tokens import Tokens, encode, plan
 
 logger = logging.getLogger("klray")
 
 # Tokens that compare klray's head with the model's own logits: enough to see a wrong scale, nothing beside a text set.
 _PROBE_TOKENS = 32
-# Where the model computes its own logits, those of this many tokens at a time are brought to fp32.
-_TOKENS_PER_CAST = 256
-
-
-class LayerReader(Protocol):
-    """What :class:`klray.lens.Lens` is to this room: how the layers of a model are read for its head."""
-
-    def reader(self, model: Any, probe_T: torch.Tensor) -> Callable[[torch.Tensor], Iterator[torch.Tensor]]:
-        """Function from rows of token ids (N, T) to what the head reads for each layer, each (N, T, D), own last."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +112,10 @@ def score(
 
     Token log-probabilities are computed in fp32 and put back in the order of the texts; each text's are then summed
     in float64 from first to last. The same model, tokens, budget and thread count give the same bits, whatever was
-    scored before. When memory runs out, the texts that remain are planned again with half the budget, down to one text
-    per batch. With a ``lens`` every layer is scored in the same forward passes; the model's own values stay the same.
+    scored before. On a CPU several batches are computed at once, each on its share of the threads
+    (:mod:`klray.streams`). When memory runs out, the texts that remain are planned again, with half the budget and one
+    batch at a time, down to one text per batch. With a ``lens`` every layer is scored in the same forward passes; the
+    model's own values stay the same.
     """
     tokens.check_context(context_length(model))
     tokens.check_vocabulary(_vocabulary_size(model))
@@ -158,55 +153,46 @@ def _check_finite(model: Any, values: np.ndarray, where: str = "") -> None:
 def _score(
     model: Any, tokens: Tokens, budget: int, device: torch.device, lens: LayerReader | None = None
 ) -> LogLikelihoods:
-    ids = _to(tokens.ids.astype(np.int64), device)
-    batches = plan(tokens.lengths, budget).batches
-    head, read = None, None
-    if batches:
-        longest = int(batches[0][0])
-        start, length = int(tokens.offsets[longest]), int(tokens.lengths[longest])
-        probe_T = ids[start : start + min(length, _PROBE_TOKENS)]
-        head = find_head(model, probe_T, length)
-        if lens is not None:
-            if head is None:
-                raise CheckpointError(
-                    f"{type(model).__name__} has no output head that klray can use (a warning says why), and a lens "
-                    "reads every layer through it: score this model with scoring.lens=none",
-                    "load_failed",
-                )
-            read = lens.reader(model, probe_T)
-        if head is None:  # one text per forward pass: the definition of the log-likelihood, and free of padding
-            batches = plan(tokens.lengths, 1).batches
-    todo = deque(batches)
-    positions: list[np.ndarray] = []
-    log_probabilities: list[torch.Tensor] = []
-    computed = 0
-    while todo:
-        slots = len(todo[0]) * int(tokens.lengths[todo[0]].max())
-        part = _try_batch(model, head, read, ids, tokens, todo[0])
-        if part is None:
+    ids = on_device(tokens.ids.astype(np.int64), device)
+    batches = list(plan(tokens.lengths, budget).batches)
+    if not batches:
+        rows = np.zeros((1, len(tokens)))
+        return LogLikelihoods(rows[0], tokens.counted, 0.0, "tiled", budget)
+    readers = _readers(model, tokens, ids, batches, lens)
+    tiled = readers[0].head is not None
+    if not tiled:  # one text per forward pass: the definition of the log-likelihood, and free of padding
+        batches = list(plan(tokens.lengths, 1).batches)
+    done: list[tuple[np.ndarray, Predicted]] = []
+    while batches:
+        parts = _try_batches(readers, batches)
+        done += [(batch, part) for batch, part in zip(batches, parts, strict=True) if part is not None]
+        batches = [batch for batch, part in zip(batches, parts, strict=True) if part is None]
+        if batches:
+            slots = _slots(tokens, batches[0])
             budget = max(1, min(budget, slots) // 2)
             logger.warning("out of memory with %d tokens per batch on %s: going on with %d", slots, device, budget)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-            remaining = np.concatenate(todo)
-            todo = deque(remaining[rows] for rows in plan(tokens.lengths[remaining], budget).batches)
-        else:
-            todo.popleft()
-            positions.append(part[0])
-            log_probabilities.append(part[1])
-            computed += slots
-    rows = np.zeros((1, len(tokens)))
-    if batches:
-        by_layer = torch.cat(log_probabilities, dim=1).cpu()
-        rows = np.stack([_sums(tokens, np.concatenate(positions), row.double().numpy()) for row in by_layer])
+            readers = readers[:1]  # more than one forward pass at a time may be what memory does not hold
+            remaining = np.concatenate(batches)
+            batches = [remaining[rows] for rows in plan(tokens.lengths[remaining], budget).batches]
+    positions = np.concatenate([part.positions for _, part in done])
+    computed = sum(_slots(tokens, batch) for batch, _ in done)
+    by_layer = torch.cat([part.log_probabilities for _, part in done], dim=1).cpu()
+    rows = np.stack([_sums(tokens, positions, row.double().numpy()) for row in by_layer])
     return LogLikelihoods(
         values=rows[-1],
         n_tokens=tokens.counted,
-        padding_share=1.0 - int(tokens.lengths[tokens.lengths >= 2].sum()) / computed if computed else 0.0,
-        head="model" if batches and head is None else "tiled",
+        padding_share=1.0 - int(tokens.lengths[tokens.lengths >= 2].sum()) / computed,
+        head="tiled" if tiled else "model",
         tokens_per_batch=budget,
-        layers=rows if read is not None else None,
+        layers=rows if lens is not None else None,
     )
+
+
+def _slots(tokens: Tokens, batch: np.ndarray) -> int:
+    """Positions that a batch computes, padding included."""
+    return len(batch) * int(tokens.lengths[batch].max())
 
 
 def _sums(tokens: Tokens, positions: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -217,48 +203,47 @@ def _sums(tokens: Tokens, positions: np.ndarray, values: np.ndarray) -> np.ndarr
     return np.bincount(text_of_token, weights=per_token, minlength=len(tokens)).astype(np.float64)
 
 
-_Read = Callable[[torch.Tensor], Iterator[torch.Tensor]]
+def _readers(
+    model: Any, tokens: Tokens, ids: torch.Tensor, batches: Sequence[np.ndarray], lens: LayerReader | None
+) -> list[Reader]:
+    """A reader for each stream; only one where the model computes its own logits."""
+    modules = copies(model, len(batches))
+    longest = int(batches[0][0])
+    start, length = int(tokens.offsets[longest]), int(tokens.lengths[longest])
+    probe_T = ids[start : start + min(length, _PROBE_TOKENS)]
+    head = find_head(modules[0], probe_T, length)
+    if head is None:
+        if lens is not None:
+            raise CheckpointError(
+                f"{type(model).__name__} has no output head that klray can use (a warning says why), and a lens "
+                "reads every layer through it: score this model with scoring.lens=none",
+                "load_failed",
+            )
+        return [Reader(model, None, None, tokens, ids)]
+    return [
+        Reader(each, head, lens.reader(each, probe_T) if lens is not None else None, tokens, ids) for each in modules
+    ]
 
 
-def _try_batch(
-    model: Any, head: OutputHead | None, read: _Read | None, ids: torch.Tensor, tokens: Tokens, batch: np.ndarray
-) -> tuple[np.ndarray, torch.Tensor] | None:
-    """Positions in ``tokens.ids`` and their log-probabilities; None if memory ran out and the batch can be split."""
-    try:
-        return _log_probabilities(model, head, read, ids, tokens, batch)
-    except (RuntimeError, MemoryError) as error:
-        if len(batch) == 1 or not is_out_of_memory(error):
-            raise
-    return None
+def _try_batches(readers: Sequence[Reader], batches: Sequence[np.ndarray]) -> list[Predicted | None]:
+    """What the readers give for each batch; None for those that memory ran out with and that came after.
 
-
-def _log_probabilities(
-    model: Any, head: OutputHead | None, read: _Read | None, ids: torch.Tensor, tokens: Tokens, batch: np.ndarray
-) -> tuple[np.ndarray, torch.Tensor]:
-    """Positions (M,) in ``tokens.ids`` of all tokens of a batch that have a prediction, and log p of each (layers, M);
-    one layer, the model's own output, without ``read``.
+    It is an error where one text did not fit that had the memory to itself.
     """
-    starts_N1, lengths_N1 = tokens.offsets[batch][:, None], tokens.lengths[batch][:, None]
-    column_T = np.arange(lengths_N1.max())
-    # A row is padded with its text's own last token: an id that every model knows, after everything that counts.
-    position_NT = starts_N1 + np.minimum(column_T, lengths_N1 - 1)
-    predicts_NT = column_T < lengths_N1 - 1
-    predicted_M = position_NT[predicts_NT] + 1
-    ids_NT = ids[_to(position_NT, ids.device)]
-    targets_M = ids[_to(predicted_M, ids.device)]
-    if head is not None:
-        kept = np.flatnonzero(predicts_NT)
-        parts = []
-        for hidden_NTD in read(ids_NT) if read is not None else (hidden_states(model, ids_NT),):
-            hidden_MD = hidden_NTD.flatten(0, 1)[_to(kept, hidden_NTD.device)]
-            parts.append(head.log_probabilities(hidden_MD, targets_M))
-        return predicted_M, torch.stack(parts)
-    logits_MV = own_logits(model, ids_NT)[0, :-1]
-    pairs = zip(logits_MV.split(_TOKENS_PER_CAST), targets_M.to(logits_MV.device).split(_TOKENS_PER_CAST), strict=True)
-    own_M = torch.cat(
-        [-F.cross_entropy(logits.to(compute_dtype(logits)), targets, reduction="none") for logits, targets in pairs]
-    )
-    return predicted_M, own_M[None]
+    short = threading.Event()
+
+    def attempt(reader: Reader, batch: np.ndarray) -> Predicted | None:
+        if short.is_set():
+            return None
+        try:
+            return reader.predict(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or (len(batch) == 1 and len(readers) == 1):
+                raise
+            short.set()
+            return None
+
+    return in_streams([partial(attempt, reader) for reader in readers], batches)
 
 
 @contextmanager
@@ -272,12 +257,6 @@ def undisturbed(model: Any, device: torch.device) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    # From pinned memory the copy does not wait for the work queued on the GPU.
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _device(model: Any) -> torch.device:

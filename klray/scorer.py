@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -125,6 +126,8 @@ class Scorer:
         self._tokens_of: list[tuple[str, str]] = []
         self._model: models.Loaded | None = None
         self._loaded: Checkpoint | None = None
+        self._tokens_per_batch: int | None = None
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="sketch")
 
     def score(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint] = ()) -> Outcome:
         """Score ``checkpoint`` and commit its column; meanwhile fetch those that are ``upcoming``, in their order.
@@ -173,27 +176,32 @@ class Scorer:
 
     def _column(self, checkpoint: Checkpoint, directory: Path, timings: dict[str, float]) -> Column:
         start = time.monotonic()
-        settings = self.settings
+        settings, before = self.settings, self._model
+        sketching: list[Future[Sketch | None]] = []
         try:
-            sketched: list[Sketch] = []
             self._model = models.load(
                 directory,
                 dtype=settings.dtype,
                 device=settings.device,
                 quantization=settings.quantization,
                 reuse=self._model,
-                look=self._sketch_into(sketched, checkpoint, timings) if settings.sketch else None,
+                look=self._sketch_into(sketching, checkpoint, timings) if settings.sketch else None,
             )
             encoded = self._encode(checkpoint, directory)
         finally:
-            self._give_back(checkpoint)
+            if sketching:  # it reads the files
+                sketching[0].add_done_callback(lambda _: self._give_back(checkpoint))
+            else:
+                self._give_back(checkpoint)
         timings["load_seconds"] = time.monotonic() - start
         start = time.monotonic()
-        scores = likelihood.score(
-            self._model.model, encoded, tokens_per_batch=settings.tokens_per_batch, lens=self.lens
-        )
+        if self._model is not before:
+            self._tokens_per_batch = settings.tokens_per_batch
+        scores = likelihood.score(self._model.model, encoded, tokens_per_batch=self._tokens_per_batch, lens=self.lens)
+        self._tokens_per_batch = scores.tokens_per_batch  # halved where memory ran out: the next one is no smaller
         rows = scores.values[None, :] if scores.layers is None else scores.layers
         timings["score_seconds"] = time.monotonic() - start
+        sketched = sketching[0].result() if sketching else None
         facts = {
             **dataclasses.asdict(checkpoint.facts),
             "revision": checkpoint.revision,
@@ -205,7 +213,7 @@ class Scorer:
             "head": scores.head,
             "tokens_per_batch": scores.tokens_per_batch,
             "threads": settings.threads,
-            "sketch": sketched[0].label if sketched else "",
+            "sketch": sketched.label if sketched else "",
         }
         if self.lens is not None and self.lens.translators is not None:
             facts["tuned_lens"] = self.lens.translators.facts
@@ -217,23 +225,27 @@ class Scorer:
             facts=facts,
             versions=dict(versions()),
             timings=timings,
-            weight_sketch=sketched[0].buckets if sketched else None,
+            weight_sketch=sketched.buckets if sketched else None,
         )
 
     def _sketch_into(
-        self, sketched: list[Sketch], checkpoint: Checkpoint, timings: dict[str, float]
+        self, sketching: list[Future[Sketch | None]], checkpoint: Checkpoint, timings: dict[str, float]
     ) -> Callable[[Mapping[str, torch.Tensor]], None]:
-        """Sketch the stored tensors while they are read for the model; those that have no sketch are scored, too."""
+        """Begin the sketch of the stored tensors once they are read for the model, beside what else is done with them;
+        a checkpoint that has none is scored, too.
+        """
 
-        def look(stored: Mapping[str, torch.Tensor]) -> None:
+        def take(stored: Mapping[str, torch.Tensor]) -> Sketch | None:
             start = time.monotonic()
             try:
-                sketched.append(sketch(stored, self.settings.sketch))
+                return sketch(stored, self.settings.sketch)
             except KlrayError as error:
                 log.warning("%s has no weight sketch: %s", checkpoint.label, error)
-            timings["sketch_seconds"] = time.monotonic() - start
+                return None
+            finally:
+                timings["sketch_seconds"] = time.monotonic() - start
 
-        return look
+        return lambda stored: sketching.append(self._beside.submit(take, stored))
 
     def _give_back(self, checkpoint: Checkpoint) -> None:
         """The model owns its memory: make room for the next ones while this one is scored. Its files stay until then,

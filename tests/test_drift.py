@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from safetensors.torch import save_file
 
 from jobs.analyze import analyze
 from jobs.publish import publish
@@ -115,6 +116,23 @@ def test_exact_distances_are_those_of_numpy_and_each_checkpoint_is_read_and_fetc
     near = np.abs(np.subtract.outer(np.arange(len(steps)), np.arange(len(steps)))) <= WINDOW
     np.testing.assert_allclose(found.distances["raw"][near], truth(RUN, steps)[near], rtol=1e-12)
     assert np.isnan(found.distances["raw"][~near]).all()
+
+
+def test_a_checkpoint_of_other_shapes_is_left_out_with_its_reason(hub: Hub, tmp_path: Path) -> None:
+    steps, odd = [0, 8, 12, 20], 12
+    for step in steps:
+        shutil.copytree(train_family(SMALLEST) / RUN / f"step{step}", tmp_path / "run" / f"step{step}")
+    weights_file = tmp_path / "run" / f"step{odd}" / "model.safetensors"
+    wider = {name: torch.cat([tensor, tensor]) for name, tensor in stored(RUN, odd).items()}
+    save_file(wider, weights_file, metadata={"format": "pt"})
+    found, _ = resolve(hub, Selection("other", (RepositorySpec(str(tmp_path / "run"), "step*"),)))
+    with Cache(tmp_path / "cache", 10**9) as cache:
+        measured = measure_run(hub, cache, found, WINDOW, limit_bytes=10**9)
+    steps.remove(odd)
+    assert measured.steps.tolist() == steps
+    (why,) = measured.failures.values()
+    assert "are not comparable" in why and f"step{odd}" in why
+    np.testing.assert_allclose(measured.distances["raw"], truth(RUN, steps), rtol=1e-12)
 
 
 def test_a_window_above_the_budget_is_refused_with_both_numbers(

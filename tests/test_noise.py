@@ -327,6 +327,29 @@ def test_the_verb_measures_prints_and_writes(
     assert [len(each.kl) for each in again.models] == [7, 7]
 
 
+def test_a_noise_floor_that_is_there_is_not_measured_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "noise.json"
+    words = ["noise.models=1", "noise.dtypes=[float32]", "noise.tokens_per_batch=[1,64]", f"noise.path={path}"]
+    words += [f"scoring.cache_dir={tmp_path / 'cache'}"]
+    code, first = klray_noise(capsys, monkeypatch, *words)
+    written = path.read_text()
+    again, said = klray_noise(capsys, monkeypatch, *words)
+    assert code == again == 0
+    assert f"noise floor {path} is of these checkpoints, texts and versions already" in said
+    assert first.partition("\n\n")[0] in said  # the same table
+    assert path.read_text() == written
+    for other in (
+        ["noise.models=2"],
+        ["noise.models=1", "noise.tokens_per_batch=[1]"],
+        ["noise.models=1", "texts.n=7"],
+    ):
+        _, said = klray_noise(capsys, monkeypatch, *words, *other)
+        assert "already" not in said and path.read_text() != written, other
+        path.write_text(written)
+
+
 def test_a_checkpoint_that_cannot_be_scored_is_a_row_with_its_reason(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: Path
 ) -> None:

@@ -127,6 +127,9 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
     folder = train_family(SMALLEST) / REPOSITORY / "step40"
     expected = klray.log_likelihood(models.load(folder).model, models.load_tokenizer(folder), list(TEXTS.texts))
     np.testing.assert_allclose(row(actor.scorer.store, outcome.key), expected, rtol=0, atol=1e-3)
+    tried.clear()
+    assert not isinstance(actor.score(checkpoints[1], (), ""), Refusal)
+    assert max(tried) <= longest  # what did not fit is not tried again with the next checkpoint of this model
 
 
 def test_a_gpu_s_own_error_is_a_lack_of_memory_too(hub: Hub, checkpoints: list[Checkpoint], tmp_path: Path) -> None:

