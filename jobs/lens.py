@@ -16,7 +16,8 @@ from klray.errors import KlrayError
 from klray.job import verb
 from klray.lens import Lens, load_translators, prediction_kl, train_lens
 from klray.progress import Progress
-from klray.scorer import ScoringSettings, versions
+from klray.scorer import versions
+from klray.scoring import ScoringSettings
 from klray.table import text_table
 from klray.texts import TextSet
 from klray.tokens import encode

@@ -26,7 +26,7 @@ from klray.errors import KlrayError, StoreError
 from klray.objects import open_objects
 from klray.objects.endpoint import impatient, why_silent
 from klray.objects.probe import CONDITIONAL, Finding, found_and_cure, probe
-from klray.scorer import ScoringSettings
+from klray.scoring import ScoringSettings
 
 log = logging.getLogger("klray")
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
 from klray import quantization as quantizations
+from klray.checkpoints import model_config
 from klray.errors import CheckpointError, KlrayError, Reason
 from klray.likelihood import context_length, is_out_of_memory
 
@@ -33,8 +34,6 @@ _WEIGHT_FILES = (
 )
 # What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model", "*.tiktoken")
-# Parts of a config.json that change nothing in the model that is built.
-_CONFIG_NOTES = ("_name_or_path", "transformers_version")
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def load(
     folder = Path(directory)
     with _quiet(), _explained(folder):
         files = _weight_files(folder)
-        config = {key: value for key, value in _config_json(folder).items() if key not in _CONFIG_NOTES}
+        config = model_config(folder)
         method = quantizations.stored_method(config)
         if method and quantization != quantizations.NONE:
             raise CheckpointError(
@@ -174,6 +173,12 @@ def stored_tensors(directory: str | Path) -> dict[str, torch.Tensor]:
         return _read(_weight_files(folder))
 
 
+def import_early() -> None:
+    """Import what transformers imports with the first model, 2 s, for processes that are forked from this one."""
+    for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "PreTrainedModel", "GenerationMixin"):
+        getattr(transformers, name)
+
+
 def lacks_accelerate() -> str:
     """What to do about a missing accelerate, which spreads a model over several GPUs; "" if it is there."""
     if importlib.util.find_spec("accelerate") is not None:
@@ -203,7 +208,7 @@ def tokenizer_fingerprint(directory: str | Path) -> str:
                 f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)}; add the tokenizer's files",
                 "load_failed",
             )
-        digest = hashlib.sha256(json.dumps(_config_json(folder).get("model_type")).encode())
+        digest = hashlib.sha256(json.dumps(model_config(folder).get("model_type")).encode())
         for file in files:
             digest.update(json.dumps([file.name, hashlib.sha256(file.read_bytes()).hexdigest()]).encode())
         return digest.hexdigest()
@@ -347,11 +352,6 @@ def _read(files: list[Path]) -> dict[str, torch.Tensor]:
     return stored
 
 
-def _config_json(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
-
-
 @contextmanager
 def _quantized_explained(folder: Path, method: str) -> Iterator[None]:
     """Of a checkpoint that is stored quantised, say so when the library that reads such files is not here."""
@@ -393,7 +393,7 @@ def _explained(folder: Path, what: str = "model") -> Iterator[None]:
 
 def _architecture(folder: Path) -> str:
     try:
-        config = _config_json(folder)
+        config = model_config(folder)
         return str((config.get("architectures") or [config.get("model_type", "no config.json")])[0])
     except (ValueError, AttributeError):
         return "config.json cannot be read"

@@ -22,7 +22,8 @@ from klray.embedded.routes import HubHandler
 from klray.lens import LensTraining, train_lens
 from klray.models import load, load_tokenizer
 from klray.quantization import NAMES
-from klray.scorer import Scorer, ScoringSettings
+from klray.scorer import Scorer
+from klray.scoring import ScoringSettings
 from klray.store import Store
 from klray.texts import TextSet, python_stdlib
 from klray.tokens import encode

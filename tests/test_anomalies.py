@@ -27,7 +27,8 @@ from klray.embedded.hub import HubServer
 from klray.embedded.recipe import SMALLEST
 from klray.models import load, load_tokenizer
 from klray.preprocess import Recipe, find_anomalies
-from klray.scorer import Scorer, ScoringSettings
+from klray.scorer import Scorer
+from klray.scoring import ScoringSettings
 from klray.store import Store
 from tests.hub_faults import hub_of
 

@@ -21,7 +21,7 @@ from klray.embedded.hub import HubServer
 from klray.embedded.routes import HubHandler
 from klray.errors import KlrayError
 from klray.objects.probe import Finding
-from klray.scorer import ScoringSettings
+from klray.scoring import ScoringSettings
 from tests.careless_s3 import CarelessS3, careless_s3
 from tests.hub_faults import FaultyHub
 from tests.s3_server import CREDENTIALS

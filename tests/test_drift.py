@@ -32,7 +32,8 @@ from klray.embedded.family import train_family
 from klray.embedded.recipe import SMALLEST
 from klray.errors import KlrayError
 from klray.figures import kl_and_weights
-from klray.scorer import Scorer, ScoringSettings
+from klray.scorer import Scorer
+from klray.scoring import ScoringSettings
 from klray.store import Store
 from klray.summary import format_table, run_table
 from klray.texts import python_stdlib

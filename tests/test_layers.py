@@ -13,6 +13,7 @@ import klray
 from jobs.lens import lens as lens_job
 from klray import texts
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
+from klray.compute import load_lens
 from klray.config import Config, LensConfig, ModelsConfig, ScoringConfig, TextsConfig, scoring_settings
 from klray.embedded.family import train_family
 from klray.embedded.recipe import SMALLEST
@@ -21,7 +22,8 @@ from klray.layers import compare_lenses
 from klray.lens import Lens, Translators, layer_log_likelihood, load_translators
 from klray.models import load, load_tokenizer
 from klray.preprocess import Recipe
-from klray.scorer import Scorer, ScoringSettings
+from klray.scorer import Scorer
+from klray.scoring import ScoringSettings
 from klray.store import Column, Identity, Store
 from tests.stores import N_TEXTS, TEXTS, add, column
 
@@ -165,4 +167,4 @@ def test_a_lens_that_is_not_there_is_refused_before_anything_is_scored(tmp_path:
         scoring_settings(ScoringConfig(lens=str(tmp_path)))
     Translators.zeros(1, 8).save(tmp_path)
     with pytest.raises(KlrayError, match=r"holds tuned-\w{8} on this machine, tuned-00000000 was asked for"):
-        ScoringSettings(lens="tuned-00000000", lens_folder=str(tmp_path)).load_lens()
+        load_lens(ScoringSettings(lens="tuned-00000000", lens_folder=str(tmp_path)))

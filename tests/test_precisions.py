@@ -105,7 +105,7 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
 ) -> None:
     actor = worker(hub, tmp_path)
     actor.score(checkpoints[0], (), "")
-    loaded = actor.scorer._model
+    loaded = actor.scorer.compute.model
     assert loaded is not None
     tokenizer = models.load_tokenizer(train_family(SMALLEST) / REPOSITORY / "step40")
     longest = int(encode(tokenizer, TEXTS.texts).lengths.max())
@@ -120,7 +120,7 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
     with caplog.at_level(logging.WARNING, "klray"):
         outcome = actor.score(checkpoints[1], (), "")
     assert not isinstance(outcome, Refusal)
-    assert actor.scorer._model is loaded and max(tried) > longest
+    assert actor.scorer.compute.model is loaded and max(tried) > longest
     assert "out of memory with" in caplog.text and "going on with" in caplog.text
     (commit,) = [each for each in actor.scorer.store.commits() if each.key == outcome.key]
     assert commit.facts["tokens_per_batch"] <= longest
@@ -135,7 +135,7 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
 def test_a_gpu_s_own_error_is_a_lack_of_memory_too(hub: Hub, checkpoints: list[Checkpoint], tmp_path: Path) -> None:
     actor = worker(hub, tmp_path)
     actor.score(checkpoints[0], (), "")
-    loaded = actor.scorer._model
+    loaded = actor.scorer.compute.model
     assert loaded is not None
 
     def fail(*_: Any) -> None:

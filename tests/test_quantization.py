@@ -24,7 +24,8 @@ from klray.embedded.recipe import Recipe, Size
 from klray.errors import CheckpointError, KlrayError
 from klray.pairs import pair_divergence
 from klray.relatives import unquantised
-from klray.scorer import Scorer, ScoringSettings
+from klray.scorer import Scorer
+from klray.scoring import ScoringSettings
 from klray.store import Store
 from klray.tokens import encode
 from tests import tiny_models

@@ -16,7 +16,8 @@ from klray.embedded.family import train_family
 from klray.embedded.recipe import SMALLEST
 from klray.errors import StoreError
 from klray.models import load, load_tokenizer
-from klray.scorer import Scorer, ScoringSettings
+from klray.scorer import Scorer
+from klray.scoring import ScoringSettings
 from klray.store import Store
 
 TEXTS = texts.python_stdlib(n=8)

@@ -14,7 +14,8 @@ import torch
 from klray import models
 from klray.checkpoints import Hub, RepositorySpec, Selection, resolve
 from klray.errors import KlrayError, StoreDamagedError
-from klray.scorer import Scorer, ScoringSettings
+from klray.scorer import Scorer
+from klray.scoring import ScoringSettings
 from klray.store import Store, layout
 from klray.store.twins import take_over
 from klray.texts import python_stdlib

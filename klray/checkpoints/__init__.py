@@ -6,6 +6,7 @@ and a ``Fetcher`` does so ahead of time.
 
 from klray.checkpoints.cache import Cache
 from klray.checkpoints.fetcher import Fetcher
+from klray.checkpoints.folder import architecture, model_config
 from klray.checkpoints.hub import Contact, Hub, contact
 from klray.checkpoints.identity import Checkpoint, Facts, RemoteFile, Unavailable, step_of
 from klray.checkpoints.patience import Patience
@@ -23,7 +24,9 @@ __all__ = [
     "RepositorySpec",
     "Selection",
     "Unavailable",
+    "architecture",
     "contact",
+    "model_config",
     "resolve",
     "step_of",
 ]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 from klray.checkpoints.files import CONFIG, loadable_files
 from klray.checkpoints.identity import RemoteFile
+
+_NOTES = ("_name_or_path", "transformers_version")  # parts of a config.json that change nothing in the model
 
 LOCAL_REVISION = "local"
 PATH_PREFIXES = ("/", "./", "../", "~")
@@ -27,6 +31,21 @@ def folder_revisions(folder: Path) -> dict[str, Path]:
     """Models in a folder: ``local`` for the folder itself, and each subfolder with a config.json by its name."""
     found = {sub.name: sub for sub in sorted(folder.iterdir()) if (sub / CONFIG).is_file()}
     return {LOCAL_REVISION: folder, **found} if (folder / CONFIG).is_file() else found
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """What config.json says of the model; {} without one. ValueError if it is no JSON."""
+    file = folder / CONFIG
+    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return {key: value for key, value in config.items() if key not in _NOTES}
+
+
+def architecture(folder: Path) -> str:
+    """A name that is equal for folders whose models differ in numbers alone, or "" if config.json cannot be read."""
+    try:
+        return json.dumps(model_config(folder), sort_keys=True)
+    except (ValueError, AttributeError, OSError):
+        return ""
 
 
 def read_folder(folder: Path) -> tuple[str, tuple[RemoteFile, ...]]:

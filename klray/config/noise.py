@@ -8,7 +8,7 @@ from pathlib import Path
 from klray.config.scoring import DTYPES, Dtype
 from klray.errors import KlrayError
 from klray.noise.measuring import Ways, available_devices
-from klray.scorer import ScoringSettings
+from klray.scoring import ScoringSettings
 
 
 @dataclass

@@ -11,7 +11,7 @@ from klray import models
 from klray.errors import KlrayError
 from klray.lens import LOGIT, Lens, load_translators
 from klray.quantization import check_name
-from klray.scorer import ScoringSettings
+from klray.scoring import ScoringSettings
 
 
 class Dtype(Enum):

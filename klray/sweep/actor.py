@@ -12,7 +12,9 @@ import ray.exceptions
 
 from klray.checkpoints import Checkpoint, Hub, Patience
 from klray.errors import CheckpointError, Reason, StoreError
-from klray.scorer import Outcome, Scorer, ScoringSettings
+from klray.processes import ModelProcess
+from klray.scorer import Outcome, Scorer
+from klray.scoring import ScoringSettings
 from klray.texts import TextSet
 
 log = logging.getLogger("klray")
@@ -76,7 +78,8 @@ class ScorerActor:
         text_set: TextSet,
         settings: ScoringSettings,
     ):
-        self.scorer = Scorer(hub, store_url, storage_options, text_set, settings, SharedPatience(patience))
+        compute = ModelProcess(settings, text_set)  # first, because its imports take longest
+        self.scorer = Scorer(hub, store_url, storage_options, text_set, settings, SharedPatience(patience), compute)
 
     def ready(self) -> bool:
         """Answers once the scorer stands."""

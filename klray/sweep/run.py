@@ -15,7 +15,7 @@ from klray.checkpoints import Checkpoint
 from klray.cluster import Shape
 from klray.errors import KlrayError
 from klray.progress import Progress
-from klray.scorer import ScoringSettings
+from klray.scoring import ScoringSettings
 from klray.store import Failure, Store
 from klray.sweep.actor import PatienceActor, Refusal, ScorerActor
 from klray.sweep.queue import Queue, Work
@@ -167,23 +167,29 @@ class Run:
         """Take in a result; False when the work goes back to wait, because its worker died."""
         work, worker.work = worker.work, None
         assert work is not None
+        died = ""
         try:
             outcome = ray.get(result)
         except ray.exceptions.RayTaskError as error:
             cause = _cause(error)
             raise cause if isinstance(cause, KlrayError) else error from error
         except ray.exceptions.RayError as error:
+            died = str(error).strip().splitlines()[0]
+        else:
+            if isinstance(outcome, Refusal) and outcome.reason == "worker_died":
+                died = outcome.message
+                ray.kill(worker.actor)
+        if died:
             self.queue.put_back(worker.ahead)
             worker.actor, worker.ahead, worker.last_repository = self._actor(), [], ""
             where = f"{work.checkpoint.repository}@{work.checkpoint.revision}"
             if work.attempts < self.max_attempts:
-                log.warning("%s: its worker died, trying once more (attempt %d)", where, work.attempts + 1)
+                log.warning("%s: its worker died, trying once more (attempt %d): %s", where, work.attempts + 1, died)
                 self.queue.try_again(work)
                 return False
-            found = str(error).strip().splitlines()[0]
             outcome = Refusal(
                 "worker_died",
-                f"{where}: the process that scored it died {work.attempts} times ({found}); if memory was short, lower "
+                f"{where}: the process that scored it died {work.attempts} times ({died}); if memory was short, lower "
                 "scoring.tokens_per_batch or ray.workers",
             )
         self.queue.settle(work, committed=not isinstance(outcome, Refusal))

@@ -14,7 +14,7 @@ import ray
 from klray.checkpoints import Checkpoint, Hub, Unavailable
 from klray.cluster import RaySettings, connected
 from klray.progress import Progress
-from klray.scorer import ScoringSettings
+from klray.scoring import ScoringSettings
 from klray.store import Failure, Identity, Store, unresolved
 from klray.sweep.run import Run
 from klray.texts import TextSet

@@ -29,7 +29,7 @@ from klray import likelihood, models, tokens
 from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.cluster import RaySettings
 from klray.embedded.hub import local_hub
-from klray.scorer import ScoringSettings
+from klray.scoring import ScoringSettings
 from klray.store import Store
 from klray.sweep import sweep
 from klray.texts import python_stdlib
