@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from klray.checkpoints import Cache, Checkpoint, Hub, resolve
 from klray.config import Config
 from klray.errors import KlrayError
 from klray.job import verb
-from klray.lens import Lens, load_translators, prediction_kl, train_lens
+from klray.lens import Lens, LensTraining, is_unfinished, load_translators, prediction_kl, train_lens
 from klray.progress import Progress
 from klray.scorer import versions
 from klray.scoring import ScoringSettings
@@ -47,7 +48,7 @@ def lens(config: Config) -> Lens:
             "text_set": trained_on.fingerprint,
             "text_set_name": trained_on.name,
         }
-        there = _there(folder, facts)
+        there = _there(folder, facts, training)
         if there is not None:
             print(f"{there.name} of {checkpoints[0].label} is in {folder} already")
             return there
@@ -69,9 +70,9 @@ def lens(config: Config) -> Lens:
     return found
 
 
-def _there(folder: Path, facts: Mapping[str, Any]) -> Lens | None:
-    """The lens in a folder that is not empty, if it is of the same checkpoint and texts."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+def _there(folder: Path, facts: Mapping[str, Any], training: LensTraining) -> Lens | None:
+    """The lens in a folder that holds one, if it is of the same checkpoint and texts and was trained alike."""
+    if not folder.is_dir() or is_unfinished(folder):
         return None
     found = load_translators(folder)
     of = f"{found.facts.get('repository')}@{found.facts.get('revision')}"
@@ -79,6 +80,15 @@ def _there(folder: Path, facts: Mapping[str, Any]) -> Lens | None:
         raise KlrayError(
             f"lens.path={folder}: a lens of {of}, in {found.facts.get('dtype')}, trained on "
             f"{found.facts.get('text_set_name')} is there already, and another was asked for; name a new folder"
+        )
+    differ = [name for name, value in asdict(training).items() if found.facts.get(name) != value]
+    if differ:
+        was, now = (
+            " ".join(f"lens.{name}={values.get(name)}" for name in differ) for values in (found.facts, asdict(training))
+        )
+        raise KlrayError(
+            f"lens.path={folder}: a lens of {of} is there already that was trained with {was}, and {now} was asked "
+            "for; name a new folder"
         )
     return Lens(found)
 

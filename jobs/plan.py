@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from klray import config as configs
 from klray.checkpoints import Unavailable, resolve
 from klray.config import Config
 from klray.cost import Cost, cost, duration
 from klray.job import verb
+from klray.lens import is_unfinished
 from klray.store import Store
 from klray.sweep import missing
 from klray.table import text_table
@@ -24,8 +25,11 @@ class Plan:
     unavailable: tuple[Unavailable, ...]
 
 
-def plan(config: Config) -> Plan:
-    """Print the plan and return it; nothing is fetched and no store is made."""
+def plan(config: Config, *, untrained: bool = False) -> Plan:
+    """Print the plan and return it; nothing is fetched and no store is made.
+
+    ``untrained``: scoring is to go through a lens that is not there yet, so that no column can be.
+    """
     url = configs.store_url(config.store)
     settings = configs.scoring_settings(config.scoring)
     rates = configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
@@ -34,7 +38,7 @@ def plan(config: Config) -> Plan:
     with configs.hub(config.models) as hub:
         checkpoints, unavailable = resolve(hub, selection)
     store = Store.find(url, text_set, configs.storage_options(config.store))
-    committed = store.committed_keys() if store else set()
+    committed = store.committed_keys() if store and not untrained else set()
     todo, present = missing(checkpoints, committed, settings, text_set.fingerprint)
     planned = cost(todo, present, int(text_set.n_bytes.sum()), rates)
     print(f"family      {selection.family}, {len(selection.repositories)} repositories")
@@ -57,8 +61,13 @@ def plan_study(config: Config) -> list[Plan]:
     """Print the plan of every stage of a study, and what all of them cost one after another."""
     plans, rows = [], []
     for asked, stage in configs.stages(config):
-        print(f"stage       {asked.name}{', through a lens to be trained' if asked.tune else ''}")
-        planned = plan(stage)
+        folder = configs.tuned_folder(config, asked)
+        trained = asked.tune and folder.is_dir() and not is_unfinished(folder)
+        if trained:
+            stage.scoring = replace(stage.scoring, lens=str(folder))
+        lens = f", through the lens in {folder}" if trained else ", through a lens to be trained" if asked.tune else ""
+        print(f"stage       {asked.name}{lens}")
+        planned = plan(stage, untrained=asked.tune and not trained)
         print()
         plans.append(planned)
         rows.append((asked.name, planned.cost))

@@ -24,7 +24,7 @@ def report(config: Config) -> Path:
     result = store.result(snapshot, result_name(config.analysis.name, config.analysis.domain)).load()
     page = write_report(
         result,
-        Path(config.report.dir),
+        Path(config.report.dir).expanduser(),
         title=config.report.title,
         failures=store.failures(),
         noise=noise,

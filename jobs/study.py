@@ -27,13 +27,13 @@ def study(config: Config) -> int:
     if not stages:
         raise KlrayError("the study has no stages: set study=tiny or study=pythia, or study.stages")
     then = [(name, _function(name), changed) for name, changed in configs.followed(config)]
-    Path(config.report.dir).mkdir(parents=True, exist_ok=True)  # where lenses and the noise floor go, too
+    Path(config.report.dir).expanduser().mkdir(parents=True, exist_ok=True)  # where lenses and the noise floor go, too
     failures = 0
     for number, (stage, changed) in enumerate(stages, 1):
         log.info("study: stage %d of %d, %s", number, len(stages), stage.name)
         print(f"\nstage {stage.name}")
         if stage.tune:
-            folder = str(Path(config.report.dir) / "lenses" / stage.name)
+            folder = str(configs.tuned_folder(config, stage))
             changed.lens = replace(config.lens, path=folder)
             lens(changed)
             changed.scoring = replace(changed.scoring, lens=folder)

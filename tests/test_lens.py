@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import klray
+from klray.config import LensConfig, lens_folder
 from klray.errors import CheckpointError, KlrayError
-from klray.lens import Lens, Translators, layer_log_likelihood, load_translators
+from klray.lens import Lens, Translators, is_unfinished, layer_log_likelihood, load_translators
 from klray.lens.structure import find_layers
 from klray.likelihood import score
 from klray.tokens import encode
@@ -208,3 +209,35 @@ def test_a_damaged_lens_is_refused(tmp_path: Path) -> None:
         load_translators(tmp_path)
     with pytest.raises(KlrayError, match=r"holds no tuned lens: neither lens\.json .* only none of these"):
         load_translators(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2])
+def test_a_process_stopped_while_it_saves_leaves_no_lens_and_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    made, steps = Translators.zeros(2, 8), 0
+
+    def stop(begun: Path, name: Path) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == stopped_at:
+            raise KeyboardInterrupt
+        begun.rename(name)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", stop)
+        made.save(tmp_path)
+    assert any(tmp_path.iterdir()) and is_unfinished(tmp_path)
+    assert lens_folder(LensConfig(path=str(tmp_path))) == tmp_path
+    with pytest.raises(KlrayError, match="holds no tuned lens"):
+        load_translators(tmp_path)
+    made.save(tmp_path)
+    assert load_translators(tmp_path).fingerprint == made.fingerprint
+    assert not is_unfinished(tmp_path)
+
+
+def test_a_lens_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    Translators.zeros(2, 8).save(tmp_path)
+    before = {path: path.stat().st_ino for path in tmp_path.iterdir()}
+    Translators.zeros(2, 8).save(tmp_path)
+    assert {path: path.stat().st_ino for path in tmp_path.iterdir()} == before

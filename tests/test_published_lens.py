@@ -85,3 +85,26 @@ def test_a_params_file_that_could_run_code_is_refused(tmp_path: Path, write: Any
     with pytest.raises(KlrayError, match=r"cannot be read \(UnpicklingError"):
         load_translators(tmp_path)
     assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("body", [b"", b"abc" * 100])
+def test_a_params_file_of_other_bytes_is_refused(tmp_path: Path, body: bytes) -> None:
+    publish(tmp_path, linears())
+    (tmp_path / "params.pt").write_bytes(body)
+    with pytest.raises(KlrayError, match=r"cannot be read .*fetch or train it again"):
+        load_translators(tmp_path)
+
+
+@pytest.mark.parametrize("config", ["[1]", "null"])
+def test_a_config_that_is_no_object_is_refused(tmp_path: Path, config: str) -> None:
+    publish(tmp_path, linears())
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(KlrayError, match="cannot be read"):
+        load_translators(tmp_path)
+
+
+def test_params_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
+    publish(tmp_path, linears())
+    torch.save(dict.fromkeys(linears().state_dict(), 1.0), tmp_path / "params.pt")
+    with pytest.raises(KlrayError, match="cannot be read"):
+        load_translators(tmp_path)

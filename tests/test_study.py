@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,8 @@ def test_one_stage_alone(tmp_path: Path) -> None:
         ({"stages": [StageConfig("x", "tinny")]}, r"stage x: models=tinny is no family; there are .*tiny_study"),
         ({"stages": [StageConfig("x", "tiny", select={"strid": 2})]}, r"stage x: select: Key 'strid' not in"),
         ({"stages": [StageConfig("x", "tiny", scoring={"dtype": "int3"})]}, r"stage x: scoring: Invalid value 'int3'"),
+        ({"stages": [StageConfig("x", "tiny")] * 2}, r"study\.stages has the name 'x' more than once"),
+        ({"stages": [StageConfig("", "tiny")]}, r"study\.stages has the name '' more than once or empty"),
         ({"stages": []}, r"the study has no stages: set study=tiny or study=pythia"),
         ({"then": [FollowConfig("publsh")]}, r"study\.then has publsh, which is no verb: there are analyze, "),
     ],
@@ -89,3 +92,39 @@ def test_studies_of_conf_name_families_that_are_there(name: str) -> None:
     assert len({stage.name for stage in stages}) == len(stages)
     for stage in stages:
         assert (folder / "models" / f"{stage.models}.yaml").is_file()
+
+
+def test_a_stage_with_a_lens_of_its_own_is_planned_trained_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = {"repo": "klray/tiny-46k-seed1", "revisions": "step40"}
+    plain, tuned = (
+        StageConfig("plain", "tiny_smallest", select=last),
+        StageConfig("tuned", "tiny_smallest", select=last),
+    )
+    tuned.tune = True
+    config = config_of(tmp_path, stages=[plain, tuned])
+    config.report.dir = str(tmp_path / "report")
+    config.lens.n, config.lens.steps = 20, 2
+    assert study(replace(config, study=replace(config.study, only=["plain"]))) == 0
+    capsys.readouterr()
+    assert [each.cost.checkpoints for each in plan_study(config)] == [0, 1]  # a plain column is no lens's
+    assert "stage       tuned, through a lens to be trained" in capsys.readouterr().out
+    assert study(config) == 0
+    assert [each.cost.checkpoints for each in plan_study(config)] == [0, 0]
+    folder = configs.tuned_folder(config, tuned)
+    assert f"stage       tuned, through the lens in {folder}" in capsys.readouterr().out
+    config.lens.steps = 3
+    with pytest.raises(KlrayError, match=r"trained with lens\.steps=2, and lens\.steps=3 was asked for; name a new"):
+        study(config)
+
+
+def test_a_home_folder_is_one_place_for_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(configs.cache_home().parent))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    config = config_of(tmp_path, stages=[StageConfig("x", "tiny_smallest", select={"revisions": "lost"})], then=[])
+    config.report.dir = "~/report"
+    assert configs.tuned_folder(config, StageConfig("x")) == tmp_path / "home" / "report" / "lenses" / "x"
+    assert study(config) == 2
+    assert (tmp_path / "home" / "report").is_dir() and not Path("~").exists()

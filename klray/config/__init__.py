@@ -19,7 +19,7 @@ from klray.config.plan import PlanConfig, plan_rates
 from klray.config.scale import ScaleConfig, scale_choice
 from klray.config.scoring import DTYPES, Dtype, ScoringConfig, cache_home, scoring_settings
 from klray.config.store import Backend, StoreConfig, VerifyConfig, storage_options, store_url
-from klray.config.study import FollowConfig, StageConfig, StudyConfig, followed, stages
+from klray.config.study import FollowConfig, StageConfig, StudyConfig, followed, stages, tuned_folder
 from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
 from klray.config.weights import Align, WeightsConfig, weights_memory_bytes
 
@@ -69,6 +69,7 @@ __all__ = [
     "storage_options",
     "store_url",
     "text_set",
+    "tuned_folder",
     "weights_memory_bytes",
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
 from klray.errors import KlrayError
-from klray.lens import FACTS, LensTraining
+from klray.lens import FACTS, LensTraining, is_unfinished
 from klray.texts import TextSet
 
 
@@ -36,7 +36,7 @@ def lens_folder(config: LensConfig) -> Path:
     if not config.path:
         raise KlrayError("klray lens needs a folder for what it trains: set lens.path=")
     folder = Path(config.path).expanduser()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / FACTS).is_file())):
+    if folder.exists() and not (folder.is_dir() and ((folder / FACTS).is_file() or is_unfinished(folder))):
         raise KlrayError(f"lens.path={config.path}: there is something already; name a new folder, or an empty one")
     return folder
 

@@ -62,6 +62,8 @@ def stages(config: Config) -> Iterator[tuple[StageConfig, Config]]:
         There is no such stage, no such family, or no such key.
     """
     known = [stage.name for stage in config.study.stages]
+    if twice := sorted({name for name in known if known.count(name) > 1 or not name}):
+        raise KlrayError(f"study.stages has the name {twice[0]!r} more than once or empty: name each stage differently")
     if lost := sorted(set(config.study.only) - set(known)):
         raise KlrayError(f"study.only={lost}: the study has the stages {', '.join(known) or 'none; set study=tiny'}")
     for stage in config.study.stages:
@@ -76,6 +78,11 @@ def stages(config: Config) -> Iterator[tuple[StageConfig, Config]]:
                     scoring=_changed(config.scoring, stage.scoring, f"stage {stage.name}: scoring"),
                 ),
             )
+
+
+def tuned_folder(config: Config, stage: StageConfig) -> Path:
+    """Where the lens that a stage trains is, or goes."""
+    return Path(config.report.dir).expanduser() / "lenses" / stage.name
 
 
 def followed(config: Config) -> list[tuple[str, Config]]:

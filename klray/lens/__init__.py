@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from klray.lens.lens import LOGIT, Lens, layer_log_likelihood
 from klray.lens.training import LensTraining, prediction_kl, train_lens
-from klray.lens.translators import FACTS, Translators, load_translators
+from klray.lens.translators import FACTS, Translators, is_unfinished, load_translators
 
 __all__ = [
     "FACTS",
@@ -12,6 +12,7 @@ __all__ = [
     "Lens",
     "LensTraining",
     "Translators",
+    "is_unfinished",
     "layer_log_likelihood",
     "load_translators",
     "prediction_kl",

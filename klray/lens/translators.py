@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import uuid
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ FORMAT = 1
 PUBLISHED_CONFIG = "config.json"
 PUBLISHED_WEIGHTS = "params.pt"
 PUBLISHED_KIND = "linear_tuned_lens"
+_BEGUN = ".lens-"  # begins the name of a file that is being written
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +93,24 @@ class Translators:
     def save(self, folder: str | Path) -> None:
         """Write ``lens.safetensors`` and ``lens.json`` (fingerprint and facts) into a folder, made if it is not there.
 
+        Each is written under another name first, ``lens.json`` last: it says that the folder is whole. What a process
+        that was stopped left is no lens, and `is_unfinished`.
+
         Raises
         ------
         KlrayError
             Another lens is there already: columns may name it.
         """
         place = Path(folder)
-        if (place / FACTS).exists() and (there := load_translators(place).fingerprint) != self.fingerprint:
-            raise KlrayError(f"{place} holds another tuned lens (tuned-{there[:8]}): choose another folder")
+        if (place / FACTS).exists():
+            if (there := load_translators(place).fingerprint) != self.fingerprint:
+                raise KlrayError(f"{place} holds another tuned lens (tuned-{there[:8]}): choose another folder")
+            return
         place.mkdir(parents=True, exist_ok=True)
         tensors = {"matrices": self.matrices_LDD, "biases": self.biases_LD}
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, place / WEIGHTS)
+        begun = place / f"{_BEGUN}{uuid.uuid4().hex}"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, begun)
+        begun.replace(place / WEIGHTS)
         facts = {
             "format": FORMAT,
             "layers": self.n_layers,
@@ -109,7 +118,21 @@ class Translators:
             "fingerprint": self.fingerprint,
             "facts": self.facts,
         }
-        (place / FACTS).write_text(json.dumps(facts, indent=1), "utf-8")  # last: it says that the folder is whole
+        begun.write_text(json.dumps(facts, indent=1), "utf-8")
+        begun.replace(place / FACTS)
+
+
+def is_unfinished(folder: str | Path) -> bool:
+    """Whether there is nothing in a folder but what ``Translators.save`` had written when it was stopped."""
+    names = {each.name for each in Path(folder).iterdir()}
+    return FACTS not in names and all(name == WEIGHTS or name.startswith(_BEGUN) for name in names)
+
+
+# What reading other bytes than a lens raises: torch's own reader of pickles runs out of them, or of its stack.
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 
 
 def load_translators(folder: str | Path) -> Translators:
@@ -129,9 +152,9 @@ def load_translators(folder: str | Path) -> Translators:
             return _load_own(place)
         if {PUBLISHED_CONFIG, PUBLISHED_WEIGHTS} <= files:
             return _load_published(place)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        if isinstance(error, KlrayError):
-            raise
+    except KlrayError:
+        raise
+    except _UNREADABLE as error:
         first = next(iter(str(error).splitlines()), "")
         raise KlrayError(
             f"the tuned lens in {place} cannot be read ({type(error).__name__}: {first}): fetch or train it again"
@@ -147,6 +170,8 @@ def _load_own(place: Path) -> Translators:
     facts = json.loads((place / FACTS).read_text("utf-8"))
     if facts["format"] != FORMAT:
         raise KlrayError(f"{place / FACTS} is of format {facts['format']}, this klray reads {FORMAT}: update klray")
+    if not isinstance(facts["facts"], dict):
+        raise ValueError("its facts are no JSON object")
     tensors = load_file(place / WEIGHTS)
     found = Translators(tensors["matrices"].float(), tensors["biases"].float(), facts["facts"])
     if found.fingerprint != facts["fingerprint"]:
