@@ -346,3 +346,18 @@ def test_folder_where_an_object_would_be_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "failures" / ".ipynb_checkpoints").mkdir(parents=True)
     assert FolderObjects(tmp_path).get("failures/.ipynb_checkpoints") is None
     assert FolderObjects(tmp_path).get_many(["failures"]) == [None]
+
+
+def test_a_result_is_never_read_as_other_values(store: Store) -> None:
+    manifest = store.manifest()
+    values = {"kl": (("model", "other"), np.eye(2)), "error": (("model", "other"), 2 * np.eye(2))}
+    path = Path(store.url) / store.write_result(manifest.id, "t", xr.Dataset(values))
+    for name, body in (("kl/c/0/0", (path / "error/c/0/0").read_bytes()), ("zarr.json", b"{")):
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(body)
+        with pytest.raises(
+            StoreError, match=rf"{name} holds other bytes than were written; .*the command that wrote it"
+        ):
+            store.result(manifest.id, "t").load()
+        (path / name).write_bytes(whole)
+    assert store.result(manifest.id, "t")["kl"].values.tolist() == np.eye(2).tolist()

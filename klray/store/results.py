@@ -15,6 +15,8 @@ from klray.store import layout
 from klray.store.datasets import open_dataset_below, write_dataset
 from klray.store.seal import sealed, unsealed
 
+_SHA256 = 64  # hex digits; an ETag has 32
+
 
 def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset) -> str:
     """Write an analysis chunk by chunk, each Dask block straight to its place; returns its path in the store.
@@ -93,9 +95,15 @@ def open_finished(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
             f"analysis.name={name}: snapshot {snapshot} of store {objects.url} has no such result{there}; "
             f"run: klray analyze store.url={objects.url} analysis.name={name}"
         )
+    path = str(marker["path"])
+    # A folder's fingerprints are SHA-256: what they name is read as it was written, or not at all; ETags are none.
+    hashes = {
+        key.removeprefix(f"{path}/"): each for key, each in marker.get("objects", {}).items() if len(each) == _SHA256
+    }
     return open_dataset_below(
         objects,
-        str(marker["path"]),
-        "klray analyze analysis.recipe=fit makes another result",
+        path,
+        "the command that wrote it makes another result (klray analyze with analysis.recipe=fit)",
+        hashes=hashes,
         whole=".*" if "objects" in marker else "",
     )
