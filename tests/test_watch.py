@@ -408,3 +408,31 @@ def test_a_model_that_is_not_here_whole_is_refused(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     with pytest.raises(CheckpointError, match=r"is not here whole: it is spread over processes \(FSDP, DeepSpeed"):
         watch.record(model, tiny_models.tokenizer_for("gpt2"), store, TEXTS, run=RUN, step=0)
+
+
+@pytest.mark.parametrize("step", ["8", 7.0, None, -1, 2**63, torch.ones(2)])
+def test_a_step_that_a_snapshot_could_not_hold_is_refused(tmp_path: Path, step: Any) -> None:
+    model, tokenizer = tiny_models.tiny_model("gpt2"), tiny_models.tokenizer_for("gpt2")
+    with pytest.raises(KlrayError, match="step is a whole number of 0 or more"):
+        klray.watch.record(model, tokenizer, str(tmp_path), TEXTS, run=RUN, step=step)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("facts", [{"seed": "x"}, {"seed": 1.5}, {"size": 70}, {"family": None}, {"name": None}])
+def test_facts_of_a_run_that_a_snapshot_could_not_hold_are_refused(facts: dict[str, Any]) -> None:
+    with pytest.raises(KlrayError, match=f"^{'run' if 'name' in facts else next(iter(facts))}="):
+        watch.Run(**{"name": RUN, **facts})
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.tiny_model("gpt2"), tiny_models.tokenizer_for("gpt2")
+    for seed, step in enumerate((np.int64(5), torch.tensor(6))):
+        run = watch.Run(f"{RUN}-{seed}", seed=np.int64(seed))  # type: ignore[arg-type]
+        klray.watch.record(model, tokenizer, str(tmp_path / "store"), TEXTS, run=run, step=step)  # type: ignore[arg-type]
+    manifest, _ = Store.open(str(tmp_path / "store")).publish()
+    dataset = klray.open_dataset(str(tmp_path / "store"))
+    assert manifest.n_models == 2
+    assert sorted(zip(dataset["step"].values.tolist(), dataset["seed"].values.tolist(), strict=True)) == [
+        (5, 0),
+        (6, 1),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import time
 from typing import Any
 
@@ -30,8 +31,15 @@ class Run:
     base_model: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name.strip("/ "):
+        if not isinstance(self.name, str) or not self.name.strip("/ "):
             raise KlrayError(f"run={self.name!r}: a run needs a name, such as my-lab/llama-300m-seed1")
+        for name in ("family", "size", "base_model"):
+            if not isinstance(getattr(self, name), str):
+                raise KlrayError(
+                    f"{name}={getattr(self, name)!r}: {name} of a run is a string, such as 'x'; '' for none"
+                )
+        if self.seed is not None:
+            object.__setattr__(self, "seed", _whole_number("seed", self.seed))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +91,15 @@ def record(
 
     Raises
     ------
+    KlrayError
+        ``step`` is no whole number of 0 or more.
     CheckpointError
         The model cannot be scored: a text is too long, numbers overflow, memory ran out, parameters are elsewhere.
     StoreError
         The store refused the column, or is for other texts.
     """
-    run = Run(run) if isinstance(run, str) else run
+    run = run if isinstance(run, Run) else Run(run)
+    step = _whole_number("step", step)
     store = Store.create(store, text_set) if isinstance(store, str) else store
     identity = identity_of(model, run, text_set)
     if store.is_committed(identity.key):
@@ -97,6 +108,17 @@ def record(
     column = make_column(model, encoded, identity, run, step, tokens_per_batch)
     store.add_column(column)
     return Recorded(identity.key, True, np.asarray(column.log_likelihood[0]))
+
+
+def _whole_number(name: str, value: Any) -> int:
+    """As a store keeps it, also of NumPy's and PyTorch's kinds; KlrayError if it is none of 0 or more."""
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise KlrayError(f"{name}={value!r}: {name} is a whole number of 0 or more") from error
+    if not 0 <= number < 2**63:
+        raise KlrayError(f"{name}={value!r}: {name} is a whole number of 0 or more, below 2^63")
+    return number
 
 
 def identity_of(model: Any, run: Run, text_set: TextSet) -> Identity:
