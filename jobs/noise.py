@@ -53,6 +53,7 @@ def noise(config: Config) -> NoiseFloor:
         mean_bytes=float(text_set.n_bytes.mean()),
         models=measured,
         versions=versions(),
+        threads=ways.threads,
     )
     _print(found, len(checkpoints), ways)
     if path is not None:
@@ -78,11 +79,12 @@ def _there(
         for budget in ways.budgets_on(device)
     }
     same = (
-        (found.text_set, found.default_dtype, found.dtypes, dict(found.versions))
-        == (text_set.fingerprint, default, ways.dtypes, dict(versions()))
+        (found.text_set, found.default_dtype, found.dtypes, dict(found.versions), found.threads)
+        == (text_set.fingerprint, default, ways.dtypes, dict(versions()), ways.threads)
         and [model.commit for model in found.models] == [each.commit for each in chosen]
         and all(
             {(each.dtype, each.device, each.tokens_per_batch) for each in model.variants[1:]} == asked
+            and model.variants[0].device == ways.devices[-1]
             for model in found.models
         )
     )

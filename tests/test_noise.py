@@ -344,6 +344,7 @@ def test_a_noise_floor_that_is_there_is_not_measured_again(
         ["noise.models=2"],
         ["noise.models=1", "noise.tokens_per_batch=[1]"],
         ["noise.models=1", "texts.n=7"],
+        ["noise.models=1", "scoring.threads=2"],
     ):
         _, said = klray_noise(capsys, monkeypatch, *words, *other)
         assert "already" not in said and path.read_text() != written, other
@@ -400,3 +401,18 @@ def test_something_else_is_no_noise_floor(tmp_path: Path) -> None:
         NoiseFloor.read(path)
     with pytest.raises(KlrayError, match=r"missing.json"):
         NoiseFloor.read(tmp_path / "missing.json")
+
+
+def test_a_noise_floor_of_other_bytes_is_none(tmp_path: Path) -> None:
+    (tmp_path / "floor.json").write_bytes(b"\xff\xfe\x99")
+    with pytest.raises(KlrayError, match="make one with klray noise"):
+        NoiseFloor.read(tmp_path / "floor.json")
+
+
+@pytest.mark.parametrize("matrix", [[], [[0.0]], [["a"] * 10] * 10, [[0.0] * 10] * 9])
+def test_a_noise_floor_without_its_kl_is_none(measured: Measured, matrix: list[list[float]]) -> None:
+    whole = json.loads(found(measured).to_json())
+    assert len(measured.variants) == 10
+    whole["models"][0]["kl"] = matrix
+    with pytest.raises(KlrayError, match="this is not a noise floor"):
+        NoiseFloor.from_json(json.dumps(whole))

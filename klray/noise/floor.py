@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
@@ -127,6 +127,7 @@ class NoiseFloor:
     text_set, text_set_name, n_texts, mean_bytes : fingerprint, name, number and mean UTF-8 bytes of the texts
     models : one entry a checkpoint
     versions : of what decides the numbers
+    threads : of a CPU, which decide the last bits; 0 where that was not kept
     """
 
     dtypes: tuple[str, ...]
@@ -137,6 +138,7 @@ class NoiseFloor:
     mean_bytes: float
     models: tuple[Measured, ...]
     versions: Mapping[str, str]
+    threads: int = 0
 
     def rows(self) -> list[Floor]:
         """Every checkpoint in every precision."""
@@ -204,19 +206,24 @@ class NoiseFloor:
         """What :meth:`to_json` wrote; KlrayError if it is something else."""
         try:
             found = json.loads(text)
-            names = cls.__dataclass_fields__
-            values: dict[str, Any] = {name: found[name] for name in names}
+            values: dict[str, Any] = {each.name: found[each.name] for each in fields(cls) if each.name != "threads"}
+            values["threads"] = int(found.get("threads", 0))
+            values["versions"] = dict(values["versions"])
             models = tuple(
                 Measured(
                     **{
                         **each,
                         "variants": tuple(Variant(**variant) for variant in each["variants"]),
-                        "kl": tuple(map(tuple, each["kl"])),
-                        "kl_standard_error": tuple(map(tuple, each["kl_standard_error"])),
+                        "kl": _matrix(each["kl"]),
+                        "kl_standard_error": _matrix(each["kl_standard_error"]),
                     }
                 )
                 for each in values["models"]
             )
+            for each in models:
+                for name, matrix in (("kl", each.kl), ("kl_standard_error", each.kl_standard_error)):
+                    if [len(row) for row in matrix] != [len(each.variants)] * len(each.variants):
+                        raise ValueError(f"{name} of {each.model} has not a row and a column for each variant")
         except (ValueError, KeyError, TypeError) as error:
             raise KlrayError(
                 f"this is not a noise floor ({type(error).__name__}: {error}): name a file that klray noise wrote"
@@ -228,7 +235,7 @@ class NoiseFloor:
         """The noise floor in a file that ``klray noise`` wrote."""
         try:
             return cls.from_json(path.read_text("utf-8"))
-        except (OSError, KlrayError) as error:
+        except (OSError, UnicodeDecodeError, KlrayError) as error:
             raise KlrayError(f"{path}: {error}; make one with klray noise noise.path={path}") from error
 
 
@@ -239,6 +246,10 @@ def cells(row: Floor) -> tuple[str, ...]:
     """A row's values under ``COLUMNS``, for a reader."""
     kinds = (row.plans, row.devices, row.to_float32, row.to_float64, row.floor)
     return (*("-" if value is None else _plain(value) for value in kinds), _times(row.below) if row.below else "-")
+
+
+def _matrix(rows: Iterable[Iterable[float]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(map(float, row)) for row in rows)
 
 
 def _kl(value: float) -> str:
