@@ -361,3 +361,13 @@ def test_a_recipe_that_is_given_is_for_one_domain(config: Config, tmp_path: Path
     config.analysis.recipe = str(tmp_path / "recipe.json")
     with pytest.raises(KlrayError, match="a recipe is for one domain's texts; leave it out"):
         scale(config)
+
+
+def test_the_smallest_number_there_is_can_be_placed() -> None:
+    assert klray.place(5e-324).nearest.setting == "later"
+
+
+@pytest.mark.parametrize("scale", ["kl pair_setting median n", 3, {}])
+def test_what_is_no_result_is_no_scale(scale: object) -> None:
+    with pytest.raises(KlrayError, match="is no result of klray scale: open one with"):
+        klray.place(0.1, scale=scale)  # type: ignore[arg-type]

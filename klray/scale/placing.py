@@ -107,6 +107,11 @@ def place(kl: float, scale: xr.Dataset | None = None) -> Placement:
             for each in known
         ]
         return Placement(kl, _sorted(found), SOURCE)
+    if not isinstance(scale, xr.Dataset):
+        raise KlrayError(
+            f'scale={scale!r} is no result of klray scale: open one with klray.open_result(url, "scale"), or leave it '
+            "out for the published values"
+        )
     missing = [name for name in ("kl", "pair_setting", "median", "n") if name not in scale]
     if missing:
         raise KlrayError(
@@ -141,7 +146,7 @@ def place(kl: float, scale: xr.Dataset | None = None) -> Placement:
 def _log_ratio(kl: float, low: float, high: float) -> float:
     if kl == 0:
         return -math.inf
-    return math.log(kl / min(max(kl, low), high))
+    return math.log(kl) - math.log(min(max(kl, low), high))
 
 
 def _sorted(found: list[Neighbour]) -> tuple[Neighbour, ...]:
