@@ -10,6 +10,7 @@ from klray import config as configs
 from klray import trajectory
 from klray.cluster import dask_scheduler
 from klray.config import AnalysisConfig, Config
+from klray.drift import is_exact
 from klray.errors import KlrayError
 from klray.job import verb
 from klray.preprocess import FOUND, KNOWN_ANOMALIES, Exclusion, Recipe, of_domain, result_name
@@ -82,7 +83,13 @@ def exact_weights(store: Store, snapshot: str, name: str) -> xr.Dataset | None:
     """The newest exact weight distances, of this snapshot or one before it: they are known by commit."""
     for identifier in reversed([each for each in store.snapshot_ids() if each <= snapshot]):
         if name in store.result_names(identifier):
-            return store.result(identifier, name).load()
+            found = store.result(identifier, name).load()
+            if not is_exact(found):
+                raise KlrayError(
+                    f"analysis.weights={name}: the result of that name of snapshot {identifier} is none of klray "
+                    "weights; name one that is (weights.name= there)"
+                )
+            return found
     return None
 
 

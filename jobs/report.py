@@ -9,6 +9,7 @@ import xarray as xr
 from jobs.analyze import exact_weights
 from klray import config as configs
 from klray.config import Config
+from klray.errors import KlrayError
 from klray.job import verb
 from klray.noise.floor import NoiseFloor
 from klray.preprocess import of_domain, result_name
@@ -22,6 +23,11 @@ def report(config: Config) -> Path:
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     snapshot = store.manifest(config.analysis.snapshot).id
     result = store.result(snapshot, result_name(config.analysis.name, config.analysis.domain)).load()
+    if "kl" not in result or "consecutive_kl" not in result:
+        raise KlrayError(
+            f"analysis.name={config.analysis.name}: the result of that name of snapshot {snapshot} is none of klray "
+            "analyze; name one that is, or run klray analyze"
+        )
     page = write_report(
         result,
         Path(config.report.dir).expanduser(),

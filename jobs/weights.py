@@ -13,9 +13,10 @@ import xarray as xr
 from klray import config as configs
 from klray.checkpoints import Cache, Checkpoint, resolve
 from klray.config import Align, Config
-from klray.drift import Measured, as_dataset, exponents, measure_run
+from klray.diffusion import MIN_POINTS
+from klray.drift import Measured, as_dataset, exponents, is_exact, measure_run
 from klray.drift.exact import Aligner
-from klray.errors import KlrayError
+from klray.errors import KlrayError, StoreDamagedError
 from klray.job import verb
 from klray.progress import Progress
 from klray.store import Store
@@ -32,6 +33,10 @@ def weights(config: Config) -> tuple[xr.Dataset, list[Measured]]:
     limit = configs.weights_memory_bytes(config.weights)
     aligner = _aligner(config.weights.align)
     window = config.analysis.window
+    if window < MIN_POINTS:
+        raise KlrayError(
+            f"analysis.window={window}: a line is fitted through its checkpoints; set {MIN_POINTS} or more"
+        )
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     snapshot = store.manifest(config.analysis.snapshot).id
     with configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
@@ -72,11 +77,19 @@ def _there(store: Store, snapshot: str, config: Config, commits: set[str]) -> xr
     """The same result of these checkpoints, the whole of them, if it was written before."""
     if config.weights.name not in store.result_names(snapshot):
         return None
-    found = store.result(snapshot, config.weights.name)
-    asked = (config.analysis.window, config.weights.align.value)
-    if (found.attrs.get("window"), found.attrs.get("alignment")) != asked:
+    try:
+        found = store.result(snapshot, config.weights.name).load()
+    except StoreDamagedError as error:
+        log.warning("%s; it is measured anew", error)
         return None
-    return found.load() if set(found["commit"].values.tolist()) == commits else None
+    if not is_exact(found):
+        raise KlrayError(
+            f"weights.name={config.weights.name}: snapshot {snapshot} has a result of that name that is none of klray "
+            "weights; choose another name"
+        )
+    asked = (config.analysis.window, config.weights.align.value)
+    same = (found.attrs.get("window"), found.attrs.get("alignment")) == asked
+    return found if same and set(found["commit"].values.tolist()) == commits else None
 
 
 def _aligner(align: Align) -> Aligner | None:
@@ -98,7 +111,10 @@ def _table(measured: list[Measured], window: int, min_step: int) -> str:
     rows = []
     for run in (run for run in measured if run.checkpoints):
         for name, squared in run.distances.items():
-            exponent, r_squared, distance = exponents(run.steps, squared.copy(), window, min_step)
+            last = np.flatnonzero(
+                np.diff(run.steps, append=run.steps[-1] + 1)
+            )  # of several at one step, as in analyses
+            exponent, r_squared, distance = exponents(run.steps[last], squared[np.ix_(last, last)], window, min_step)
             windows = np.flatnonzero(np.isfinite(exponent))
             late = windows[len(windows) // 2 :]
             mean = float(exponent[late].mean()) if len(late) else float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -241,3 +242,56 @@ def test_a_checkpoint_that_cannot_be_read_is_left_out_of_its_run(tmp_path: Path)
     assert measured.steps.tolist() == [4, 12]
     assert list(measured.failures) == [f"{tmp_path / 'run'}@step8"]
     assert parameters(stored(RUN, 4)).keys() == parameters(stored(RUN, 12)).keys()
+
+
+def test_exact_distances_of_shorter_windows_give_no_exponents(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    config.analysis.window = WINDOW - 1
+    weights(config)
+    config.analysis.window = WINDOW
+    klray_log = logging.getLogger("klray")
+    klray_log.addHandler(caplog.handler)
+    result = analyze(config)
+    klray_log.removeHandler(caplog.handler)
+    assert "run klray weights analysis.window=4" in caplog.text
+    assert np.isnan(result["exponent_weights_exact"].values).all()
+    assert np.isfinite(result["consecutive_weight_distance_exact"].values).sum() == result.sizes["model"] - 1
+    (row,) = run_table(result)
+    assert np.isfinite(row.weight_exponent)  # of the sketches
+
+
+def test_a_window_without_a_line_is_refused_before_anything_is_read(config: Config) -> None:
+    config.analysis.window = 2
+    with pytest.raises(KlrayError, match=r"analysis\.window=2: .* set 3 or more"):
+        weights(config)
+    assert not Store.open(config.store.url).result_names(Store.open(config.store.url).manifest().id)
+
+
+def test_results_of_another_kind_are_not_taken_for_weights(config: Config) -> None:
+    analyze(config)
+    config.weights.name = "trajectory"
+    with pytest.raises(KlrayError, match=r"weights\.name=trajectory: .* is none of klray weights; choose another name"):
+        weights(config)
+    config.analysis.weights = "trajectory"
+    with pytest.raises(KlrayError, match=r"analysis\.weights=trajectory: .* is none of klray weights"):
+        analyze(config)
+
+
+def test_a_damaged_result_is_measured_anew(config: Config) -> None:
+    before, _ = weights(config)
+    chunk = next(Path(config.store.url).glob("results/*/weights/*/squared_distance/c/*/*"))
+    chunk.write_bytes(b"x")
+    with pytest.raises(KlrayError, match="squared_distance/c/0/0 holds other bytes than were written"):
+        analyze(config)
+    after, measured = weights(config)
+    assert len(measured) == 1
+    np.testing.assert_array_equal(after["squared_distance"].values, before["squared_distance"].values)
+    assert "exponent_weights_exact" in analyze(config)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_sketches_that_are_not_finite_have_no_distances(value: float) -> None:
+    rows = np.random.default_rng(0).normal(size=(4, 64))
+    rows[1, 3] = value
+    found = squared_distances(rows)
+    assert np.isnan(found[1]).all() and np.isnan(found[:, 1]).all()
+    assert np.isfinite(np.delete(np.delete(found, 1, 0), 1, 1)).all()

@@ -5,6 +5,7 @@ Shapes: K = models of a snapshot, T = saved checkpoints of a run.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from klray.diffusion import diffusion_exponent
 from klray.preprocess import Run
 from klray.preprocess.runs import facts
 from klray.weights import relative_error, squared_distances
+
+log = logging.getLogger("klray")
 
 Sketches = Callable[[Sequence[str]], Mapping[str, np.ndarray]]  # keys of columns -> (bucket,) of those that have one
 Columns = dict[str, tuple[np.ndarray, dict[str, Any]]]
@@ -63,8 +66,16 @@ def exact_drift(
 
     ``exact`` has ``squared_distance`` (model, back): to the checkpoint that is so many places before in its run, which
     is known by ``commit`` and ``other_commit``. Where it was aligned, ``exponent_weights_aligned`` comes with it.
+    Exponents are NaN where it was measured in shorter windows than ``window``: theirs would be of another window.
     """
     n_models = len(excluded)
+    too_short = exact.sizes["back"] < window
+    if too_short:
+        log.warning(
+            "exact weight distances reach %d checkpoints back and windows %d, so that there are no exact exponents: "
+            "run klray weights analysis.window=%d",
+            *(exact.sizes["back"], window, window),
+        )
     place_of = {
         pair: place for place, pair in enumerate(zip(exact["repository"].values, exact["commit"].values, strict=True))
     }
@@ -88,6 +99,8 @@ def exact_drift(
                     if other is not None:
                         squared[t, other] = squared[other, t] = distances[row, back]
             _fill(columns, run, excluded, squared, window, min_step)
+        if too_short:
+            columns["exponent"][:] = columns["r_squared"][:] = np.nan
         described |= _described(columns, words, suffix, window, min_step, {})
     return described
 

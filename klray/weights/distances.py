@@ -49,5 +49,5 @@ def squared_distances(sketches: npt.ArrayLike) -> npt.NDArray[np.float64]:
         difference = rows[i] - rows[j]
         distances[i, j] = difference @ difference
     distances += distances.T
-    distances[~whole, ~whole] = np.nan
+    distances[~whole, :] = distances[:, ~whole] = np.nan
     return distances
