@@ -25,6 +25,8 @@ _OVERSAMPLING = 8  # directions iterated beyond those asked for: convergence goe
 _MAX_PASSES = 50
 _TOLERANCE = 1e-9  # relative change of a singular value that ends the iteration
 _MIN_TSNE_MODELS = 4
+# scikit-learn (1.9) divides by the spread, whose square it has in float32: where that is 0, the process is gone
+_TSNE_LEAST = 1e-9
 
 
 class PrincipalComponents(NamedTuple):
@@ -89,7 +91,7 @@ def tsne(coordinates: np.ndarray, perplexity: float = 30.0, seed: int = 0) -> Ts
     """t-SNE of (K, d) coordinates into the plane: init = pca, learning rate auto, as in arXiv:2505.15353.
 
     Perplexity is lowered to (K - 1) / 3 where it is larger. Up to 4,096 models the same input and seed give the same
-    map: one thread sums in one order, and as many models take it seconds.
+    map: one thread sums in one order, and as many models take it seconds. Models that are all at one place stay there.
 
     Raises
     ------
@@ -104,6 +106,11 @@ def tsne(coordinates: np.ndarray, perplexity: float = 30.0, seed: int = 0) -> Ts
     used = min(float(perplexity), (n_models - 1) / 3)
     if n_models < _MIN_TSNE_MODELS:
         return TsneMap(np.full((n_models, 2), np.nan), used)
+    spread = float(np.ptp(coordinates, axis=0).max(initial=0.0))
+    if spread == 0.0:
+        return TsneMap(np.zeros((n_models, 2)), used)
+    if not _TSNE_LEAST < spread < 1 / _TSNE_LEAST:  # the map knows no scale
+        coordinates = (coordinates - coordinates.mean(axis=0)) / spread
     model = TSNE(perplexity=used, init="pca", learning_rate="auto", random_state=seed)
     with threadpool_limits(1 if n_models <= EXACT_RANK else None):
         points = model.fit_transform(coordinates)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -94,3 +97,15 @@ def test_tsne_without_scikit_learn_says_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setattr(embedding, "TSNE", None)
     with pytest.raises(KlrayError, match=r"needs scikit-learn, it is not installed: pip install 'klray\[viz\]'"):
         tsne(matrix())
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-160, 1e-30, 1e30, 1e100])
+def test_tsne_of_models_at_one_place_or_nearly_so(scale: float) -> None:
+    """In a process of its own, which scikit-learn would end."""
+    code = (
+        "import numpy as np; from klray.embedding import tsne; "
+        f"rows = np.random.default_rng(0).normal(size=(40, 3)) * {scale}; points = tsne(rows).points; "
+        "print(np.isfinite(points).all(), np.ptp(points) > 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split()) == (0, ["True", str(scale > 0)]), done.stderr
