@@ -221,9 +221,8 @@ class NoiseFloor:
                 for each in values["models"]
             )
             for each in models:
-                for name, matrix in (("kl", each.kl), ("kl_standard_error", each.kl_standard_error)):
-                    if [len(row) for row in matrix] != [len(each.variants)] * len(each.variants):
-                        raise ValueError(f"{name} of {each.model} has not a row and a column for each variant")
+                if [len(row) for row in each.kl] != [len(each.variants)] * len(each.variants):
+                    raise ValueError(f"kl of {each.model} has not a row and a column for each variant")
         except (ValueError, KeyError, TypeError) as error:
             raise KlrayError(
                 f"this is not a noise floor ({type(error).__name__}: {error}): name a file that klray noise wrote"
