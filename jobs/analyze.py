@@ -119,7 +119,10 @@ def given_recipe(asked: AnalysisConfig) -> Recipe | None:
     path = Path(asked.recipe)
     if not path.is_file():
         raise KlrayError(f"analysis.recipe={asked.recipe}: choose keep or fit, or name a JSON file that holds a recipe")
-    return Recipe.from_json(path.read_text("utf-8"))
+    try:
+        return Recipe.from_json(path.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise KlrayError(f"analysis.recipe={asked.recipe}: it is no text ({error}); name a recipe's JSON") from error
 
 
 @verb()

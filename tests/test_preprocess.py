@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from jobs.analyze import given_recipe
+from klray.config import AnalysisConfig
 from klray.errors import KlrayError
 from klray.preprocess import KNOWN_ANOMALIES, Exclusion, Recipe, find_anomalies, lower_quantile, runs
 from tests.snapshot_data import TEXT_SET, labelled, rows_of, snapshot
@@ -369,3 +372,27 @@ def test_an_exclusion_means_every_precision_of_a_checkpoint() -> None:
     recipe = Recipe.fit(data, outlier_fraction=0.0)
     reasons = dict(zip(labels, recipe.reasons(data), strict=True))
     assert [label for label, reason in reasons.items() if reason] == ["org/pythia-1b@step116000+bfloat16"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"removed_texts": [99]},
+        {"removed_texts": [-1]},
+        {"removed_texts": [1.5]},
+        {"clip_threshold": "a"},
+        {"clip_threshold": float("nan")},
+        {"excluded": [{"pattern": 3, "reason": "x"}]},
+    ],
+)
+def test_a_recipe_with_other_values_is_none(change: dict[str, object]) -> None:
+    whole = Recipe("f" * 64, 8, 0.02, -900.0, 0.25, 2000, (1, 4), 950.0)
+    assert Recipe.from_json(whole.to_json()) == whole
+    with pytest.raises(KlrayError, match="what was given cannot be read"):
+        Recipe.from_json(json.dumps({**json.loads(whole.to_json()), **change}))
+
+
+def test_a_recipe_of_other_bytes_is_none(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_bytes(b"\xff\x99")
+    with pytest.raises(KlrayError, match=r"analysis\.recipe=.*: it is no text"):
+        given_recipe(AnalysisConfig(recipe=str(tmp_path / "recipe.json")))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import operator
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
@@ -188,9 +190,16 @@ class Recipe:
         """Inverse of ``to_json``; KlrayError when ``body`` is no recipe."""
         try:
             found = json.loads(body)
-            found["removed_texts"] = tuple(found["removed_texts"])
+            found["removed_texts"] = tuple(map(operator.index, found["removed_texts"]))
             found["excluded"] = tuple(Exclusion(**item) for item in found["excluded"])
-            return cls(**found)
+            recipe = cls(**found)
+            if not set(recipe.removed_texts) <= set(range(recipe.n_texts)):
+                raise ValueError(f"removed_texts are places among {recipe.n_texts} texts")
+            if not (math.isfinite(recipe.clip_threshold) and math.isfinite(recipe.mean_bytes)):
+                raise ValueError("clip_threshold and mean_bytes are finite")
+            if not all(isinstance(text, str) for each in recipe.excluded for text in (each.pattern, each.reason)):
+                raise ValueError("excluded has a pattern and a reason, both strings")
+            return recipe
         except (ValueError, KeyError, TypeError) as error:
             names = ", ".join(field.name for field in fields(cls))
             raise KlrayError(
