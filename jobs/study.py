@@ -50,7 +50,9 @@ def _function(name: str) -> Callable[[Config], Any]:
     verbs = [module.name for module in pkgutil.iter_modules(jobs.__path__) if module.name != "study"]
     if name not in verbs:
         raise KlrayError(f"study.then has {name}, which is no verb: there are {', '.join(sorted(verbs))}")
-    function: Callable[[Config], Any] = getattr(importlib.import_module(f"jobs.{name}"), name)
+    function: Callable[[Config], Any] | None = getattr(importlib.import_module(f"jobs.{name}"), name, None)
+    if function is None:
+        raise KlrayError(f"study.then has {name}, which no study can call: run klray {name} by itself")
     return function
 
 

@@ -76,6 +76,7 @@ def test_one_stage_alone(tmp_path: Path) -> None:
         ({"stages": [StageConfig("x", "tiny")] * 2}, r"study\.stages has the name 'x' more than once"),
         ({"stages": [StageConfig("", "tiny")]}, r"study\.stages has the name '' more than once or empty"),
         ({"stages": []}, r"the study has no stages: set study=tiny or study=pythia"),
+        ({"then": [FollowConfig("doctor")]}, r"study\.then has doctor, which no study can call: run klray doctor by"),
         ({"then": [FollowConfig("publsh")]}, r"study\.then has publsh, which is no verb: there are analyze, "),
     ],
 )
