@@ -59,6 +59,7 @@ def plan(config: Config, *, untrained: bool = False) -> Plan:
 
 def plan_study(config: Config) -> list[Plan]:
     """Print the plan of every stage of a study, and what all of them cost one after another."""
+    configs.store_url(config.store)  # refused here, not below the name of the first stage
     plans, rows = [], []
     for asked, stage in configs.stages(config):
         folder = configs.tuned_folder(config, asked)

@@ -26,6 +26,7 @@ def study(config: Config) -> int:
     stages = list(configs.stages(config))
     if not stages:
         raise KlrayError("the study has no stages: set study=tiny or study=pythia, or study.stages")
+    configs.store_url(config.store)  # refused here, not within the first stage
     then = [(name, _function(name), changed) for name, changed in configs.followed(config)]
     Path(config.report.dir).expanduser().mkdir(parents=True, exist_ok=True)  # where lenses and the noise floor go, too
     failures = 0

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import conf
@@ -89,8 +90,8 @@ def test_studies_that_cannot_be(tmp_path: Path, changes: dict[str, object], word
 @pytest.mark.parametrize("name", ["tiny", "pythia"])
 def test_studies_of_conf_name_families_that_are_there(name: str) -> None:
     folder = Path(str(conf.__file__)).parent
-    stages = OmegaConf.load(folder / "study" / f"{name}.yaml").stages
-    assert len({stage.name for stage in stages}) == len(stages)
+    stages = composed("study", f"study={name}").study.stages
+    assert len({stage.name for stage in stages}) == len(stages) > 0
     for stage in stages:
         assert (folder / "models" / f"{stage.models}.yaml").is_file()
 
@@ -129,3 +130,37 @@ def test_a_home_folder_is_one_place_for_everything(tmp_path: Path, monkeypatch: 
     assert configs.tuned_folder(config, StageConfig("x")) == tmp_path / "home" / "report" / "lenses" / "x"
     assert study(config) == 2
     assert (tmp_path / "home" / "report").is_dir() and not Path("~").exists()
+
+
+def composed(config_name: str, *overrides: str) -> Config:
+    configs.register()
+    with initialize_config_dir(str(Path(str(conf.__file__)).parent), version_base="1.3"):
+        found = OmegaConf.to_object(compose(config_name, list(overrides)))
+    assert isinstance(found, Config)
+    return found
+
+
+def test_a_plan_of_the_tiny_study_is_for_its_texts_and_its_place() -> None:
+    plan, run = composed("config", "study=tiny"), composed("study")
+    assert plan == run
+    assert (run.texts.n, run.store.url, run.analysis.min_step, run.scale.spacing) == (512, "store/study", 100, 20)
+
+
+def test_another_study_takes_nothing_from_the_tiny_one() -> None:
+    found = composed("study", "study=pythia")
+    assert (found.store.url, found.analysis.min_step, found.scale.spacing) == (None, 1000, 1000)
+    assert "embedded" not in found.report.title
+
+
+def test_what_a_user_sets_stands_over_what_the_study_brings() -> None:
+    found = composed("study", "analysis=trajectory", "texts.n=7", "store.url=elsewhere")
+    assert (found.analysis.min_step, found.texts.n, found.store.url, found.scale.spacing) == (1000, 7, "elsewhere", 20)
+
+
+def test_a_study_without_a_place_says_so_before_any_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(tmp_path)
+    config.store.url = None
+    for verb in (study, plan_study):
+        with pytest.raises(KlrayError, match=r"no store was named: set store\.url="):
+            verb(config)
+    assert capsys.readouterr().out == ""
