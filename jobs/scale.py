@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from klray.preprocess import Recipe, of_domain, result_name
 from klray.scale import compare_domains, format_scale, measure_scale, require_pairs
 from klray.store import Store
 
+log = logging.getLogger("klray")
+
 
 def scale(config: Config) -> dict[str, xr.Dataset]:
     """Measure, print the table, write result and figure; the results by domain ("": all texts)."""
@@ -32,17 +35,21 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
         )
     snapshot = store.manifest(config.analysis.snapshot).id
     folder = Path(asked.dir).expanduser() if asked.dir else None
+    datasets = {domain: of_domain(store.dataset(snapshot), domain) for domain in domains}
+    there = store.result_names(snapshot)
     results, trajectories = {}, {}
     with dask_scheduler(config.dask.scheduler, config.dask.address, config.dask.threads):
-        for domain in domains:
-            dataset = of_domain(store.dataset(snapshot), domain)
+        for domain, dataset in datasets.items():
             recipe = _recipe(store, snapshot, config, domain, dataset)
             result = measure_scale(dataset, recipe, configs.scale_choice(asked), asked.resamples)
             require_pairs(result)
             name = result_name(asked.name, domain)
             path = store.write_result(snapshot, name, result)
             print(f"{name}{f', texts of domain {domain}' if domain else ''}, snapshot {snapshot}")
-            print(f"{format_scale(result)}\nresult {store.url}/{path}")
+            print(format_scale(result))
+            if name in there:
+                print(f"it takes the place of an earlier result {name} of this snapshot; scale.name= keeps both")
+            print(f"result {store.url}/{path}")
             if folder is not None:
                 save(scale_violins(result), folder, name)
                 print(f"figure {folder / name}.png and .pdf: {scale_violins_caption(result)}")
@@ -65,6 +72,14 @@ def _recipe(store: Store, snapshot: str, config: Config, domain: str, dataset: x
         earlier = earlier_result(store, snapshot, replace(asked, domain=domain))
         if earlier is not None:
             return Recipe.from_json(earlier.attrs["recipe"])
+        name = result_name(asked.name, domain)
+        if name in store.result_names(snapshot):
+            log.warning(
+                "the result %s of this snapshot was made with other settings than analysis= has now, so that its "
+                "recipe is not taken and the scale has another: give the settings that klray analyze was given, such "
+                "as analysis=tiny",
+                name,
+            )
     return Recipe.fit(dataset, asked.clip_quantile, asked.outlier_fraction, asked.outlier_min_step, exclusions(asked))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -223,7 +224,14 @@ def test_the_figure_has_a_row_for_each_setting_and_the_published_marks(result: x
     assert diamonds == [0.40, 0.44, 0.49, 0.95, 3.0]
     bars = sorted((round(bar.get_x(), 3), round(bar.get_width(), 3)) for bar in axes.patches)  # type: ignore[attr-defined]
     assert bars == [(0.01, 0.04), (0.05, 0.05)]
-    assert "published medians" in scale_violins_caption(result)
+    assert "bars in orange: published medians and ranges" in scale_violins_caption(result)
+    assert "published (bar: range)" in [text.get_text() for text in axes.figure.legends[0].get_texts()]  # type: ignore[union-attr]
+
+
+def test_the_figure_speaks_of_published_ranges_only_where_it_has_them(snapshot: xr.Dataset) -> None:
+    other = measure_scale(snapshot, Recipe.fit(snapshot), Choice(spacing=2000), resamples=20)
+    labels = [text.get_text() for text in scale_violins(other).legends[0].get_texts()]
+    assert labels == ["median", "quartiles", "published"] and "ranges" not in scale_violins_caption(other)
 
 
 # ---- placing
@@ -319,6 +327,39 @@ def test_klray_scale_prints_keeps_and_draws(config: Config, tmp_path: Path, caps
     check_scale(store.dataset(), kept)
     assert klray.place(0.02, scale=kept).nearest.quantile is not None
     assert (tmp_path / "figures" / "scale.png").stat().st_size > 10_000
+
+
+def test_a_scale_for_longer_runs_says_what_to_set(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    config.scale.spacing = 777
+    scale(config)
+    said = capsys.readouterr().out
+    assert "No run has two such pairs: set scale.spacing= and scale.min_step=" in said
+    assert "takes the place" not in said
+    config.scale.spacing = 1000
+    scale(config)
+    said = capsys.readouterr().out
+    assert "takes the place of an earlier result scale of this snapshot; scale.name= keeps both" in said
+    assert "No run has" not in said
+
+
+def test_a_scale_with_another_recipe_than_the_analysis_says_so(
+    config: Config, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("klray"), "propagate", True)
+    analyze(config)
+    scale(config)
+    assert "its recipe is not taken" not in caplog.text
+    config.analysis.outlier_min_step = 5000
+    scale(config)
+    assert "the result trajectory of this snapshot was made with other settings" in caplog.text
+
+
+def test_a_domain_that_is_not_there_is_found_before_any_is_measured(config: Config) -> None:
+    config.scale.domains = ["a", "law"]
+    with pytest.raises(KlrayError, match=r"domain 'law' .* choose one of a \(30 texts\), b \(30 texts\)"):
+        scale(config)
+    store = Store.open(str(config.store.url))
+    assert store.result_names(store.manifest().id) == []
 
 
 def test_domains_stand_side_by_side(config: Config, capsys: pytest.CaptureFixture[str]) -> None:

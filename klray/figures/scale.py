@@ -23,6 +23,7 @@ from klray.figures.style import (
     plain_log_ticks,
 )
 from klray.scale import scale_rows, setting_kl
+from klray.scale.settings import SOURCE
 
 _SHAPE_PAIRS = 5  # fewer are drawn as marks alone
 _HALF = 0.38  # of a violin's height
@@ -72,8 +73,12 @@ def scale_violins(result: xr.Dataset) -> Figure:
     axes.set_ylim(len(drawn) - 0.4, -0.6)
     median = Line2D([], [], ls="", marker="o", ms=5, mfc="white", mec=PALETTE[0], mew=1.2, label="median")
     quartiles = Line2D([], [], color=PALETTE[0], lw=3, label="quartiles")
-    published = Line2D([], [], ls="", marker="D", ms=5, color=_PUBLISHED, label="published (bar: range)")
-    legend_below(figure, [median, quartiles, published])
+    handles = [median, quartiles]
+    if any(not math.isnan(row.published_low) for row, _ in drawn):
+        ranges = any(row.published_low < row.published_high for row, _ in drawn)
+        label = "published (bar: range)" if ranges else "published"
+        handles.append(Line2D([], [], ls="", marker="D", ms=5, color=_PUBLISHED, label=label))
+    legend_below(figure, handles)
     return figure
 
 
@@ -82,9 +87,14 @@ def scale_violins_caption(result: xr.Dataset) -> str:
     of = f" on texts of {result.attrs['domain']}" if result.attrs.get("domain") else ""
     empty = [row.setting for row in scale_rows(result) if not row.n]
     missing = f" No pairs: {', '.join(empty)}." if empty else ""
+    drawn = [row for row in scale_rows(result) if row.n and not math.isnan(row.published_low)]
+    if any(row.published_low < row.published_high for row in drawn):
+        published = f" Diamonds and bars in orange: published medians and ranges ({SOURCE})."
+    else:
+        published = f" Diamonds in orange: published medians ({SOURCE})." if drawn else ""
     return (
-        f"KL divergence of the pairs in each setting{of}, with the number of pairs; violins are densities in ln KL. "
-        f"Marks and bars in red: published medians and ranges (arXiv:2505.15353).{missing}"
+        f"KL divergence of the pairs in each setting{of}, with the number of pairs; violins are densities in ln KL; "
+        f"of fewer than {_SHAPE_PAIRS} pairs each is a tick.{published}{missing}"
     )
 
 

@@ -191,6 +191,11 @@ def notes(result: xr.Dataset) -> Sequence[str]:
     ]
     if choice["spacing"] != PUBLISHED_SPACING:
         found.append(f"Published for later and early are pairs {PUBLISHED_SPACING:,} steps apart, which these are not.")
+    if not sum(row.n for row in scale_rows(result) if row.setting in ("later", "early")):
+        found.append(
+            "No run has two such pairs: set scale.spacing= and scale.min_step= to what the runs were saved at "
+            "(scale=tiny: 20 and 100)."
+        )
     if apart:
         kept = ", ".join(f"{name} {n:,}" for name, n in apart.items())
         found.append(f"Kept apart from fine-tuning: {kept}.")
