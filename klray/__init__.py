@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 
-_ROOMS = ("texts", "watch")
+_ROOMS = ("layers", "pairs", "relatives", "texts", "watch")
 
 
 def __getattr__(name: str) -> Any:

@@ -88,7 +88,18 @@ def layer_kl(dataset: xr.Dataset, recipe: Recipe | None = None) -> xr.Dataset:
 
 
 def compare_lenses(result: xr.Dataset) -> list[LensSummary]:
-    """A line for each kind of lens in what ``layer_kl`` gave: the comparison that the paper leaves open."""
+    """A line for each kind of lens in what ``layer_kl`` gave: the comparison that the paper leaves open.
+
+    Raises
+    ------
+    KlrayError
+        It is not what ``layer_kl`` gives.
+    """
+    if missing := [name for name in ("kl_previous", "kl_final") if name not in result]:
+        raise KlrayError(
+            f"compare_lenses needs what klray.layer_kl gives, this lacks {', '.join(missing)}: pass "
+            "klray.layer_kl(snapshot)"
+        )
     kinds = np.array(["tuned" if str(lens).startswith("tuned-") else str(lens) for lens in facts(result, "lens", "")])
     keys, layers = _columns(result), result["layer"].values
     final = result["kl_final"].values

@@ -254,3 +254,8 @@ def test_commits_are_created_only_where_the_server_knows_the_condition(url: str,
         assert owner.get_object(Bucket=bucket, Key=key)["Body"].read() == b"first"
     else:
         pytest.skip("this server does not know the condition s3:if-none-match: the policy does nothing, and no harm")
+
+
+def test_rooms_that_the_documentation_names_are_there_after_import_klray_alone() -> None:
+    named = "klray.layers.compare_lenses, klray.pairs.pair_divergence, klray.relatives.unquantised"
+    subprocess.run([sys.executable, "-c", f"import klray; {named}"], check=True)

@@ -32,7 +32,7 @@ from klray.drift import exact, measure_run
 from klray.embedded.family import train_family
 from klray.embedded.recipe import SMALLEST
 from klray.errors import KlrayError
-from klray.figures import kl_and_weights
+from klray.figures import kl_and_weights, kl_and_weights_caption
 from klray.scorer import Scorer
 from klray.scoring import ScoringSettings
 from klray.store import Store
@@ -219,6 +219,12 @@ def test_exact_and_aligned_exponents_come_into_the_analysis_and_the_table(
     assert row.weight_fractal_dimension == pytest.approx(2 / row.weight_exponent)
     assert "c_w" in format_table([row]) and "squared weight distance" in format_table([row])
     assert len(kl_and_weights(result).axes) == 2
+    moved = result.assign(exponent_weights_aligned=result["exponent_weights_exact"] + 0.1)
+    assert kl_and_weights_caption(moved).endswith(" Dotted: after hidden units were matched by permutation.")
+    still = result.assign(exponent_weights_aligned=result["exponent_weights_exact"])
+    assert kl_and_weights_caption(still).endswith(
+        "lies on the line of the run, because it changes no exponent by 0.001."
+    )
 
 
 def test_without_sketches_the_exponents_are_nan_and_the_figure_says_what_to_do(config: Config) -> None:

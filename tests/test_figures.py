@@ -91,6 +91,17 @@ def test_nothing_joins_pairs_of_different_spacing() -> None:
     assert "Lines join only pairs of the same distance" in consecutive_kl_caption(one)
 
 
+def test_the_legend_says_how_far_apart_the_checkpoints_of_runs_of_unequal_spacing_are(result: xr.Dataset) -> None:
+    assert not any("every" in text for text in _legend_texts(consecutive_kl(result)))
+    first = trajectories(result)[0].name
+    factor = xr.where(result["run"] == first, 2, 1)
+    other = result.assign_coords(step=result["step"] * factor).assign(previous_step=result["previous_step"] * factor)
+    texts = _legend_texts(consecutive_kl(other))
+    assert sum(text.endswith(", every 40") for text in texts) == 1
+    assert sum(text.endswith(", every 20") for text in texts) == 3
+    assert "Lines of different spacing are not comparable." in consecutive_kl_caption(other)
+
+
 def test_published_ranges_are_drawn_only_at_the_published_spacing(result: xr.Dataset) -> None:
     thousand = result.assign_coords(step=result.step * 50).assign(previous_step=result.previous_step * 50)
     figure = consecutive_kl(thousand)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import klray
 from jobs.lens import lens as lens_job
@@ -29,6 +30,11 @@ from tests.stores import N_TEXTS, TEXTS, add, column
 
 SCORED = texts.python_stdlib(n=8)
 REPOSITORY = "klray/tiny-46k-seed1"
+
+
+def test_what_is_no_kl_of_layers_cannot_be_compared() -> None:
+    with pytest.raises(KlrayError, match=r"this lacks kl_previous, kl_final: pass klray\.layer_kl\(snapshot\)"):
+        compare_lenses(xr.Dataset({"log_likelihood": (("model", "text"), np.zeros((2, 3)))}))
 
 
 def layered(name: str, lens: str, n_layers: int = 5) -> Column:

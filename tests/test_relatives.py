@@ -13,6 +13,8 @@ from matplotlib.text import Annotation
 
 from klray.errors import KlrayError
 from klray.figures import PLATES, layer_threads, lineage, quantization_arrows, training_paths
+from klray.figures.heatmap import _ordered, kl_heatmap_caption
+from klray.figures.layer_kl import layers_to_final
 from klray.figures.layers import layer_threads_caption
 from klray.figures.lineage import lineage_caption
 from klray.figures.maps import model_map_caption
@@ -170,11 +172,49 @@ def test_edges_lead_from_parents_to_children(result: xr.Dataset) -> None:
     assert f"parent to child: {median:.3g} bits/byte" in lineage_caption(result)
 
 
+def test_a_model_has_one_colour_in_both_figures_of_layers() -> None:
+    """Names of children begin with their parent's, and "@" sorts behind "-"."""
+    named = ("org/a", "step9"), ("org/a-b", "main")
+    coords: dict[str, list[object]] = {name: [] for name in ("repository", "revision", "key", "lens", "layer", "step")}
+    for repository, revision in reversed(named):
+        for layer in range(2):
+            row = (repository, revision, repository, "logit", layer, 9 if revision == "step9" else -1)
+            for name, value in zip(coords, row, strict=True):
+                coords[name].append(value)
+    dataset = xr.Dataset(
+        {"map_layers_pca": (("model", "component"), np.arange(8.0).reshape(4, 2)), "kl_final": ("model", [1.0, 0] * 2)},
+        coords={name: ("model", np.array(values)) for name, values in coords.items()},
+    )
+    labels = [
+        [text.get_text() for text in draw(dataset).legends[0].get_texts()][:2]
+        for draw in (layer_threads, layers_to_final)
+    ]
+    assert labels[0] == labels[1] == ["a@step9", "a-b@main"]
+
+
+def test_heat_map_keeps_single_models_quantised_ones_and_layers_apart(result: xr.Dataset) -> None:
+    once = np.flatnonzero((unquantised(result) < 0) | (result["step"].values == result["step"].values.max()))
+    result = result.isel(model=once, other=once)  # several quantised checkpoints of a run are a run of their own
+    order, blocks = _ordered(result)
+    own, quantised = own_output(result)[order], unquantised(result)[order] >= 0
+    runs = sum(size for name, size in blocks if name not in ("single models", "quantised", "layers"))
+    kinds = [name for name, size in blocks for _ in range(size)][runs:]
+    assert kinds == [
+        "single models" if o and not q else "quantised" if o else "layers"
+        for o, q in zip(own[runs:], quantised[runs:], strict=True)
+    ]
+    assert {"single models", "quantised", "layers"} == set(kinds)
+    layers = order[np.array([False] * runs + [kind == "layers" for kind in kinds])]
+    assert result["layer"].values[layers].tolist() == list(range(LAYERS + 1)) * (len(layers) // (LAYERS + 1))
+    assert sorted(order.tolist()) == list(range(result.sizes["model"]))
+    assert "Layers under a lens come last" in kl_heatmap_caption(result)
+
+
 def test_threads_go_through_the_layers_in_order(result: xr.Dataset) -> None:
     figure = layer_threads(result)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         *["logit lens"] * 2,
-        *["tuned-0123abcd lens"] * 2,
+        *["tuned lens 0123abcd"] * 2,
     ]
     for axes, lens in ((figure.axes[0], "logit"), (figure.axes[2], "tuned-0123abcd")):
         drawn = [np.asarray(each.get_offsets()) for each in axes.collections]

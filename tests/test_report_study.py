@@ -22,6 +22,7 @@ from klray.noise.floor import Measured, NoiseFloor, Variant
 from klray.preprocess import Recipe
 from klray.report import page as page_of_report
 from klray.report import write_report
+from klray.report.quantization import _ratio
 from klray.scale import agreements, scale_rows
 from klray.store import Store
 from klray.summary import significant, with_error
@@ -143,7 +144,7 @@ def test_agreement_is_a_ratio_within_two_to_the_median_or_the_nearer_end_of_a_ra
         "early": (0.21, "early: the median of 0.210 is 2.1 times the upper end of the published 0.05 to 0.1: "),
         "8-bit": (0.22, "8-bit: the median of 0.220 is 0.50 times the published 0.44: agrees."),
         "4-bit": (0.2449, "4-bit: the median of 0.245 is 0.50 times the published 0.49: does not agree."),
-        "layer": (6.0, "layer: the median of 6.00 is 2.0 times the published 3: agrees."),
+        "layer": (6.0, "layer: the median of 6.00 is 2.0 times the published 3.0: agrees."),
     }
     for name, (median, _) in said.items():
         stored["median"].values[stored["setting"].values == name] = median
@@ -266,6 +267,7 @@ def test_quantised_models_stand_against_their_selves_beside_the_noise(
     with_noise = {row[0]: row[1:] for row in table_of(Page(report(config)), "Quantisation")[1:]}
     median = float(np.median(kl_of_quantised(store, "nf4")))
     assert with_noise["nf4"][-2:] == ["2.0e-04", significant(median / 2e-4, 2)]
+    assert _ratio(25_432_973_371.0) == "2.5e10" and _ratio(1357.0) == "1,357" and _ratio(math.nan) == "–"
     assert with_noise["int8"][-2:] == ["–", "–"]  # one of them is float16, of which the noise is not known
 
 

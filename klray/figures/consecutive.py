@@ -89,6 +89,9 @@ def consecutive_kl(result: xr.Dataset) -> Figure:
     plain_log_ticks(axes.yaxis)
     dress(axes, "Training step", "KL to previous checkpoint (bits/byte)")
     handles = run_handles([run for run, _ in drawn], [styles[run.name] for run, _ in drawn])
+    if len(drawn) <= MAX_RUNS_IN_LEGEND and len({pairs.spacing for _, pairs in drawn}) > 1:
+        for handle, (_, pairs) in zip(handles, drawn, strict=True):  # lines of unequal spacing cannot be compared
+            handle.set_label(f"{handle.get_label()}, every {pairs.spacing:,}")
     if any((~pairs.usual & np.isfinite(pairs.kl)).any() for _, pairs in drawn):
         handles.append(Line2D([], [], ls="", marker="o", mfc="w", mec=MUTED, ms=4, label="open: other spacing"))
     legend_below(figure, handles)
@@ -100,10 +103,11 @@ def consecutive_kl_caption(result: xr.Dataset) -> str:
     drawn = _drawn(result)
     spacings = sorted({pairs.spacing for _, pairs in drawn if pairs.spacing is not None})
     apart = f"{spacings[0]:,} steps apart" if len(spacings) == 1 else "as far apart as is usual in their run"
+    unequal = " Lines of different spacing are not comparable." if len(spacings) > 1 else ""
     sentences = [
         "KL divergence of each checkpoint from the one saved before it. Bands: ± one standard error from the choice of "
         f"texts. Filled marks: checkpoints {apart}; open marks: other distances, which are not comparable with them. "
-        "Lines join only pairs of the same distance."
+        f"Lines join only pairs of the same distance.{unequal}"
     ]
     low, high = PUBLISHED_BITS_PER_BYTE["early"], PUBLISHED_BITS_PER_BYTE["later"]
     published = (

@@ -18,6 +18,8 @@ from klray.figures.style import (
     plain_log_ticks,
     run_blocks,
 )
+from klray.preprocess.runs import facts
+from klray.relatives import NO_QUANTIZATION, own_output
 from klray.summary import significant, single_models, strings, trajectories
 
 MAX_MODELS = 1500  # about the pixels across the picture: more could not be seen
@@ -26,11 +28,11 @@ _SMALLEST_NAMED = 0.025  # share of the axis that a block needs for its name
 
 
 def kl_heatmap(result: xr.Dataset) -> Figure:
-    """KL of all pairs in bits/byte, logarithmic colours, ordered by run and step, single models last.
+    """KL of all pairs in bits/byte, logarithmic colours: by run and step, then models outside runs.
 
-    White lines separate the runs, or the sizes when there are too many runs to name. More than `MAX_MODELS` models are
-    thinned evenly within that order. Pairs without a KL are grey; pairs below the 0.2 % quantile, the diagonal among
-    them, take the darkest colour.
+    These are single models, quantised ones, and layers. White lines separate all of them and the runs, or the sizes
+    when there are too many runs to name. More than `MAX_MODELS` models are thinned evenly within that order. Pairs
+    without a KL are grey; pairs below the 0.2 % quantile, the diagonal among them, take the darkest colour.
 
     Raises
     ------
@@ -97,6 +99,8 @@ def kl_heatmap_caption(result: xr.Dataset) -> str:
         )
     if single_models(result, runs).size:
         sentences.append("Models outside any run are ordered by family and number of parameters.")
+        if not own_output(result).all():
+            sentences.append("Layers under a lens come last, by lens and model, each model's from first to last.")
     if total > MAX_MODELS:
         sentences.append(f"Of {total:,} models, {MAX_MODELS:,} are shown, taken evenly in that order.")
     without = int(result["excluded"].values.astype(bool).sum())
@@ -120,8 +124,18 @@ def _ordered(result: xr.Dataset) -> tuple[np.ndarray, list[tuple[str, int]]]:
     singles = single_models(result, runs)
     family, parameters = strings(result, "family")[singles], result["parameters"].values[singles]
     singles = singles[np.lexsort((parameters, family))]
-    names = [*run_blocks(runs), *(["single models"] if singles.size else [])]
-    parts = [*(run.positions for run in runs), *([singles] if singles.size else [])]
+    own = own_output(result)[singles]
+    quantised = ~np.isin(facts(result, "quantization", NO_QUANTIZATION[0]).astype(str), NO_QUANTIZATION)
+    layers = singles[~own]
+    keys, lenses = (facts(result, name, "").astype(str)[layers] for name in ("key", "lens"))
+    layers = layers[np.lexsort((facts(result, "layer", 0)[layers], keys, lenses))]
+    apart = {
+        "single models": singles[own & ~quantised[singles]],
+        "quantised": singles[own & quantised[singles]],
+        "layers": layers,
+    }
+    apart = {name: part for name, part in apart.items() if part.size}
+    names, parts = [*run_blocks(runs), *apart], [*(run.positions for run in runs), *apart.values()]
     blocks = list(dict.fromkeys(names))
     block = np.repeat([blocks.index(name) for name in names], [len(part) for part in parts])
     order = np.concatenate(parts)[np.argsort(block, kind="stable")]

@@ -72,7 +72,12 @@ def layer_threads(result: xr.Dataset) -> Figure:
                 dress(axes, "t-SNE 1", "t-SNE 2")
                 axes.set_xticks([])
                 axes.set_yticks([])
-            axes.set_title(f"{plain(lens)} lens", fontsize=LABEL_POINTS, color=INK, loc="left")
+            axes.set_title(
+                plain(" lens ".join(lens.split("-", 1)) if "-" in lens else f"{lens} lens"),
+                fontsize=LABEL_POINTS,
+                color=INK,
+                loc="left",
+            )
             axes.set_aspect("equal", adjustable="datalim")
             axes.margins(0.1)
     handles = [
@@ -129,7 +134,9 @@ def _threads(result: xr.Dataset) -> dict[str, list[tuple[str, np.ndarray]]]:
             members = members[np.argsort(layers[members])]
             if len(members) > 1:
                 name = str(result["repository"].values[members[0]]).rsplit("/", 1)[-1]
-                threads.append((f"{name}@{result['revision'].values[members[0]]}", members))
-        if threads:
-            found[str(lens)] = sorted(threads)
+                revision = str(result["revision"].values[members[0]])
+                threads.append((str(result["repository"].values[members[0]]), revision, f"{name}@{revision}", members))
+        if threads:  # in the order of the figure of the KL to the final layer, so that a model's colour is the same
+            threads.sort(key=lambda thread: thread[:2])
+            found[str(lens)] = [(label, members) for _, _, label, members in threads]
     return found

@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from klray.errors import KlrayError
 from klray.figures.panels import COLORS, arrow, draw_panels, two_columns
@@ -66,6 +67,7 @@ def quantization_arrows(result: xr.Dataset) -> Figure:
         x, y = (low + high) / 2
         axes.set_xlim(x - half, x + half)
         axes.set_ylim(y - half, y + half)
+        axes.xaxis.set_major_locator(MaxNLocator(5))  # more numbers of this length would touch
 
     draw_panels(figure, result, "map", draw, box=True)
     handles = [Line2D([], [], ls="", marker="o", mfc="w", mec=MUTED, ms=4.5, label="unquantised")]

@@ -82,8 +82,14 @@ def kl_and_weights_caption(result: xr.Dataset) -> str:
         source = "exact distances of the stored parameters"
     else:
         source = "weight sketches" + (f", whose squared distances are right to {100 * error:.2g} %" if error else "")
+    dotted = ""
+    if exact and "exponent_weights_aligned" in result and bool(result["exponent_weights_aligned"].notnull().any()):
+        moved = abs(result["exponent_weights_aligned"] - result["exponent_weights_exact"]).max()
+        same = ", and lies on the line of the run, because it changes no exponent by 0.001" if moved < 1e-3 else ""
+        dotted = f" Dotted: after hidden units were matched by permutation{same}."
     return (
         f"Diffusion exponents in the same windows: c_q of KL (left) and c_w of squared weight distance (right), from "
         f"{source}. At 1 the path diffuses as a random walk does; the fractal dimensions of the paths are 2/c_q and "
         "2/c_w. The paper has c_w near 1 and c_q near 0.2 for Pythia."
+        f"{dotted}"
     )

@@ -64,5 +64,6 @@ def _verdict(kl: xr.Dataset) -> str:
     nearer = "nearer to the output" if tuned < logit else "no nearer to the output"
     return (
         f"Under the tuned lens the first half of the layers is {nearer} than under the logit lens: "
-        f"{significant(tuned)} against {significant(logit)} bits/byte, over the {len(both):,} models read with both."
+        f"{significant(tuned)} against {significant(logit)} bits/byte, over the {len(both):,} "
+        f"{'model' if len(both) == 1 else 'models'} read with both."
     )

@@ -35,7 +35,7 @@ def quantization_section(result: xr.Dataset, noise: NoiseFloor | None) -> Sectio
             floor = max(known) if len(known) == len(set(dtypes[quantised])) else math.nan
             cells += (
                 "–" if math.isnan(floor) else f"{floor:.1e}",
-                significant(float(np.median(kl)) / floor if floor else math.nan, 2),
+                _ratio(float(np.median(kl)) / floor if floor else math.nan),
             )
         rows.append(cells)
     return Section(
@@ -48,6 +48,10 @@ def quantization_section(result: xr.Dataset, noise: NoiseFloor | None) -> Sectio
         tables=(Table(_HEADER + (_NOISE_HEADER if noise is not None else ()), rows),),
         notes=(_meaning(noise),),
     )
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.1e}".replace("e+0", "e").replace("e+", "e") if value >= 1e6 else significant(value, 2)
 
 
 def _cells(name: str, kl: np.ndarray, error: np.ndarray) -> tuple[str, ...]:

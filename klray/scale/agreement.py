@@ -29,7 +29,7 @@ def agreements(result: xr.Dataset) -> list[str]:
 
 def _sentence(row: ScaleRow) -> str:
     low, high, median = row.published_low, row.published_high, row.median
-    published = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    published = significant(low, 2) if low == high else f"{low:g} to {high:g}"
     if low < high and low <= median <= high:
         return f"{row.setting}: the median of {significant(median)} is inside the published {published}."
     nearer = low if median < low else high

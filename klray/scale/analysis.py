@@ -207,7 +207,7 @@ def notes(result: xr.Dataset) -> Sequence[str]:
 def scale_cells(row: ScaleRow) -> tuple[str, ...]:
     """A setting's cells under ``SCALE_HEADER``, for a reader."""
     low, high = row.published_low, row.published_high
-    published = "–" if math.isnan(low) else f"{low:g}" if low == high else f"{low:g}-{high:g}"
+    published = "–" if math.isnan(low) else significant(low, 2) if low == high else f"{low:g}-{high:g}"
     if not row.n:
         return (row.setting, "0", "–", "–", "–", "–", published)
     return (
