@@ -28,6 +28,8 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else "klray --help lists the verbs"
         print(f"klray: error: there is no verb {asked}: {hint}", file=sys.stderr)
         sys.exit(2)
+    if {"-h", "--help"} & set(sys.argv[2:]):  # Hydra lists groups and values below; what the verb does it cannot know
+        print(f"klray {asked} key=value ...   {_summary(asked)}\n", flush=True)
     sys.argv = [f"klray {asked}", *sys.argv[2:]]
     try:
         importlib.import_module(f"jobs.{asked}").main()
@@ -40,10 +42,13 @@ def main() -> None:
 def _usage(verbs: list[str]) -> str:
     lines = ["klray VERB key=value ...   (--cfg job prints the configuration, --help the groups)", ""]
     for name in verbs:
-        source = (Path(next(iter(jobs.__path__))) / f"{name}.py").read_text()
-        summary = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
-        lines.append(f"  {name:<10}{summary}")
+        lines.append(f"  {name:<10}{_summary(name)}")
     return "\n".join(lines)
+
+
+def _summary(name: str) -> str:
+    source = (Path(next(iter(jobs.__path__))) / f"{name}.py").read_text()
+    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -110,3 +110,10 @@ def test_verbs_run_as_modules() -> None:
         [sys.executable, "-m", "jobs.status", "--cfg", "job"], capture_output=True, text=True, check=True
     )
     assert "models:" in done.stdout
+
+
+def test_help_of_a_verb_begins_with_what_it_does() -> None:
+    command = [sys.executable, "-m", "klray.cli", "noise", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("klray noise key=value ...   Measure the noise floor: ")
+    assert "Configuration groups" in said
