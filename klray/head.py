@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from klray.errors import CheckpointError
 from klray.linear import linear
 from klray.units import NATS_PER_BIT
 
@@ -141,8 +142,15 @@ def hidden_states(model: Any, ids_NT: torch.Tensor) -> torch.Tensor:
 
 
 def own_logits(model: Any, ids_NT: torch.Tensor) -> torch.Tensor:
-    """The model's own logits, (N, T, V), in the dtype that it gives them."""
-    return model(input_ids=ids_NT, use_cache=False).logits
+    """The model's own logits, (N, T, V), in the dtype that it gives them; CheckpointError (load_failed) without any."""
+    logits = getattr(model(input_ids=ids_NT, use_cache=False), "logits", None)
+    if logits is None:
+        raise CheckpointError(
+            f"{type(model).__name__} gives no logits: score a causal language model, such as the one that "
+            "AutoModelForCausalLM makes of it",
+            "load_failed",
+        )
+    return logits
 
 
 def find_head(model: Any, probe_T: torch.Tensor, longest: int) -> OutputHead | None:

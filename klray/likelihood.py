@@ -117,6 +117,7 @@ def score(
     batch at a time, down to one text per batch. With a ``lens`` every layer is scored in the same forward passes; the
     model's own values stay the same.
     """
+    model = getattr(model, "_orig_mod", model)  # a compiled one would be compiled anew for every shape of a batch
     tokens.check_context(context_length(model))
     tokens.check_vocabulary(_vocabulary_size(model))
     device = _device(model)

@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,22 +15,18 @@ from typing import Any, Literal, get_args
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
 from klray import quantization as quantizations
 from klray.checkpoints import model_config
-from klray.errors import CheckpointError, KlrayError, Reason
-from klray.likelihood import context_length, is_out_of_memory
+from klray.errors import CheckpointError, KlrayError
+from klray.likelihood import context_length
+from klray.stored import explained, first_line, read_tensors, weight_files
 
 logger = logging.getLogger("klray")
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
-_WEIGHT_FILES = (
-    ("model.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
 # What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model", "*.tiktoken")
 
@@ -119,8 +114,8 @@ def load(
     if dtype not in get_args(Dtype):
         raise KlrayError(f"dtype is {dtype!r}: it must be one of {', '.join(get_args(Dtype))}")
     folder = Path(directory)
-    with _quiet(), _explained(folder):
-        files = _weight_files(folder)
+    with _quiet(), explained(folder):
+        files = weight_files(folder)
         config = model_config(folder)
         method = quantizations.stored_method(config)
         if method and quantization != quantizations.NONE:
@@ -132,7 +127,7 @@ def load(
         plain = not method and quantization == quantizations.NONE
         if not plain:
             quantizations.import_library()
-        read = _read(files) if plain or look is not None else {}
+        read = read_tensors(files) if plain or look is not None else {}
         if look is not None:
             look(read)
         stored = read if plain else {}
@@ -166,13 +161,6 @@ def load(
         )
 
 
-def stored_tensors(directory: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint's folder by name, as they are stored, mapped from the files; CheckpointError."""
-    folder = Path(directory)
-    with _explained(folder):
-        return _read(_weight_files(folder))
-
-
 def import_early() -> None:
     """Import what transformers imports with the first model, 2 s, for processes that are forked from this one."""
     for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "PreTrainedModel", "GenerationMixin"):
@@ -189,7 +177,7 @@ def lacks_accelerate() -> str:
 def load_tokenizer(directory: str | Path) -> Any:
     """The tokenizer in a checkpoint's folder, never running code that it brings; CheckpointError (load_failed)."""
     folder = Path(directory)
-    with _quiet(), _explained(folder, "tokenizer"):
+    with _quiet(), explained(folder, "tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
@@ -201,7 +189,7 @@ def tokenizer_fingerprint(directory: str | Path) -> str:
     Raises CheckpointError (load_failed) if there are none.
     """
     folder = Path(directory)
-    with _explained(folder, "tokenizer"):
+    with explained(folder, "tokenizer"):
         files = sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()})
         if not files:
             raise CheckpointError(
@@ -321,37 +309,6 @@ def _find_slots(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.
     return None if empty else slots
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds an adapter (adapter_config.json): merge it into its base model and save the whole model",
-            "load_failed",
-        )
-    for whole, index in _WEIGHT_FILES:
-        if (folder / whole).is_file():
-            return [folder / whole]
-        if (folder / index).is_file():
-            shards = json.loads((folder / index).read_text("utf-8"))["weight_map"].values()
-            return [folder / shard for shard in sorted(set(shards))]
-    found = sorted(file.name for file in folder.glob("*") if file.is_file())
-    raise CheckpointError(
-        f"{folder} has no weights that can be read without running code: neither {_WEIGHT_FILES[0][0]} nor "
-        f"{_WEIGHT_FILES[1][0]}, only {', '.join(found) or 'nothing'}; convert its weights to safetensors",
-        "no_safe_weights",
-    )
-
-
-def _read(files: list[Path]) -> dict[str, torch.Tensor]:
-    """Stored tensors by name, mapped from the files: read when used."""
-    stored: dict[str, torch.Tensor] = {}
-    for file in files:
-        if file.suffix == ".safetensors":
-            stored |= load_file(file)
-        else:
-            stored |= torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    return stored
-
-
 @contextmanager
 def _quantized_explained(folder: Path, method: str) -> Iterator[None]:
     """Of a checkpoint that is stored quantised, say so when the library that reads such files is not here."""
@@ -362,45 +319,10 @@ def _quantized_explained(folder: Path, method: str) -> Iterator[None]:
             raise
         cure = "pip install 'klray[quant]'" if method == "bitsandbytes" else "install what it names"
         raise CheckpointError(
-            f"{folder} is stored quantised ({method}), and what reads that is not here: {_first_line(error)[:200]}; "
+            f"{folder} is stored quantised ({method}), and what reads that is not here: {first_line(error)[:200]}; "
             f"{cure}, or choose its unquantised original",
             "load_failed",
         ) from error
-
-
-@contextmanager
-def _explained(folder: Path, what: str = "model") -> Iterator[None]:
-    """Turn whatever transformers raises into a CheckpointError that names the folder and its architecture."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{folder} has weights that hold more than tensors, and reading them could run code: refused; "
-            f"convert them to safetensors where you trust them ({_first_line(error)})",
-            "no_safe_weights",
-        ) from error
-    except Exception as error:
-        reason: Reason = "out_of_memory" if is_out_of_memory(error) else "load_failed"
-        raise CheckpointError(
-            f"{folder}: its {what} ({_architecture(folder)}) cannot be loaded: {type(error).__name__}: "
-            f"{_first_line(error)}; check that its files are complete and that transformers {transformers.__version__} "
-            "knows its architecture without remote code",
-            reason,
-        ) from error
-
-
-def _architecture(folder: Path) -> str:
-    try:
-        config = model_config(folder)
-        return str((config.get("architectures") or [config.get("model_type", "no config.json")])[0])
-    except (ValueError, AttributeError):
-        return "config.json cannot be read"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")[:300]
 
 
 @contextmanager

@@ -6,25 +6,25 @@ New ones are forked from a server that has imported PyTorch and used none of it,
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing import connection, forkserver
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from klray.checkpoints import Checkpoint, architecture
-from klray.errors import CheckpointError
+from klray.errors import CheckpointError, KlrayError
 from klray.scoring import Computed, ScoringSettings
 from klray.texts import TextSet
 
@@ -47,14 +47,6 @@ class ModelProcess:
         self._process: Any = None
         self._pipe: connection.Connection | None = None
 
-    def __enter__(self) -> ModelProcess:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     @property
     def pid(self) -> int | None:
         """Of the process that has the model now."""
@@ -63,25 +55,26 @@ class ModelProcess:
     def score(self, checkpoint: Checkpoint, directory: Path, read: Callable[[], None]) -> Computed:
         """As ``klray.scoring.Computing.score``; CheckpointError (worker_died) if the process ends before its answer."""
         pending = [read]
+        begun, before = time.monotonic(), self.pid
         try:
             pipe = self._for(architecture(directory))
             pipe.send((checkpoint, directory))
-            while True:
+            kind, value = pipe.recv()
+            while kind == _READ:
+                pending.pop()()
                 kind, value = pipe.recv()
-                if kind == _READ:
-                    pending.pop()()
-                elif kind == _COMPUTED:
-                    computed: Computed = value
-                    return computed
-                else:
-                    error, trace = pickle.loads(value)  # noqa: S301 - what our own child wrote
-                    log.debug("%s", trace)
-                    raise error
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise CheckpointError(f"the process of its model {self._ended()}", "worker_died") from error
         finally:
             for each in pending:
                 each()
+        if kind == _FAILED:
+            raise value
+        computed: Computed = value
+        if self.pid == before:
+            return computed
+        started = time.monotonic() - begun - computed.timings["load_seconds"] - computed.timings["score_seconds"]
+        return replace(computed, timings={**computed.timings, "start_seconds": started})
 
     def close(self) -> None:
         """End the process, and with it whatever it holds."""
@@ -134,20 +127,24 @@ def _serve(pipe: connection.Connection, settings: ScoringSettings, text_set: Tex
         try:
             compute = compute or importlib.import_module("klray.compute").Compute(settings, text_set)
             computed = compute.score(checkpoint, directory, partial(say, _READ))
-        except Exception as error:  # noqa: BLE001 - the worker decides
-            say(_FAILED, _pickled(error))
+        except Exception as error:  # noqa: BLE001 - it is raised in the worker, by which it is recorded
+            say(_FAILED, _sendable(error))
         else:
             say(_COMPUTED, computed)
 
 
-def _pickled(error: Exception) -> bytes:
-    """An error and its traceback in words; one that cannot be pickled and read again, as a RuntimeError."""
-    trace = traceback.format_exc()
-    with contextlib.suppress(Exception):
-        found = pickle.dumps((error, trace))
-        pickle.loads(found)  # noqa: S301 - our own
-        return found
-    return pickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), trace))
+def _sendable(error: Exception) -> Exception:
+    """An error as another process can raise it; a RuntimeError if it has no pickle. An unexpected one has the words of
+    its traceback as a note.
+    """
+    if not isinstance(error, KlrayError):
+        error.add_note(traceback.format_exc())
+    try:
+        if type(ForkingPickler.loads(ForkingPickler.dumps(error))) is type(error):
+            return error
+    except Exception:
+        log.debug("%s cannot be sent", type(error).__name__, exc_info=True)
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _end_with_parent() -> None:

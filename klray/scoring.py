@@ -59,7 +59,8 @@ class Computed:
     facts
         What is known of the model and of how it was scored.
     timings
-        Seconds by part: ``load_seconds``, ``score_seconds``, ``sketch_seconds``.
+        Seconds by part: ``load_seconds``, ``score_seconds``, ``sketch_seconds``, and ``start_seconds`` where a process
+        was started for it.
     weight_sketch
         (buckets,) float32, if one was taken.
     """

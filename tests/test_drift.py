@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from jobs.analyze import analyze
 from jobs.publish import publish
 from jobs.weights import weights
-from klray import models
 from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.config import (
     Align,
@@ -36,6 +35,7 @@ from klray.figures import kl_and_weights, kl_and_weights_caption
 from klray.scorer import Scorer
 from klray.scoring import ScoringSettings
 from klray.store import Store
+from klray.stored import stored_tensors
 from klray.summary import format_table, run_table
 from klray.texts import python_stdlib
 from klray.weights import Windows, parameters, relative_error, sketch, squared_distances, window_bytes
@@ -46,7 +46,7 @@ WINDOW = 4
 
 
 def stored(repository: str, step: int) -> dict[str, torch.Tensor]:
-    return models.stored_tensors(train_family(SMALLEST) / repository / f"step{step}")
+    return stored_tensors(train_family(SMALLEST) / repository / f"step{step}")
 
 
 def truth(repository: str, steps: list[int]) -> np.ndarray:

@@ -90,6 +90,18 @@ def test_a_mixture_of_experts() -> None:
     np.testing.assert_allclose(scored.values, expected, rtol=0, atol=1e-3)
 
 
+def test_a_compiled_model_is_scored_as_the_one_that_it_was_made_of() -> None:
+    model = tiny_models.tiny_model("gpt_neox")
+    tokens = encode(tiny_models.tokenizer_for("gpt_neox"), TEXTS)
+    assert score(torch.compile(model), tokens).values.tobytes() == score(model, tokens).values.tobytes()
+
+
+def test_a_model_without_an_output_head_is_refused_in_words() -> None:
+    model, tokenizer = tiny_models.tiny_model("gpt_neox").base_model, tiny_models.tokenizer_for("gpt_neox")
+    with pytest.raises(CheckpointError, match=r"GPTNeoXModel gives no logits: score a causal language model"):
+        log_likelihood(model, tokenizer, TEXTS)
+
+
 def test_the_probabilities_of_all_next_tokens_sum_to_one() -> None:
     model = tiny_models.tiny_model("gpt_neox")
     prefix = tiny_models.byte_level_tokenizer()("The quick brown")["input_ids"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from klray.compute import Compute
 from klray.embedded.family import train_family
 from klray.embedded.recipe import SMALLEST
 from klray.errors import CheckpointError, KlrayError
-from klray.processes import ModelProcess
+from klray.processes import ModelProcess, _sendable
 from klray.scoring import ScoringSettings
 from klray.texts import TextSet, python_stdlib
 from tests import tiny_models
@@ -33,8 +34,9 @@ SETTINGS = ScoringSettings(sketch=1024)
 
 @pytest.fixture
 def process() -> Iterator[ModelProcess]:
-    with ModelProcess(SETTINGS, TEXTS) as process:
-        yield process
+    process = ModelProcess(SETTINGS, TEXTS)
+    yield process
+    process.close()
 
 
 @pytest.fixture
@@ -75,8 +77,9 @@ def test_only_another_architecture_gets_a_fresh_process(
 ) -> None:
     other = other_architecture(tmp_path / "other")
     pids = []
-    for each in (*checkpoints, other, checkpoints[0]):
-        score(process, each)
+    for each, fresh in zip((*checkpoints, other, checkpoints[0]), (True, False, True, True), strict=True):
+        timings = process.score(each, Path(each.directory), lambda: None).timings
+        assert timings.get("start_seconds", 0.0) > 0 if fresh else "start_seconds" not in timings
         assert process.pid is not None
         pids.append(process.pid)
     assert pids[0] == pids[1] and len(set(pids)) == 3
@@ -101,11 +104,20 @@ def test_refusals_and_other_errors_come_back_as_they_were(
         process.score(broken, folder, lambda: read.append(True))
     assert caught.value.reason == "load_failed" and read == [True, True]
     score(process, checkpoints[0])  # it goes on
-    with (
-        ModelProcess(ScoringSettings(lens="tuned-12345678", lens_folder=str(tmp_path)), TEXTS) as lensed,
-        pytest.raises(KlrayError, match="lens"),
-    ):
+    lensed = ModelProcess(ScoringSettings(lens="tuned-12345678", lens_folder=str(tmp_path)), TEXTS)
+    with contextlib.closing(lensed), pytest.raises(KlrayError, match="lens"):
         lensed.score(checkpoints[0], Path(checkpoints[0].directory), lambda: None)
+
+
+def test_an_error_that_has_no_pickle_comes_back_in_words() -> None:
+    class Odd(Exception):
+        def __init__(self, one: int, two: int):
+            super().__init__(f"{one} and {two}")
+
+    sent = _sendable(Odd(1, 2))
+    assert type(sent) is RuntimeError and str(sent) == "Odd: 1 and 2"
+    plain = _sendable(ZeroDivisionError("by 0"))
+    assert type(plain) is ZeroDivisionError and plain.__notes__
 
 
 def test_a_process_that_dies_is_a_refusal_and_the_next_checkpoint_has_another(

@@ -18,6 +18,7 @@ from klray.scorer import Scorer
 from klray.scoring import ScoringSettings
 from klray.store import Store, layout
 from klray.store.twins import take_over
+from klray.stored import stored_tensors
 from klray.texts import python_stdlib
 from klray.weights import fingerprint, parameters, relative_error, sketch, squared_distances
 from tests.stores import TEXTS, add, column
@@ -195,7 +196,7 @@ def test_scorer_keeps_the_sketch_of_the_stored_values(hub: Hub, tmp_path: Path, 
     scorer.score(checkpoint)
     (commit,) = store.commits()
     directory = scorer.cache.fetch(hub, checkpoint)
-    expected = sketch(models.stored_tensors(directory), 1024)
+    expected = sketch(stored_tensors(directory), 1024)
     np.testing.assert_array_equal(store.read_sketches([commit.key])[commit.key], expected.buckets)
     assert commit.facts["sketch"] == expected.label
     assert commit.timings["sketch_seconds"] > 0
@@ -210,8 +211,8 @@ def test_stored_tensors_are_read_once_for_model_and_sketch(
     hub: Hub, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[Path] = []
-    read = models._read
-    monkeypatch.setattr(models, "_read", lambda files: (reads.extend(files), read(files))[1])
+    read = models.read_tensors
+    monkeypatch.setattr(models, "read_tensors", lambda files: (reads.extend(files), read(files))[1])
     checkpoints, _ = resolve(hub, Selection("tiny", (RepositorySpec(REPOSITORY, ["step4", "step8"]),)))
     store = Store.create(str(tmp_path / "store"), SCORED)
     scorer = Scorer(hub, store.url, {}, SCORED, ScoringSettings(cache_dir=str(tmp_path / "cache")))

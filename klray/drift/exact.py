@@ -15,7 +15,7 @@ import xarray as xr
 
 from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub
 from klray.errors import CheckpointError, KlrayError
-from klray.models import stored_tensors
+from klray.stored import stored_tensors
 from klray.weights import Windows, parameters, window_bytes
 from klray.weights.windows import Distance, Named
 

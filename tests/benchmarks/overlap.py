@@ -1,12 +1,11 @@
 """A sweep of 32 checkpoints behind a hub with a limited rate: its wall time beside its download and its compute alone.
 
 One worker, the real sweep: Ray actor, hub client, store in a folder. The time goes from the first byte that is fetched
-to the last commit, less the start of the process: what its first load takes longer than the others, to import the
-architecture and read the tokenizer (behind a slow link it is hidden: there, look at the time with it). That and Ray's
-architecture and read the tokenizer (behind a slow link it is hidden: there, look at the time with it). That and Ray's
-start, some seconds once a sweep whatever its length, are in columns
-scores of the sweep itself, which say what they took, are the steadier measure. Bytes on disk are looked at every 5 ms;
-where the longest gap between two looks is long, the machine was doing something else.
+to the last commit, less the start of the model's process: to import PyTorch and the architecture, and to read the
+tokenizer (behind a slow link it is hidden: there, look at the time with it). That and Ray's start, some seconds a sweep
+whatever its length, are in columns of their own. Compute alone varies with the machine; the load and the scores of the
+sweep itself, which say what they took, are the steadier measure. Bytes on disk are looked at every 5 ms; where the
+longest gap between two looks is long, the machine was doing something else.
 """
 
 from __future__ import annotations
@@ -86,9 +85,9 @@ class Swept:
 
     @property
     def start(self) -> float:
-        """What the first load took longer than the others."""
+        """The start of the model's process, and what its first load took longer than the others."""
         loads = [each["load_seconds"] for each in self.timings]
-        return loads[0] - statistics.median(loads)
+        return sum(each.get("start_seconds", 0.0) for each in self.timings) + loads[0] - statistics.median(loads)
 
     @property
     def steady(self) -> float:
@@ -143,7 +142,9 @@ def main() -> str:
                 download = _download_alone(hub, checkpoints, Path(place) / f"alone-{ratio}", bound)
                 found = swept(hub, checkpoints, Path(place) / f"sweep-{ratio}", bound)
             compute = (compute + _compute_alone(root)) / 2
-            inside = sum(each["load_seconds"] + each["score_seconds"] for each in found.timings) - found.start
+            loads = [each["load_seconds"] for each in found.timings]
+            scores = [each["score_seconds"] for each in found.timings]
+            inside = sum(loads) + sum(scores) - (loads[0] - statistics.median(loads))
             rows.append(
                 (
                     f"{download / compute:.2f}",
