@@ -1,7 +1,8 @@
 """What a checkpoint of Pythia-14m's shape costs on a CPU beside its forward passes and its download, in a real sweep.
 
 The time from one commit to the next, less the wait for the download and less the forward passes; what the scoring does
-beside these (a probe of the output head) is measured on a text of 33 tokens and counts.
+beside these (a probe of the output head) is measured on a text of 33 tokens and counts, and so does the weight sketch,
+which is taken on a thread beside the forward passes and may slow them by as much as it takes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def main() -> str:
         probe = _probe(root / REPOSITORY / "step0")
     each = [later - earlier for earlier, later in pairwise(found.committed)][WARM:]
     parts = {
-        name: [timing[f"{name}_seconds"] for timing in found.timings][WARM + 1 :] for name in ("fetch", "load", "score")
+        name: [timing[f"{name}_seconds"] for timing in found.timings][WARM + 1 :]
+        for name in ("fetch", "load", "sketch", "score")
     }
     rest = [
         whole - fetch - load - score
@@ -52,8 +54,9 @@ def main() -> str:
             f"{min(parts['load']):.3f}",
         ),
         ("probe of the output head, and a forward of 33 tokens", f"{probe:.3f}", ""),
+        ("weight sketch, beside the forward passes", f"{middle(parts['sketch']):.3f}", f"{min(parts['sketch']):.3f}"),
         ("commit, driver, eviction, start of the next", f"{middle(rest):.3f}", f"{min(rest):.3f}"),
-        ("all of these", f"{middle(parts['load']) + probe + middle(rest):.3f}", ""),
+        ("all of these", f"{middle(parts['load']) + probe + middle(parts['sketch']) + middle(rest):.3f}", ""),
         ("beside them: scoring with the probe", f"{middle(parts['score']):.3f}", f"{min(parts['score']):.3f}"),
         ("beside them: wait for the download", f"{middle(parts['fetch']):.3f}", f"{min(parts['fetch']):.3f}"),
         ("longest gap of the watch", f"{found.watch.gap:.3f}", ""),
