@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from klray.preprocess.runs import fact_strings
+
 NO_QUANTIZATION = ("", "none")
 SELF_FACTS = ("repository", "commit", "dtype", "quantization")  # what tells whose quantised self a model is
 
@@ -29,7 +31,7 @@ def unquantised(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> np.n
     That is the own output of the same commit without quantisation, of the same dtype if there is one, else of the
     dtype that most unquantised models have; of several the last. Those ``excluded`` (K,) are and have none.
     """
-    facts = {name: _strings(dataset, name) for name in SELF_FACTS}
+    facts = {name: fact_strings(dataset, name) for name in SELF_FACTS}
     usable = own_output(dataset)
     return selves(facts, usable if excluded is None else usable & ~np.asarray(excluded, dtype=bool))
 
@@ -58,7 +60,7 @@ def parents(dataset: xr.Dataset) -> np.ndarray:
     its largest step, else the last. Quantised models and layers have none of their own.
     """
     repositories, revisions, bases, quantizations = (
-        _strings(dataset, name) for name in ("repository", "revision", "base_model", "quantization")
+        fact_strings(dataset, name) for name in ("repository", "revision", "base_model", "quantization")
     )
     steps = dataset["step"].values if "step" in dataset.coords else np.full(dataset.sizes["model"], -1)
     own = own_output(dataset) & np.isin(quantizations, NO_QUANTIZATION)
@@ -70,10 +72,3 @@ def parents(dataset: xr.Dataset) -> np.ndarray:
     for position in np.flatnonzero(own & (bases != "") & (bases != repositories)):
         found[position] = best.get(bases[position], ((), -1))[1]
     return found
-
-
-def _strings(dataset: xr.Dataset, name: str) -> np.ndarray:
-    """(K,) a coordinate as fixed-width strings, which every comparison takes; "" where the dataset has none."""
-    if name not in dataset.coords:
-        return np.full(dataset.sizes["model"], "")
-    return np.array([str(value) for value in dataset[name].values], dtype=str)

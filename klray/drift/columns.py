@@ -14,7 +14,7 @@ import xarray as xr
 
 from klray.diffusion import diffusion_exponent
 from klray.preprocess import Run
-from klray.preprocess.runs import facts
+from klray.preprocess.runs import fact_strings, facts
 from klray.weights import relative_error, squared_distances
 
 log = logging.getLogger("klray")
@@ -41,7 +41,7 @@ def sketched_drift(
     """
     n_models = len(excluded)
     columns = {name: np.full(n_models, np.nan) for name in ("exponent", "r_squared", "distance")}
-    labels, keys = _strings(dataset, "sketch"), _strings(dataset, "key")
+    labels, keys = fact_strings(dataset, "sketch"), fact_strings(dataset, "key")
     sizes = {int(label.partition("-")[0]) for label in labels if label}
     for run in found if sketches is not None else ():
         assert sketches is not None
@@ -121,11 +121,6 @@ def exponents(
     distance = np.full(len(steps), np.nan)
     distance[1:] = np.sqrt(np.diagonal(squared, 1))
     return exponent, r_squared, distance
-
-
-def _strings(dataset: xr.Dataset, name: str) -> np.ndarray:
-    """(K,) of fixed width: NumPy does not convert by itself what a store gives back."""
-    return np.array([str(value) for value in facts(dataset, name, "")], dtype=str)
 
 
 def _fill(

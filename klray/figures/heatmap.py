@@ -18,7 +18,7 @@ from klray.figures.style import (
     plain_log_ticks,
     run_blocks,
 )
-from klray.preprocess.runs import facts
+from klray.preprocess.runs import fact_strings, facts
 from klray.relatives import NO_QUANTIZATION, own_output
 from klray.summary import significant, single_models, strings, trajectories
 
@@ -125,9 +125,9 @@ def _ordered(result: xr.Dataset) -> tuple[np.ndarray, list[tuple[str, int]]]:
     family, parameters = strings(result, "family")[singles], result["parameters"].values[singles]
     singles = singles[np.lexsort((parameters, family))]
     own = own_output(result)[singles]
-    quantised = ~np.isin(facts(result, "quantization", NO_QUANTIZATION[0]).astype(str), NO_QUANTIZATION)
+    quantised = ~np.isin(fact_strings(result, "quantization", NO_QUANTIZATION[0]), NO_QUANTIZATION)
     layers = singles[~own]
-    keys, lenses = (facts(result, name, "").astype(str)[layers] for name in ("key", "lens"))
+    keys, lenses = (fact_strings(result, name)[layers] for name in ("key", "lens"))
     layers = layers[np.lexsort((facts(result, "layer", 0)[layers], keys, lenses))]
     apart = {
         "single models": singles[own & ~quantised[singles]],

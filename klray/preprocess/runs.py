@@ -53,3 +53,11 @@ def runs(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> list[Run]:
 def facts(dataset: xr.Dataset | xr.DataArray, name: str, default: Any) -> np.ndarray:
     """(K,) a coordinate of the models, or ``default`` for all where the snapshot has none."""
     return dataset[name].values if name in dataset.coords else np.full(dataset.sizes["model"], default)
+
+
+def fact_strings(dataset: xr.Dataset | xr.DataArray, name: str, default: str = "") -> np.ndarray:
+    """The same as strings of fixed width, which every comparison and sort takes.
+
+    Read back from a store, strings are of variable width, and NumPy does not convert those by itself.
+    """
+    return np.array([str(value) for value in facts(dataset, name, default)], dtype=str)
