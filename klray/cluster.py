@@ -9,14 +9,17 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import dask
 import ray
 
 from klray.errors import KlrayError
 
+log = logging.getLogger("klray")
+
 ANSWER_SECONDS = 5.0
+START_SECONDS = 120  # Ray's 30 pass on a machine that is very busy
+START_ATTEMPTS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +88,47 @@ def connected(settings: RaySettings) -> Iterator[Shape]:
             raise _no_ray(address, silence)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        local: dict[str, Any] = {} if settings.address else {"include_dashboard": False}
-        if not settings.address and settings.workers:
-            local["num_cpus"] = max(settings.workers * settings.cpus_per_worker, os.cpu_count() or 1)
-        try:
-            ray.init(address=settings.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _no_ray(settings.address, str(error)) from error
+        if settings.address:
+            _join(settings.address)
+        else:
+            _start(settings)
     try:
         yield _shape(settings, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:
         if own:
             ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _no_ray(address, str(error)) from error
+
+
+def _start(settings: RaySettings) -> None:
+    """Start a cluster of this machine, once more where Ray gives its own processes up."""
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(START_SECONDS))
+    cpus = max(settings.workers * settings.cpus_per_worker, os.cpu_count() or 1) if settings.workers else None
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        except Exception as error:  # Ray raises this very class where a process of its own does not come up
+            if attempt == START_ATTEMPTS:
+                raise KlrayError(
+                    f"no Ray cluster could be started on this machine ({' '.join(str(error).split())}); run the same "
+                    "command when the machine is less busy, or start a cluster with 'ray start --head' and set "
+                    "ray.address=auto"
+                ) from error
+            log.warning("Ray did not start (%s), trying once more", " ".join(str(error).split()))
+        else:
+            return
 
 
 def _no_ray(address: str | None, found: str) -> KlrayError:

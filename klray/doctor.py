@@ -33,7 +33,7 @@ log = logging.getLogger("klray")
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 15.0  # with one step of what may never answer
-RAY_SECONDS = 60.0  # a cluster of this machine takes 5 s to start, and much longer on a busy one
+RAY_SECONDS = 150.0  # a cluster of this machine takes 5 s to start, and much longer on a busy one
 TRIAL_BYTES = 1 << 20
 LIBRARIES = ("torch", "transformers", "huggingface_hub", "ray", "dask", "zarr", "xarray", "numpy", "s3fs", "obstore")
 SECRET_LENGTH = 4  # what is shorter keeps no secret, and would take words apart

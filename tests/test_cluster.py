@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+from typing import Any
 
-from klray.cluster import RaySettings, Shape, _shape, dask_scheduler
+import pytest
+import ray
+
+from klray.cluster import RaySettings, Shape, _shape, connected, dask_scheduler
 from klray.errors import KlrayError
 
 LAPTOP = {"CPU": 8.0}
 TWO_GPUS = {"CPU": 16.0, "GPU": 2.0}
+WAIT = "RAY_gcs_server_port_wait_time_s"
 
 
 @pytest.mark.parametrize(
@@ -43,3 +48,26 @@ def test_what_does_not_fit_is_refused_with_what_there_is() -> None:
 def test_unknown_scheduler_is_named() -> None:
     with pytest.raises(KlrayError, match="choose threads, distributed or ray"), dask_scheduler("slurm"):
         pass
+
+
+def test_cluster_whose_processes_do_not_come_up_in_time_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start, waits = ray.init, ["0", "120", "0", "0"]  # seconds that Ray waits for a process of its own, each time
+
+    def init(*args: Any, **options: Any) -> object:
+        os.environ[WAIT] = waits.pop(0)
+        return start(*args, **options)
+
+    monkeypatch.setenv(WAIT, "120")
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("klray.cluster.log.propagate", True)
+    with connected(RaySettings(workers=3)) as shape:
+        assert shape == Shape(3, 0.0, 1)
+    assert "Ray did not start (" in caplog.text and waits == ["0", "0"]
+    with (
+        pytest.raises(KlrayError, match=r"no Ray cluster could be started on this machine \(.*'ray start --head'"),
+        connected(RaySettings()),
+    ):
+        pass
+    assert not waits and not ray.is_initialized()
