@@ -29,8 +29,9 @@ from klray.checkpoints import (
     resolve,
     step_of,
 )
+from klray.checkpoints import selection as selecting
 from klray.checkpoints.download import Downloader
-from klray.checkpoints.hub import without_secrets
+from klray.checkpoints.hub import SilentHubError, listing, without_secrets
 from klray.embedded.hub import HubServer
 from klray.errors import CheckpointError, KlrayError
 from tests.hub_faults import FaultyHub, write_model
@@ -309,15 +310,19 @@ def test_hub_that_stays_broken_is_download_failed(root: Path, monkeypatch: pytes
         assert words in error.message
 
 
-def test_hub_that_is_not_there_is_download_failed_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_that_is_not_there_is_said_once_and_not_asked_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_http, "time", SimpleNamespace(sleep=lambda seconds: None))
+    asked: list[str] = []
+    monkeypatch.setattr(selecting, "listing", lambda hub, name: (asked.append(name), listing(hub, name))[1])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    specs = [RepositorySpec(f"tiny/run{n}") for n in range(16)]  # threads share a client, which each refusal closes
-    checkpoints, unavailable = resolve(Hub(endpoint), select(*specs))
-    assert not checkpoints
-    assert [error.reason for error in unavailable] == ["download_failed"] * 16
-    assert all("refused" in error.message for error in unavailable)
+    specs = [RepositorySpec(f"tiny/run{n}") for n in range(100)]  # threads share a client, which each refusal closes
+    with pytest.raises(SilentHubError, match=r"tiny/run\d+@main could not be fetched from http.*refused") as raised:
+        resolve(Hub(endpoint), select(*specs))
+    assert raised.value.reason == "download_failed" and "folder" not in raised.value.message
+    assert len(asked) < 50
+    with pytest.raises(SilentHubError, match=r"\(nor is there a folder 'child' here\)"):
+        resolve(Hub(endpoint), select(RepositorySpec("child")))
 
 
 def test_a_server_that_is_no_hub(tmp_path: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,11 +27,12 @@ from klray.config import (
     StoreConfig,
 )
 from klray.config.weights import WeightsConfig
-from klray.drift import exact, measure_run
+from klray.drift import exact, measure_run, sketched_drift
 from klray.embedded.family import train_family
 from klray.embedded.recipe import SMALLEST
 from klray.errors import KlrayError
 from klray.figures import kl_and_weights, kl_and_weights_caption
+from klray.preprocess import Run
 from klray.scorer import Scorer
 from klray.scoring import ScoringSettings
 from klray.store import Store
@@ -225,6 +226,17 @@ def test_exact_and_aligned_exponents_come_into_the_analysis_and_the_table(
     assert kl_and_weights_caption(still).endswith(
         "lies on the line of the run, because it changes no exponent by 0.001."
     )
+
+
+def test_sketches_of_another_kind_than_ours_are_compared_with_themselves() -> None:
+    rows = {f"key{step}": np.full(3, float(step)) for step in range(4)}
+    data = {"step": range(4), "key": list(rows), "sketch": ["foreign", "foreign", "another-v1-x", "foreign"]}
+    dataset = xr.Dataset(coords={name: ("model", values) for name, values in data.items()})
+    run = Run("x", np.arange(4), np.arange(4))
+    found = sketched_drift(dataset, [run], np.zeros(4, bool), lambda keys: {key: rows[key] for key in keys}, 3, 0)
+    values, attributes = found["consecutive_weight_distance"]
+    np.testing.assert_array_equal(values, [np.nan, np.sqrt(3), np.nan, np.nan])
+    assert "relative_error" not in attributes
 
 
 def test_without_sketches_the_exponents_are_nan_and_the_figure_says_what_to_do(config: Config) -> None:

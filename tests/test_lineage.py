@@ -70,6 +70,30 @@ def test_parents_and_relations_come_from_the_hub(server: HubServer) -> None:
     }
 
 
+def test_parents_of_a_folder_come_from_the_card_in_it_or_in_its_runs(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (1, 2):
+        write_model(run / f"step{step}", seed=step)
+    (tmp_path / "README.md").write_text("---\nbase_model: org/unrelated\n---\n")
+    spec = RepositorySpec(str(run), "step*")
+
+    def parents() -> list[tuple[str, str]]:
+        checkpoints, unavailable = resolve(Hub("http://127.0.0.1:9"), Selection("tiny", (spec,)))
+        assert not unavailable
+        return [(each.facts.parents, each.facts.relation) for each in checkpoints]
+
+    assert parents() == [("", "")] * 2
+    (run / "README.md").write_text("---\nbase_model: org/base\nlicense: mit\n---\n# A model\n")
+    assert parents() == [("org/base", "")] * 2
+    merge = "---\nbase_model:\n- org/a\n- org/b\n---\n"
+    (run / "step2" / "README.md").write_text(merge)
+    (run / "step1" / "adapter_config.json").write_text("{}")
+    assert parents() == [("org/base", "adapter"), ("org/a, org/b", "merge")]
+    for broken in ("---\nbase_model: [\n---\n", "---\n- a list\n---\n", "no card"):
+        (run / "README.md").write_text(broken)
+        assert parents() == [("", ""), ("org/a, org/b", "merge")]
+
+
 def test_a_parent_that_the_selection_names_stands_before_the_hubs(server: HubServer) -> None:
     named = RepositorySpec("tiny/packed", base_model="tiny/child@step7")
     same = RepositorySpec("tiny/souped", base_model="tiny/base")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -182,6 +183,15 @@ def test_what_is_no_recipe_is_refused(body: str) -> None:
         KlrayError, match=r"a recipe needs JSON with text_set, n_texts, .*: pass what Recipe.to_json gave"
     ):
         Recipe.from_json(body)
+
+
+def test_a_recipe_whose_mean_bytes_were_changed_is_refused() -> None:
+    data = snapshot()
+    recipe = Recipe.fit(data)
+    recipe.apply(data)
+    changed = dataclasses.replace(recipe, mean_bytes=recipe.mean_bytes + 0.01)
+    with pytest.raises(KlrayError, match=rf"says mean_bytes={changed.mean_bytes}, and .* have {recipe.mean_bytes} in"):
+        changed.apply(data)
 
 
 def test_a_recipe_for_another_text_set_is_refused() -> None:

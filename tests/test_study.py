@@ -152,6 +152,13 @@ def test_another_study_takes_nothing_from_the_tiny_one() -> None:
     assert "embedded" not in found.report.title
 
 
+def test_the_study_of_pythia_measures_its_noise_for_its_report() -> None:
+    followed = dict(configs.followed(composed("study", "study=pythia", "report.dir=out")))
+    (spec,) = configs.selection(followed["noise"].models).repositories
+    assert (spec.repository, spec.patterns) == ("EleutherAI/pythia-410m", ("step143000",))
+    assert followed["noise"].noise.path == followed["report"].report.noise == "out/noise.json"
+
+
 def test_what_a_user_sets_stands_over_what_the_study_brings() -> None:
     found = composed("study", "analysis=trajectory", "texts.n=7", "store.url=elsewhere")
     assert (found.analysis.min_step, found.texts.n, found.store.url, found.scale.spacing) == (1000, 7, "elsewhere", 20)

@@ -418,6 +418,13 @@ def test_a_step_that_a_snapshot_could_not_hold_is_refused(tmp_path: Path, step: 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_list_of_strings_is_no_text_set(tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.tiny_model("gpt2"), tiny_models.tokenizer_for("gpt2")
+    with pytest.raises(KlrayError, match=r"text_set is a list: give a klray\.texts\.TextSet"):
+        klray.watch.record(model, tokenizer, str(tmp_path), ["a text"], run=RUN, step=1)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("facts", [{"seed": "x"}, {"seed": 1.5}, {"size": 70}, {"family": None}, {"name": None}])
 def test_facts_of_a_run_that_a_snapshot_could_not_hold_are_refused(facts: dict[str, Any]) -> None:
     with pytest.raises(KlrayError, match=f"^{'run' if 'name' in facts else next(iter(facts))}="):

@@ -7,10 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub.repocard import metadata_load
+
 from klray.checkpoints.files import CONFIG, loadable_files
 from klray.checkpoints.identity import RemoteFile
+from klray.checkpoints.lineage import NO_LINEAGE, Lineage, lineage_of
 
 _NOTES = ("_name_or_path", "transformers_version")  # parts of a config.json that change nothing in the model
+
+_CARD = "README.md"
 
 LOCAL_REVISION = "local"
 PATH_PREFIXES = ("/", "./", "../", "~")
@@ -38,6 +44,20 @@ def model_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     return {key: value for key, value in config.items() if key not in _NOTES}
+
+
+def folder_lineage(folder: Path, run: Path) -> Lineage:
+    """Lineage from the card (README.md) in a model's folder, else in that of its run; a broken card says none."""
+    for each in dict.fromkeys((folder, run)):
+        try:
+            card = metadata_load(each / _CARD) or {}
+        except (OSError, ValueError, yaml.YAMLError):
+            card = {}
+        siblings = [{"rfilename": path.name} for path in folder.iterdir()]
+        found = lineage_of(str(each), {"cardData": card, "siblings": siblings})
+        if found != NO_LINEAGE:
+            return found
+    return NO_LINEAGE
 
 
 def architecture(folder: Path) -> str:

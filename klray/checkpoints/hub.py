@@ -48,6 +48,10 @@ TRANSIENT_STATUS = (408, TOO_MANY, 500, 502, 503, 504)
 NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)
 
 
+class SilentHubError(CheckpointError):
+    """The hub answered none of several attempts: whatever else it is asked for would wait as long, for nothing."""
+
+
 @dataclass(frozen=True)
 class Hub:
     """Where checkpoints come from. ``token`` None means anonymous: a saved login is never used unasked.
@@ -156,7 +160,8 @@ def listing(hub: Hub, repository: str, revision: str = "main") -> Listing:
     Raises
     ------
     CheckpointError
-        ``repository_not_found``, ``revision_not_found``, ``gated`` or ``download_failed``.
+        ``repository_not_found``, ``revision_not_found``, ``gated`` or ``download_failed``; a SilentHubError where
+        nobody answered.
     """
     route = "" if revision == "main" else f"/revision/{quote(revision, safe='')}"
     data = _get(hub, repository, revision, route, blobs="true")
@@ -212,7 +217,10 @@ def _get(hub: Hub, repository: str, revision: str, route: str, **parameters: str
             "repository_not_found",
         ) from error
     except (*NETWORK_ERRORS, ValueError) as error:  # ValueError: the body is not JSON
-        raise failure(hub, repository, revision, error) from error
+        found = failure(hub, repository, revision, error)
+        if isinstance(error, NETWORK_ERRORS) and response_of(error) is None:
+            raise SilentHubError(found.message, found.reason) from error
+        raise found from error
 
 
 def _request(hub: Hub, url: str, parameters: dict[str, str]) -> Any:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from klray.checkpoints.files import loadable_files
-from klray.checkpoints.folder import LOCAL_REVISION, folder_revisions, local_folder, read_folder
-from klray.checkpoints.hub import COMMIT, Hub, Listing, check_access, listing, references
+from klray.checkpoints.folder import LOCAL_REVISION, folder_lineage, folder_revisions, local_folder, read_folder
+from klray.checkpoints.hub import COMMIT, Hub, Listing, SilentHubError, check_access, listing, references
 from klray.checkpoints.identity import Checkpoint, Facts, Unavailable, step_of
 from klray.checkpoints.lineage import NO_LINEAGE, Lineage, parsed_parents
 from klray.errors import CheckpointError, KlrayError, Reason
@@ -92,6 +92,11 @@ def resolve(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unav
     Two revisions of a repository with the same commit are one checkpoint, named by the revision that has a step.
     Nothing is downloaded; a repository costs one request when only ``main`` is asked for, else two and one for each
     further commit, 8 at a time. Content of local folders is hashed.
+
+    Raises
+    ------
+    SilentHubError
+        The hub answers nothing, so that what it holds of the rest cannot be known either.
     """
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         expansions = list(pool.map(partial(_expand, hub, selection.stride), selection.repositories))
@@ -127,14 +132,24 @@ def _expand(hub: Hub, stride: int, spec: RepositorySpec) -> _Expansion:
     try:
         folder = local_folder(spec.repository)
         found = _expand_folder(folder, spec) if folder else _expand_repository(hub, spec)
+    except SilentHubError as error:
+        raise SilentHubError(error.message + _no_folder(spec.repository), error.reason) from error
     except CheckpointError as error:
-        return [Unavailable(spec.repository, ", ".join(spec.patterns), error.reason, error.message)]
+        message = error.message + (_no_folder(spec.repository) if error.reason == "repository_not_found" else "")
+        return [Unavailable(spec.repository, ", ".join(spec.patterns), error.reason, message)]
     wanted = [item for item in found if isinstance(item, _Wanted)]
     stepped = sorted({step for item in wanted if (step := step_of(item.revision)) is not None})
     kept = {None, *stepped[::stride], *stepped[-1:]}
     wanted = [item for item in wanted if step_of(item.revision) in kept]
     wanted.sort(key=lambda item: _by_step(item.revision))
     return [*wanted, *(item for item in found if isinstance(item, Unavailable))]
+
+
+def _no_folder(repository: str) -> str:
+    """For a name that looks more like a folder's than like a repository's, whose organisation comes first."""
+    if local_folder(repository) or repository.count("/") == 1:
+        return ""
+    return f" (nor is there a folder {repository!r} here)"
 
 
 def _by_step(revision: str) -> tuple[bool, int]:
@@ -158,7 +173,13 @@ def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
     names, unmatched = _match(patterns, list(models))
     return [
         *(
-            _Wanted(spec, str(folder), name, lineage=_lineage(spec, NO_LINEAGE), directory=models[name])
+            _Wanted(
+                spec,
+                str(folder),
+                name,
+                lineage=_lineage(spec, folder_lineage(models[name], folder)),
+                directory=models[name],
+            )
             for name in names
         ),
         *(_no_match(str(folder), name, list(models), "models (folders with a config.json)") for name in unmatched),
@@ -258,6 +279,8 @@ def _complete(hub: Hub, family: str, wanted: _Wanted) -> Checkpoint | Unavailabl
             facts,
             parameters=known.parameters or wanted.parameters,
         )
+    except SilentHubError:
+        raise
     except CheckpointError as error:
         return _unavailable(wanted, error.reason, error.message)
     except OSError as error:

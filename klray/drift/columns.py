@@ -42,7 +42,7 @@ def sketched_drift(
     n_models = len(excluded)
     columns = {name: np.full(n_models, np.nan) for name in ("exponent", "r_squared", "distance")}
     labels, keys = fact_strings(dataset, "sketch"), fact_strings(dataset, "key")
-    sizes = {int(label.partition("-")[0]) for label in labels if label}
+    sizes = {int(size) for label in labels if (size := label.partition("-")[0]).isdecimal()}  # others': none
     for run in found if sketches is not None else ():
         assert sketches is not None
         of_run = labels[run.models]

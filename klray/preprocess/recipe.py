@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 
@@ -151,7 +151,7 @@ class Recipe:
             outlier_fraction=outlier_fraction,
             min_step=min_step,
             removed_texts=tuple(removed),
-            mean_bytes=float(np.delete(dataset["text_bytes"].values, removed).mean(dtype=np.float64)),
+            mean_bytes=_mean_bytes(dataset, removed),
             excluded=exclusions,
             note=note,
         )
@@ -162,7 +162,7 @@ class Recipe:
         Raises
         ------
         KlrayError
-            The snapshot has another text set than the recipe.
+            The snapshot has another text set than the recipe, or its texts other lengths than the recipe says.
         """
         values = _matrix(dataset)
         found = str(dataset.attrs.get("text_set", ""))
@@ -170,6 +170,12 @@ class Recipe:
             raise KlrayError(
                 f"the recipe was made for text set {self.text_set[:12] or '(none)'} of {self.n_texts:,} texts, the "
                 f"snapshot has {found[:12] or '(none)'} of {values.shape[1]:,} texts: fit a recipe to this snapshot"
+            )
+        mean_bytes = _mean_bytes(dataset, self.removed_texts)
+        if not math.isclose(mean_bytes, self.mean_bytes, rel_tol=1e-9):
+            raise KlrayError(
+                f"the recipe says mean_bytes={self.mean_bytes}, and the texts that it keeps have {mean_bytes} in this "
+                "snapshot: one of its numbers was changed; fit a recipe to this snapshot, or pass what was saved"
             )
         kept = np.flatnonzero(self.text_kept)
         clipped = values.map_blocks(
@@ -236,6 +242,11 @@ def _matrix(dataset: xr.Dataset) -> da.Array:
     values = dataset["log_likelihood"].transpose("model", "text").data
     values = values if isinstance(values, da.Array) else da.from_array(values)
     return values.rechunk({1: -1})
+
+
+def _mean_bytes(dataset: xr.Dataset, removed: Sequence[int]) -> float:
+    """B-bar, the mean UTF-8 bytes of the texts that are not removed."""
+    return float(np.delete(dataset["text_bytes"].values, list(removed)).mean(dtype=np.float64))
 
 
 def _clip_block(block: np.ndarray, kept: np.ndarray, threshold: float) -> np.ndarray:

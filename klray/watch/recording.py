@@ -92,7 +92,7 @@ def record(
     Raises
     ------
     KlrayError
-        ``step`` is no whole number of 0 or more.
+        ``step`` is no whole number of 0 or more, or ``text_set`` is no ``TextSet``.
     CheckpointError
         The model cannot be scored: a text is too long, numbers overflow, memory ran out, parameters are elsewhere.
     StoreError
@@ -100,6 +100,11 @@ def record(
     """
     run = run if isinstance(run, Run) else Run(run)
     step = _whole_number("step", step)
+    if not isinstance(text_set, TextSet):
+        raise KlrayError(
+            f"text_set is a {type(text_set).__name__}: give a klray.texts.TextSet(name, texts, domains), or one of "
+            "klray.texts.python_stdlib, from_jsonl and from_folder"
+        )
     store = Store.create(store, text_set) if isinstance(store, str) else store
     identity = identity_of(model, run, text_set)
     if store.is_committed(identity.key):
