@@ -34,6 +34,14 @@ class Outcome:
     taken_over: bool = False  # the values were there, of a checkpoint with the same files
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """A column that is not in the store yet."""
+
+    column: Column
+    begun: float  # when, by the monotonic clock
+
+
 class Scorer:
     """Scores checkpoints one after another, fetching the next ones while the present one is scored.
 
@@ -71,14 +79,16 @@ class Scorer:
         self._loaded: Checkpoint | None = None
 
     def score(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint] = ()) -> Outcome:
-        """Score ``checkpoint`` and commit its column; meanwhile fetch those that are ``upcoming``, in their order.
+        """Score ``checkpoint`` and commit its column: ``column`` and ``commit`` in one. Raises as they do."""
+        return self.commit(self.column(checkpoint, upcoming))
+
+    def column(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint] = ()) -> Scored:
+        """Score ``checkpoint``; meanwhile fetch those that are ``upcoming``, in their order.
 
         Raises
         ------
         CheckpointError
             This checkpoint cannot be scored; the scorer can go on with others.
-        StoreError
-            The store refused the column; no other column can be written either.
         """
         start = time.monotonic()
         timings: dict[str, float] = {}
@@ -91,11 +101,22 @@ class Scorer:
         finally:
             if not upcoming:  # nothing will be copied from it
                 self.cache.discard(checkpoint)
+        return Scored(column, start)
+
+    def commit(self, scored: Scored) -> Outcome:
+        """Commit a column. It may be called while the next checkpoint is scored, from another thread.
+
+        Raises
+        ------
+        StoreError
+            The store refused the column; no other column can be written either.
+        """
+        column = scored.column
         try:
             _, first = self.store.add_column(column)
         except OSError as error:
             raise _store_refused(self.store.url, error) from error
-        return Outcome(column.identity.key, first, time.monotonic() - start, int(column.n_tokens.sum()))
+        return Outcome(column.identity.key, first, time.monotonic() - scored.begun, int(column.n_tokens.sum()))
 
     def take_over(self, checkpoint: Checkpoint, source: str) -> Outcome | None:
         """Commit for ``checkpoint`` the values of the column with the key ``source``, whose checkpoint holds the same

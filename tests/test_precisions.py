@@ -19,9 +19,9 @@ from klray.config import Dtype, ScoringConfig, scoring_settings
 from klray.embedded.family import train_family
 from klray.embedded.recipe import SMALLEST
 from klray.noise.exact import exact_log_likelihood
-from klray.scorer import Scorer
+from klray.scorer import Outcome, Scorer
 from klray.store import Store
-from klray.sweep.actor import Refusal, ScorerActor
+from klray.sweep.actor import Pending, Refusal, ScorerActor
 from klray.tokens import encode
 
 TEXTS = texts.python_stdlib(n=16)
@@ -47,6 +47,14 @@ class Worker(ScorerActor):
 
     def __init__(self, *arguments: Any):
         self.scorer = Scorer(*arguments)
+        self._scored = {}
+
+    def column(self, checkpoint: Checkpoint) -> Outcome | Refusal:
+        """Score and commit, one after the other."""
+        found = self.score(checkpoint, (), "")
+        outcome = self.commit(found.key) if isinstance(found, Pending) else found
+        assert not self._scored and not isinstance(outcome, Pending)
+        return outcome
 
 
 def worker(hub: Hub, folder: Path, **scoring: Any) -> Worker:
@@ -66,7 +74,7 @@ def test_a_column_has_the_precision_that_was_asked_for(
 ) -> None:
     actor = worker(hub, tmp_path, dtype=dtype)
     for checkpoint in checkpoints:  # the second goes into the model of the first
-        outcome = actor.score(checkpoint, (), "")
+        outcome = actor.column(checkpoint)
         assert not isinstance(outcome, Refusal)
         folder = train_family(SMALLEST) / REPOSITORY / checkpoint.revision
         loaded = models.load(folder, dtype.value).model
@@ -104,7 +112,7 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
     hub: Hub, checkpoints: list[Checkpoint], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     actor = worker(hub, tmp_path)
-    actor.score(checkpoints[0], (), "")
+    actor.column(checkpoints[0])
     loaded = actor.scorer.compute.model
     assert loaded is not None
     tokenizer = models.load_tokenizer(train_family(SMALLEST) / REPOSITORY / "step40")
@@ -118,7 +126,7 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
 
     loaded.model.base_model.register_forward_pre_hook(grow, with_kwargs=True)
     with caplog.at_level(logging.WARNING, "klray"):
-        outcome = actor.score(checkpoints[1], (), "")
+        outcome = actor.column(checkpoints[1])
     assert not isinstance(outcome, Refusal)
     assert actor.scorer.compute.model is loaded and max(tried) > longest
     assert "out of memory with" in caplog.text and "going on with" in caplog.text
@@ -128,13 +136,13 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
     expected = klray.log_likelihood(models.load(folder).model, models.load_tokenizer(folder), list(TEXTS.texts))
     np.testing.assert_allclose(row(actor.scorer.store, outcome.key), expected, rtol=0, atol=1e-3)
     tried.clear()
-    assert not isinstance(actor.score(checkpoints[1], (), ""), Refusal)
+    assert not isinstance(actor.column(checkpoints[1]), Refusal)
     assert max(tried) <= longest  # what did not fit is not tried again with the next checkpoint of this model
 
 
 def test_a_gpu_s_own_error_is_a_lack_of_memory_too(hub: Hub, checkpoints: list[Checkpoint], tmp_path: Path) -> None:
     actor = worker(hub, tmp_path)
-    actor.score(checkpoints[0], (), "")
+    actor.column(checkpoints[0])
     loaded = actor.scorer.compute.model
     assert loaded is not None
 
@@ -142,7 +150,7 @@ def test_a_gpu_s_own_error_is_a_lack_of_memory_too(hub: Hub, checkpoints: list[C
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     loaded.model.base_model.register_forward_pre_hook(fail)
-    refusal = actor.score(checkpoints[1], (), "")
+    refusal = actor.column(checkpoints[1])
     assert isinstance(refusal, Refusal)
     assert refusal.reason == "out_of_memory"
     assert (
@@ -173,8 +181,8 @@ def test_a_worker_names_the_first_text_that_is_not_finite_and_goes_on(tmp_path: 
     hub = Hub("http://127.0.0.1:9", "")
     found, _ = resolve(hub, Selection("local", tuple(RepositorySpec(str(folder), ["main"]) for folder in folders)))
     actor = worker(hub, tmp_path)
-    refusal = actor.score(found[0], (), "")
+    refusal = actor.column(found[0])
     assert isinstance(refusal, Refusal)
     assert refusal.reason == "non_finite"
     assert f"gives text {first} a log-likelihood of nan, and" in refusal.message
-    assert not isinstance(actor.score(found[1], (), ""), Refusal)
+    assert not isinstance(actor.column(found[1]), Refusal)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import ray
 import ray.exceptions
@@ -13,11 +13,13 @@ import ray.exceptions
 from klray.checkpoints import Checkpoint, Hub, Patience
 from klray.errors import CheckpointError, Reason, StoreError
 from klray.processes import ModelProcess
-from klray.scorer import Outcome, Scorer
+from klray.scorer import Outcome, Scored, Scorer
 from klray.scoring import ScoringSettings
 from klray.texts import TextSet
 
 log = logging.getLogger("klray")
+
+T = TypeVar("T")
 
 ANSWER_SECONDS = 10.0
 
@@ -28,6 +30,13 @@ class Refusal:
 
     reason: Reason
     message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """A checkpoint is scored, and its column, of this key, waits in the actor for ``ScorerActor.commit``."""
+
+    key: str
 
 
 class SharedPatience(Patience):
@@ -67,7 +76,12 @@ class PatienceActor:
 
 
 class ScorerActor:
-    """A Scorer in a Ray actor, with its arguments; ``patience`` is a handle of a ``PatienceActor``."""
+    """A Scorer in a Ray actor, with its arguments; ``patience`` is a handle of a ``PatienceActor``.
+
+    Commits have a thread of their own: the next checkpoint is scored meanwhile.
+    """
+
+    CONCURRENCY: ClassVar = {"commits": 1}
 
     def __init__(
         self,
@@ -80,23 +94,43 @@ class ScorerActor:
     ):
         compute = ModelProcess(settings, text_set)  # first, because its imports take longest
         self.scorer = Scorer(hub, store_url, storage_options, text_set, settings, SharedPatience(patience), compute)
+        self._scored: dict[str, Scored] = {}
 
     def ready(self) -> bool:
         """Answers once the scorer stands."""
         return True
 
-    def score(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint], source: str) -> Outcome | Refusal:
-        """As ``Scorer.score``, or ``Scorer.take_over`` from the column with the key ``source`` if that is not "".
+    def score(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint], source: str) -> Outcome | Pending | Refusal:
+        """As ``Scorer.column``, or ``Scorer.take_over`` from the column with the key ``source`` if that is not "".
 
         What concerns this checkpoint alone is returned as a Refusal.
         """
-        try:
+
+        def work() -> Outcome | Pending:
             taken = self.scorer.take_over(checkpoint, source) if source else None
-            return taken or self.scorer.score(checkpoint, upcoming)
-        except CheckpointError as error:
-            return Refusal(error.reason, error.message)
-        except StoreError:
-            raise
-        except Exception as error:
-            log.exception("%s@%s", checkpoint.repository, checkpoint.revision)
-            return Refusal("unexpected", f"{type(error).__name__}: {error}")
+            if taken is not None:
+                return taken
+            scored = self.scorer.column(checkpoint, upcoming)
+            key = scored.column.identity.key
+            self._scored[key] = scored
+            return Pending(key)
+
+        return _refused(checkpoint.label, work)
+
+    @ray.method(concurrency_group="commits")
+    def commit(self, key: str) -> Outcome | Refusal:
+        """As ``Scorer.commit`` for the column that ``score`` left; a StoreError is raised."""
+        return _refused(key, lambda: self.scorer.commit(self._scored.pop(key)))
+
+
+def _refused(what: str, work: Callable[[], T]) -> T | Refusal:
+    """What ``work`` returns, or why it could not; what concerns the whole store is raised."""
+    try:
+        return work()
+    except CheckpointError as error:
+        return Refusal(error.reason, error.message)
+    except StoreError:
+        raise
+    except Exception as error:
+        log.exception("%s", what)
+        return Refusal("unexpected", f"{type(error).__name__}: {error}")

@@ -19,6 +19,7 @@ class Work:
     identity: Identity
     source: str = ""
     attempts: int = 0
+    excused: bool = False  # of one attempt, whose worker died once it was scored
 
 
 class Queue:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.exceptions
@@ -15,9 +15,10 @@ from klray.checkpoints import Checkpoint
 from klray.cluster import Shape
 from klray.errors import KlrayError
 from klray.progress import Progress
+from klray.scorer import Outcome
 from klray.scoring import ScoringSettings
 from klray.store import Failure, Store
-from klray.sweep.actor import PatienceActor, Refusal, ScorerActor
+from klray.sweep.actor import PatienceActor, Pending, Refusal, ScorerActor
 from klray.sweep.queue import Queue, Work
 
 log = logging.getLogger("klray")
@@ -26,6 +27,8 @@ PATIENCE_SECONDS = 30.0  # between two words about workers that have not started
 # Checkpoints set aside for a worker, which fetches them in turn as far as its cache has room: more than one, so that
 # neither the link nor the scorer stands still where one checkpoint takes longer than another.
 AHEAD = 4
+COMMITS = 2  # columns of a worker that wait for a slow store; then it scores no further
+COMMIT_SECONDS = 60.0  # to a worker that is to go, for what it has scored
 
 
 @dataclasses.dataclass(eq=False)
@@ -36,6 +39,21 @@ class _Worker:
     last_repository: str = ""
     ready: bool = False
     starts: int = 0
+    commits: int = 0  # columns on their way into the store
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.work is None and self.commits < COMMITS
+
+
+@dataclasses.dataclass(eq=False)
+class _Call:
+    """What an actor was asked for."""
+
+    kind: Literal["ready", "score", "commit"]
+    worker: _Worker
+    actor: Any  # the worker's at that time
+    work: Work | None = None
 
 
 class Run:
@@ -60,7 +78,7 @@ class Run:
         works = [Work(each, settings.identity(each, store.texts.fingerprint)) for each in todo]
         self.queue = Queue(works, present)
         self.workers: list[_Worker] = []
-        self.running: dict[Any, _Worker] = {}
+        self.running: dict[Any, _Call] = {}
         self.patience: Any = None
         self.scored = self.taken_over = self.elsewhere = self.tokens = 0
         self.failures: list[Failure] = []
@@ -69,21 +87,22 @@ class Run:
         """Work until nothing is left to do."""
         self.patience = ray.remote(PatienceActor).options(num_cpus=0).remote()
         self.workers = [_Worker(self._actor()) for _ in range(self.shape.workers)]
-        self.running = {worker.actor.ready.remote(): worker for worker in self.workers}
+        for worker in self.workers:
+            self._call("ready", worker)
         try:
-            while self.queue or any(worker.work for worker in self.workers):
+            while self.queue or any(worker.work or worker.commits for worker in self.workers):
                 finished, _ = ray.wait(list(self.running), num_returns=1, timeout=PATIENCE_SECONDS)
                 if not finished:
                     self._say_who_is_missing()
                     continue
-                worker = self.running.pop(finished[0])
-                if worker.work is None:
-                    self._welcome(worker, finished[0])
-                elif self._finish(worker, finished[0]):
+                call = self.running.pop(finished[0])
+                if call.work is None:
+                    self._welcome(call.worker, finished[0])
+                elif self._finish(call, call.work, finished[0]):
                     self._show(progress)
-                for idle in self.workers:
-                    if idle.ready and idle.work is None:
-                        self._start(idle, progress)
+                for worker in self.workers:
+                    if worker.idle:
+                        self._start(worker, progress)
         finally:
             for worker in self.workers:
                 ray.kill(worker.actor)  # GPU memory is best returned by ending the process
@@ -94,7 +113,11 @@ class Run:
 
     def _actor(self) -> Any:
         options = {"num_cpus": self.shape.cpus_per_worker, "num_gpus": self.shape.gpus_per_worker}
-        return ray.remote(ScorerActor).options(**options).remote(self.patience, *self.arguments)
+        kind = ray.remote(concurrency_groups=ScorerActor.CONCURRENCY, **options)(ScorerActor)
+        return kind.remote(self.patience, *self.arguments)
+
+    def _call(self, kind: Literal["ready", "score", "commit"], worker: _Worker, *arguments: Any, **of: Any) -> None:
+        self.running[getattr(worker.actor, kind).remote(*arguments)] = _Call(kind, worker, worker.actor, **of)
 
     def _welcome(self, worker: _Worker, answer: Any) -> None:
         """Take in that a worker stands; one that died on the way is tried again, then gone without."""
@@ -108,7 +131,7 @@ class Run:
             if worker.starts < self.max_attempts:
                 log.warning("a worker died while it started, trying once more")
                 worker.actor = self._actor()
-                self.running[worker.actor.ready.remote()] = worker
+                self._call("ready", worker)
                 return
             self.workers.remove(worker)
             if not self.workers:
@@ -144,7 +167,7 @@ class Run:
         # One whose worker died is tried alone: a checkpoint that was fetched beside it may have been to blame.
         ahead = worker.ahead if work.attempts == 1 else []
         upcoming = [each.checkpoint for each in ahead if not each.source]
-        self.running[worker.actor.score.remote(work.checkpoint, upcoming, work.source)] = worker
+        self._call("score", worker, work.checkpoint, upcoming, work.source, work=work)
 
     def _set_aside(self, worker: _Worker) -> None:
         """Set checkpoints aside for a worker to fetch, no more than its share; the last ones go to whoever is free."""
@@ -163,10 +186,13 @@ class Run:
             work = max(others, key=lambda each: len(each.ahead)).ahead.pop()
         return work
 
-    def _finish(self, worker: _Worker, result: Any) -> bool:
-        """Take in a result; False when the work goes back to wait, because its worker died."""
-        work, worker.work = worker.work, None
-        assert work is not None
+    def _finish(self, call: _Call, work: Work, result: Any) -> bool:
+        """Take in a result; False when the work is not at its end: to be committed, or tried again."""
+        worker = call.worker
+        if call.kind == "score":
+            worker.work = None
+        else:
+            worker.commits -= 1
         died = ""
         try:
             outcome = ray.get(result)
@@ -176,22 +202,18 @@ class Run:
         except ray.exceptions.RayError as error:
             died = str(error).strip().splitlines()[0]
         else:
+            if isinstance(outcome, Pending):
+                worker.commits += 1
+                self._call("commit", worker, outcome.key, work=work)
+                return False
             if isinstance(outcome, Refusal) and outcome.reason == "worker_died":
                 died = outcome.message
-                ray.kill(worker.actor)
+                self._end(call.actor)
         if died:
-            self.queue.put_back(worker.ahead)
-            worker.actor, worker.ahead, worker.last_repository = self._actor(), [], ""
-            where = f"{work.checkpoint.repository}@{work.checkpoint.revision}"
-            if work.attempts < self.max_attempts:
-                log.warning("%s: its worker died, trying once more (attempt %d): %s", where, work.attempts + 1, died)
-                self.queue.try_again(work)
+            self._replace(worker, call.actor)
+            outcome = self._after_death(call, work, died)
+            if outcome is None:
                 return False
-            outcome = Refusal(
-                "worker_died",
-                f"{where}: the process that scored it died {work.attempts} times ({died}); if memory was short, lower "
-                "scoring.tokens_per_batch or ray.workers",
-            )
         self.queue.settle(work, committed=not isinstance(outcome, Refusal))
         if isinstance(outcome, Refusal):
             self._record(work, outcome)
@@ -203,6 +225,38 @@ class Run:
                 self.queue.go_elsewhere()
             self.tokens += outcome.tokens
         return True
+
+    def _after_death(self, call: _Call, work: Work, died: str) -> Outcome | Refusal | None:
+        """What became of a work whose worker died; None: it is tried again."""
+        if call.kind == "commit":
+            if self.store.is_committed(work.identity.key):
+                return Outcome(work.identity.key, first=True, seconds=0.0, tokens=0)
+            if not work.excused:  # the worker died of what it scored meanwhile, most likely
+                work.excused = True
+                work.attempts -= 1
+        where = f"{work.checkpoint.repository}@{work.checkpoint.revision}"
+        if work.attempts < self.max_attempts:
+            log.warning("%s: its worker died, trying once more (attempt %d): %s", where, work.attempts + 1, died)
+            self.queue.try_again(work)
+            return None
+        return Refusal(
+            "worker_died",
+            f"{where}: the process that scored it died {work.attempts} times ({died}); if memory was short, lower "
+            "scoring.tokens_per_batch or ray.workers",
+        )
+
+    def _end(self, actor: Any) -> None:
+        """End an actor once what it has scored is in the store."""
+        commits = [result for result, call in self.running.items() if call.actor is actor and call.kind == "commit"]
+        if commits:
+            ray.wait(commits, num_returns=len(commits), timeout=COMMIT_SECONDS)
+        ray.kill(actor)
+
+    def _replace(self, worker: _Worker, actor: Any) -> None:
+        """Give a worker whose ``actor`` died another one, unless it has it already."""
+        if worker.actor is actor:
+            self.queue.put_back(worker.ahead)
+            worker.actor, worker.ahead, worker.last_repository = self._actor(), [], ""
 
     def _record(self, work: Work, refusal: Refusal) -> None:
         revision = work.checkpoint.revision

@@ -1,0 +1,170 @@
+"""Commits of a sweep beside what is scored next, on real Ray actors and a real store; what is scored stands in."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from klray.checkpoints import Checkpoint, Facts, RemoteFile
+from klray.cluster import RaySettings, Shape, connected
+from klray.errors import CheckpointError
+from klray.progress import Progress
+from klray.scorer import Outcome, Scored
+from klray.scoring import ScoringSettings
+from klray.store import Store
+from klray.sweep import run
+from klray.sweep.actor import ScorerActor
+from klray.sweep.run import Run
+from tests.stores import TEXTS, column
+
+SETTINGS = ScoringSettings()
+
+
+def wait_for(found: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.005)
+
+
+class Ordinary:
+    """Gives any checkpoint a column, and notes in a folder what it begins."""
+
+    def __init__(self, url: str, folder: Path):
+        self.store, self.folder = Store.open(url), folder
+
+    def begin(self, what: str, revision: str) -> int:
+        """How often that was begun, with this time."""
+        (self.folder / f"{what} {revision} {time.time_ns()}").touch()
+        return self.begun(what, revision)
+
+    def begun(self, what: str, revision: str = "") -> int:
+        return len(list(self.folder.glob(f"{what} {revision}*")))
+
+    def column(self, checkpoint: Checkpoint, upcoming: object) -> Scored:
+        self.begin("score", checkpoint.revision)
+        identity = SETTINGS.identity(checkpoint, TEXTS.fingerprint)
+        return Scored(dataclasses.replace(column("a", int(checkpoint.revision)), identity=identity), time.monotonic())
+
+    def commit(self, scored: Scored) -> Outcome:
+        self.begin("commit", str(scored.column.facts["step"]))
+        _, first = self.store.add_column(scored.column)
+        return Outcome(scored.column.identity.key, first, 0.0, 84)
+
+
+class Overlapping(Ordinary):
+    """No column is committed before the next one is begun."""
+
+    def commit(self, scored: Scored) -> Outcome:
+        number = self.begun("commit") + 1
+        wait_for(lambda: self.begun("score") > min(number, 2))
+        return super().commit(scored)
+
+
+class DyingBeside(Ordinary):
+    """The process ends in the second checkpoint, while the first is committed for the first time."""
+
+    def column(self, checkpoint: Checkpoint, upcoming: object) -> Scored:
+        scored = super().column(checkpoint, upcoming)
+        if checkpoint.revision == "2":
+            wait_for(lambda: self.begun("commit", "1") > 0)
+            os._exit(1)
+        return scored
+
+    def commit(self, scored: Scored) -> Outcome:
+        if scored.column.facts["step"] == 1 and self.begin("commit", "1") == 1:
+            time.sleep(60)
+        return super().commit(scored)
+
+
+class DyingAfter(Ordinary):
+    """The process ends once the first column is committed, before anybody knows."""
+
+    def commit(self, scored: Scored) -> Outcome:
+        outcome = super().commit(scored)
+        if self.begun("commit") == 1:
+            os._exit(1)
+        return outcome
+
+
+class ModelDying(Ordinary):
+    """The process of the second checkpoint's model ends, while the first is committed."""
+
+    def column(self, checkpoint: Checkpoint, upcoming: object) -> Scored:
+        scored = super().column(checkpoint, upcoming)
+        if checkpoint.revision == "2":
+            wait_for(lambda: self.begun("commit", "1") > 0)
+            raise CheckpointError("the process of its model was killed", "worker_died")
+        return scored
+
+    def commit(self, scored: Scored) -> Outcome:
+        time.sleep(0.5)
+        return super().commit(scored)
+
+
+class Actor(ScorerActor):
+    """The actor of a sweep with another scorer."""
+
+    def __init__(self, patience: Any, kind: type[Ordinary], url: str, folder: Path):
+        self.scorer = kind(url, folder)  # type: ignore[assignment]
+        self._scored = {}
+
+
+@pytest.fixture(scope="module")
+def shape() -> Iterator[Shape]:
+    with connected(RaySettings(workers=1)) as shape:
+        yield shape
+
+
+@pytest.fixture
+def swept(
+    shape: Shape, folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[type[Ordinary], int], tuple[Run, dict[str, int]]]:
+    """A sweep of three checkpoints in their order, and how often each was scored."""
+    monkeypatch.setattr(run, "ScorerActor", Actor)
+    monkeypatch.setattr("klray.sweep.queue.random.randrange", lambda stop: 0)
+    weights = [RemoteFile("model.safetensors", 1, str(number), None) for number in (1, 2, 3)]
+    checkpoints = [Checkpoint("org/a", str(file.sha256), f"commit{file.sha256}", (file,), Facts()) for file in weights]
+
+    def sweep(kind: type[Ordinary], max_attempts: int) -> tuple[Run, dict[str, int]]:
+        arguments = (kind, folder_store.url, tmp_path)
+        found = Run(folder_store, SETTINGS, shape, arguments, checkpoints, {}, max_attempts)
+        found.go(Progress(3, "score", "checkpoint"))
+        return found, {each.revision: len(list(tmp_path.glob(f"score {each.revision} *"))) for each in checkpoints}
+
+    return sweep
+
+
+Sweep = Callable[[type[Ordinary], int], tuple[Run, dict[str, int]]]
+
+
+def test_the_next_checkpoint_is_scored_while_a_column_is_committed(swept: Sweep, folder_store: Store) -> None:
+    found, scored = swept(Overlapping, 1)
+    assert (found.scored, found.failures, found.tokens) == (3, [], 3 * 84)
+    assert scored == {"1": 1, "2": 1, "3": 1} and len(folder_store.commits()) == 3
+
+
+def test_a_column_is_not_blamed_for_what_was_scored_beside_its_commit(swept: Sweep, folder_store: Store) -> None:
+    found, scored = swept(DyingBeside, 1)
+    assert [(each.revision, each.reason) for each in found.failures] == [("2", "worker_died")]
+    assert found.scored == len(folder_store.commits()) == 2
+    assert scored == {"1": 2, "2": 1, "3": 1}
+
+
+def test_a_commit_whose_worker_died_afterwards_counts(swept: Sweep, folder_store: Store) -> None:
+    found, scored = swept(DyingAfter, 2)
+    assert (found.scored, found.failures) == (3, []) and len(folder_store.commits()) == 3
+    assert scored["1"] == 1
+
+
+def test_a_commit_is_awaited_where_the_next_model_dies(swept: Sweep, folder_store: Store) -> None:
+    found, scored = swept(ModelDying, 1)
+    assert [(each.revision, each.reason) for each in found.failures] == [("2", "worker_died")]
+    assert found.scored == len(folder_store.commits()) == 2
+    assert scored == {"1": 1, "2": 1, "3": 1}
