@@ -34,6 +34,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
         return operator(values, *more)
 
     monkeypatch.setattr(linears, "_onednn", lambda: counted)
+    monkeypatch.setattr(linears, "_is_intel", lambda: False)
     return found
 
 
@@ -48,6 +49,13 @@ def test_products_are_those_of_a_float64_product(products: list[torch.dtype]) ->
             rtol=0, atol=2e-5,
         )  # fmt: skip
     assert products == [torch.float32] * 4
+
+
+@torch.no_grad()
+def test_on_intel_s_own_products_are_pytorch_s(products: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linears, "_is_intel", lambda: True)
+    assert torch.equal(linear(*operands()), F.linear(*operands()))
+    assert products == []
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Scoring on a CPU in fp32: klray, the papers' loop (one text per forward, full log-softmax), lm-evaluation-harness.
 
-Each has a process of its own, with its own GEMM rate and peak memory; they take turns, so that whatever else the
-machine does falls on all alike.
+Each has a process of its own, with its own GEMM rate and peak memory; they take turns, and the GEMM rate is taken right
+before and after each. A machine that others use, too, may be slower by a half from one minute to the next, so shares
+and ratios are taken within each round, and the medians over the rounds are given.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import multiprocessing
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from klray.likelihood import default_tokens_per_batch
@@ -24,7 +26,7 @@ SHAPES = (
     Shape("pythia-70m", 512, 6, 8, one_in=12),
     Shape("pythia-160m", 768, 12, 12, one_in=22),
 )
-ROUNDS = 3
+ROUNDS = 5
 BATCH_SIZES = (1, 4, 16)  # of lm-evaluation-harness
 HEADING = ("shape", "way", "tokens/s", "klray is", "of the GEMM rate", "GFLOP/s", "peak MiB", "added MiB", "padding")
 
@@ -35,11 +37,11 @@ def main(shapes: Sequence[Shape] = SHAPES, rounds: int = ROUNDS) -> str:
     for shape in shapes:
         rows += _compare(shape, rounds)
     title = (
-        f"Scoring in fp32. Each way's fastest of {rounds} turns of the same texts, beside the fastest GEMM (2,048\n"
-        "square) of its process, whose GFLOP/s are given; counted are the linear layers and the head, two operations\n"
-        "for each weight and predicted token. Added MiB: the peak beyond what stood before scoring. Texts: whole\n"
-        "batches of the plan for 512 texts of about 1 kB, one in "
-        + ", ".join(f"{shape.one_in} ({shape.name})" for shape in shapes)
+        f"Scoring in fp32: medians of {rounds} rounds, in which the ways take turns with the same texts. A share is of\n"
+        "the GEMM rate (2,048 square) of the way's own process right before and after its turn; counted are the linear\n"
+        "layers and the head, two operations for each weight and predicted token. GFLOP/s: of the GEMM, median and\n"
+        "most. Added MiB: the peak beyond what stood before scoring. Texts: whole batches of the plan for 512 texts of\n"
+        "about 1 kB, one in " + ", ".join(f"{shape.one_in} ({shape.name})" for shape in shapes)
     )
     return table(title, rows)
 
@@ -71,15 +73,16 @@ def _compare(shape: Shape, rounds: int) -> list[tuple[str, ...]]:
         memory[way] = _answer(pipes[way])
     for process in processes:
         process.join()
+    flops = count * shape.flops_per_token
     padding = plan(tokens.lengths, default_tokens_per_batch("cpu")).padding_share
     return [
         (
             shape.name,
             way if way != "lm-eval" else f"lm-eval, batch {batch_size[way]}",
-            f"{count / min(seconds[way]):,.0f}",
-            f"{min(seconds[way]) / min(seconds['klray']):.2f}x",
-            f"{count * shape.flops_per_token / min(seconds[way]) / max(rates[way]):.2f}",
-            f"{max(rates[way]) / 1e9:.0f}",
+            f"{count / median(seconds[way]):,.0f}",
+            f"{median(theirs / ours for theirs, ours in zip(seconds[way], seconds['klray'], strict=True)):.2f}x",
+            f"{median(flops / took / rate for took, rate in zip(seconds[way], rates[way], strict=True)):.2f}",
+            f"{median(rates[way]) / 1e9:.0f} ({max(rates[way]) / 1e9:.0f})",
             f"{memory[way][0]:,.0f}",
             f"{memory[way][1]:,.0f}",
             f"{padding:.1%}" if way == "klray" else "",
@@ -107,7 +110,9 @@ def _take_turns(pipe: Connection, shape: Shape, way: str, those: list[str]) -> N
     before = _memory("VmRSS")
     pipe.send(size)
     while pipe.recv() == "score":
-        pipe.send((contenders.gemm_rate(), contenders.timed(lambda: score(those))))
+        earlier = contenders.gemm_rate(median)
+        took = contenders.timed(lambda: score(those))
+        pipe.send(((earlier + contenders.gemm_rate(median)) / 2, took))
     pipe.send((_memory("VmHWM"), _memory("VmHWM") - before))
 
 

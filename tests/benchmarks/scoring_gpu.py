@@ -33,7 +33,7 @@ TOKENS, VOCABULARY, WIDTH = 16_384, 152_064, 4096  # of the head alone
 
 def main(names: Sequence[str], device: str, head_size: tuple[int, int, int] = (TOKENS, VOCABULARY, WIDTH)) -> str:
     """Measure and return both tables."""
-    rate = contenders.gemm_rate(device, torch.bfloat16)
+    rate = contenders.gemm_rate(device=device, dtype=torch.bfloat16)
     card = torch.cuda.get_device_name() if device == "cuda" else machine.describe()
     rows = [("shape", "way", "tokens/s", "klray is", "of the matrix rate", "beyond the model")]
     for name in names:
