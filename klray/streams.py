@@ -29,9 +29,9 @@ _MOST = 8  # streams, because each has the memory of a forward pass; more thread
 def copies(model: nn.Module, passes: int) -> list[nn.Module]:
     """One module for each stream that is worth having for so many forward passes, to be called without gradients.
 
-    On a CPU they are copies of ``model`` in the mode that it is in, whose linear layers go through ``linear``; they share
-    its parameters, and nothing that is set on one of them is seen by another. Elsewhere, and where a module has more
-    than parameters to share (quantised and scripted ones), it is ``model`` alone.
+    On a CPU they are copies of ``model`` in the mode that it is in, with ``klray.linear`` in their linear layers; they
+    share its parameters, and nothing that is set on one of them is seen by another. Elsewhere, and where a module has
+    more than parameters to share (quantised and scripted ones), it is ``model`` alone.
     """
     if not _is_plain(model):
         return [model]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +122,7 @@ def test_results_are_in_order_and_an_error_ends_the_rest() -> None:
 
     def fail(item: int) -> None:
         begun.append(item)
+        time.sleep(0.001)  # as any item takes its time, and the one who waits for them some to hear of an error
         raise RuntimeError(f"item {item}")
 
     with pytest.raises(RuntimeError, match="item 0"):

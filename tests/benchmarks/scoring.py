@@ -37,11 +37,11 @@ def main(shapes: Sequence[Shape] = SHAPES, rounds: int = ROUNDS) -> str:
     for shape in shapes:
         rows += _compare(shape, rounds)
     title = (
-        f"Scoring in fp32: medians of {rounds} rounds, in which the ways take turns with the same texts. A share is of\n"
-        "the GEMM rate (2,048 square) of the way's own process right before and after its turn; counted are the linear\n"
-        "layers and the head, two operations for each weight and predicted token. GFLOP/s: of the GEMM, median and\n"
-        "most. Added MiB: the peak beyond what stood before scoring. Texts: whole batches of the plan for 512 texts of\n"
-        "about 1 kB, one in " + ", ".join(f"{shape.one_in} ({shape.name})" for shape in shapes)
+        f"Scoring in fp32: medians of {rounds} rounds, in which the ways take turns with the same texts. A share is\n"
+        "of the GEMM rate (2,048 square) of the way's own process right before and after its turn; counted are the\n"
+        "linear layers and the head, two operations for each weight and predicted token. GFLOP/s: of the GEMM,\n"
+        "median and most. Added MiB: the peak beyond what stood before scoring. Texts: whole batches of the plan\n"
+        "for 512 texts of about 1 kB, one in " + ", ".join(f"{shape.one_in} ({shape.name})" for shape in shapes)
     )
     return table(title, rows)
 
