@@ -7,9 +7,9 @@ whatever its length, are in columns of their own.
 
 Compute alone is what the sweep computes, by the same object with the same settings, from folders: load, weight sketch
 and forward passes of all 32. A machine that others use, too, may be slower by a half from one minute to the next, so
-sweeps and compute alone take turns, and of each the fastest is compared: what is slower was disturbed. The loads and
-scores of the fastest sweep itself, which say what they took, are another measure. Bytes on disk are looked at every
-5 ms; where the longest gap between two looks is long, the machine was doing something else.
+sweeps and compute alone take turns, and the medians of each are compared. The loads and scores of the sweep itself,
+which say what they took, are the steadier measure. Bytes on disk are looked at every 5 ms; where the longest gap
+between two looks is long, the machine was doing something else.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ N_TEXTS = 24  # 1.5 s a checkpoint, so that what a checkpoint costs besides is s
 RATIOS = (0.5, 1.0, 2.0)  # download over compute
 CACHED = 4  # checkpoints that the cache may hold
 LOOK_SECONDS = 0.005
-ROUNDS = 2
+ROUNDS = 3
 SELECTION = Selection("bench", (RepositorySpec(REPOSITORY, "step*"),))
 
 
@@ -140,7 +140,7 @@ def main(rounds: int = ROUNDS) -> str:
             print(table("so far", rows), file=sys.stderr, flush=True)
     title = (
         f"Sweep of {N_CHECKPOINTS} checkpoints of Pythia-14m's shape ({weights / 1e6:.0f} MB), {N_TEXTS} texts, fp32; "
-        f"the fastest of {rounds} turns (and the slowest)"
+        f"medians of {rounds} turns (least to most)"
     )
     return table(title, rows)
 
@@ -155,15 +155,16 @@ def _row(root: Path, place: Path, ratio: float, weights: int, rounds: int) -> tu
         for number in range(rounds):
             sweeps.append(swept(hub, checkpoints, place / str(number), bound))
             alone.append(_compute_alone(root))
-    sweep = min(sweeps, key=lambda each: each.steady)
+    sweeps.sort(key=lambda each: each.steady)
+    sweep, compute = sweeps[rounds // 2], statistics.median(alone)
     loads = [each["load_seconds"] for each in sweep.timings]
     inside = sum(loads) + sum(each["score_seconds"] for each in sweep.timings) - (loads[0] - statistics.median(loads))
     return (
-        f"{download / min(alone):.2f}",
+        f"{download / compute:.2f}",
         f"{download:.1f}",
-        f"{min(alone):.1f} ({max(alone):.1f})",
-        f"{sweep.steady:.1f} ({max(each.steady for each in sweeps):.1f})",
-        f"{sweep.steady / max(download, min(alone)):.2f}",
+        f"{compute:.1f} ({min(alone):.1f} to {max(alone):.1f})",
+        f"{sweep.steady:.1f} ({sweeps[0].steady:.1f} to {sweeps[-1].steady:.1f})",
+        f"{sweep.steady / max(download, compute):.2f}",
         f"{sweep.steady / max(download, inside):.2f}",
         f"{(sweep.steady + sweep.start) / max(download, inside):.2f}",
         f"{sweep.start:.1f}",
