@@ -8,7 +8,7 @@ whatever its length, are in columns of their own.
 Compute alone is what the sweep computes, by the same object with the same settings, from folders: load, weight sketch
 and forward passes of all 32. A machine that others use, too, may be slower by a half from one minute to the next, so
 sweeps and compute alone take turns, and the medians of each are compared. The loads and scores of the sweep itself,
-which say what they took, are the steadier measure. Bytes on disk are looked at every 5 ms; where the longest gap
+which say what they took, are the steadier measure. Bytes on disk are looked at every 20 ms; where the longest gap
 between two looks is long, the machine was doing something else.
 """
 
@@ -41,7 +41,7 @@ N_CHECKPOINTS = 32
 N_TEXTS = 24  # 1.5 s a checkpoint, so that what a checkpoint costs besides is seen in its proportion
 RATIOS = (0.5, 1.0, 2.0)  # download over compute
 CACHED = 4  # checkpoints that the cache may hold
-LOOK_SECONDS = 0.005
+LOOK_SECONDS = 0.02
 ROUNDS = 3
 SELECTION = Selection("bench", (RepositorySpec(REPOSITORY, "step*"),))
 
