@@ -68,7 +68,13 @@ class Compute:
         start = time.monotonic()
         if self.model is not before:
             self._tokens_per_batch = settings.tokens_per_batch
-        scores = likelihood.score(self.model.model, encoded, tokens_per_batch=self._tokens_per_batch, lens=self.lens)
+        try:
+            scores = likelihood.score(
+                self.model.model, encoded, tokens_per_batch=self._tokens_per_batch, lens=self.lens
+            )
+        except BaseException:
+            wait(sketching)  # nothing of this checkpoint goes on beside the next one
+            raise
         self._tokens_per_batch = scores.tokens_per_batch  # halved where memory ran out: the next one is no smaller
         timings["score_seconds"] = time.monotonic() - start
         sketched = sketching[0].result() if sketching else None

@@ -65,6 +65,11 @@ class ModelProcess:
                 kind, value = pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise CheckpointError(f"the process of its model {self._ended()}", "worker_died") from error
+        except CheckpointError:
+            raise
+        except BaseException:
+            self.close()  # its answer, still to come, is to nothing that will be asked
+            raise
         finally:
             for each in pending:
                 each()
@@ -91,16 +96,22 @@ class ModelProcess:
         if self._pipe is None or wanted != self._architecture:
             self.close()
             self._pipe, theirs = self._context.Pipe()
-            self._process = self._context.Process(
+            process = self._context.Process(
                 target=_serve, args=(theirs, *self._arguments), name="klray-model", daemon=True
             )
-            self._process.start()
-            theirs.close()
+            try:
+                process.start()
+            finally:
+                theirs.close()
+            self._process = process
             self._architecture = wanted
         return self._pipe
 
     def _ended(self) -> str:
         """How the process ended, in words; it is gone after this."""
+        if self._process is None:  # the server it is forked from was ended meanwhile
+            self.close()
+            return "could not be started"
         self._process.join(timeout=10)
         code = self._process.exitcode
         self.close()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from klray.errors import CheckpointError, KlrayError
 from klray.processes import ModelProcess, _sendable
 from klray.scoring import ScoringSettings
 from klray.texts import TextSet, python_stdlib
+from klray.weights import sketch
 from tests import tiny_models
 
 TEXTS = TextSet("short", tuple(text[:120] for text in python_stdlib(n=6).texts), ("a",) * 6)
@@ -107,6 +109,35 @@ def test_refusals_and_other_errors_come_back_as_they_were(
     lensed = ModelProcess(ScoringSettings(lens="tuned-12345678", lens_folder=str(tmp_path)), TEXTS)
     with contextlib.closing(lensed), pytest.raises(KlrayError, match="lens"):
         lensed.score(checkpoints[0], Path(checkpoints[0].directory), lambda: None)
+
+
+def test_an_answer_that_nobody_waited_for_is_not_the_next_checkpoint_s(
+    process: ModelProcess, checkpoints: list[Checkpoint], one_thread: None
+) -> None:
+    def broken() -> None:
+        raise PermissionError("the cache")
+
+    with pytest.raises(PermissionError):
+        process.score(checkpoints[0], Path(checkpoints[0].directory), broken)
+    assert score(process, checkpoints[1]) == score(Compute(SETTINGS, TEXTS), checkpoints[1])
+
+
+def test_a_refusal_comes_once_the_files_are_read(
+    checkpoints: list[Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return sketch(*arguments)
+
+    monkeypatch.setattr("klray.compute.sketch", slow)
+    folder = tmp_path / "short"
+    shutil.copytree(checkpoints[0].directory, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8}))
+    read: list[bool] = []
+    with pytest.raises(CheckpointError, match="context holds 8"):
+        Compute(SETTINGS, TEXTS).score(local(folder), folder, lambda: read.append(True))
+    assert read == [True]
 
 
 def test_an_error_that_has_no_pickle_comes_back_in_words() -> None:
