@@ -171,6 +171,9 @@ def find_head(model: Any, probe_T: torch.Tensor, longest: int) -> OutputHead | N
             raise _Unfit("it has no plain linear head over the hidden states of a base model")
         alone_TD, own_TV = _states_and_logits(model, probe_T[: max(1, len(probe_T) // 2)])
         if not torch.isfinite(own_TV).all():
+            ours_TV = heads[0].logits(alone_TD.to(heads[0].weight_VD.device)).to(own_TV.device)
+            if ours_TV.shape != own_TV.shape or (torch.isneginf(own_TV) & torch.isfinite(ours_TV)).any():
+                raise _Unfit("it gives no probability to some tokens, to which its linear head gives some")
             return heads[0]  # nothing can be compared; the log-likelihoods will say that they are not finite
         head = _agreeing(heads, alone_TD, own_TV)
         _check_causal(model, probe_T, alone_TD)

@@ -173,6 +173,20 @@ def length_dependent() -> Any:
     return tiny_models.tiny_model("phi3")
 
 
+def masked() -> Any:
+    """Entries of its vocabulary are never predicted."""
+    model = tiny_models.tiny_model("llama")
+    forward = model.forward
+
+    def without(*arguments: Any, **named: Any) -> Any:
+        output = forward(*arguments, **named)
+        output.logits[..., 300:] = -math.inf
+        return output
+
+    model.forward = without
+    return model
+
+
 def only_logits() -> Any:
     class Uniform(torch.nn.Module):
         def forward(self, input_ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
@@ -201,6 +215,7 @@ def wrapped() -> Any:
         (bidirectional, r"LlamaForCausalLM: its hidden states change by \d.* with what follows them"),
         (transformed, r"BertLMHeadModel: its logits are .* off"),
         (length_dependent, r"Phi3ForCausalLM: texts over 64 tokens change its rotary embedding"),
+        (masked, r"LlamaForCausalLM: it gives no probability to some tokens"),
         (wrapped, r"Wrapper: its base model gives no hidden states"),
         (only_logits, r"Uniform: it has no plain linear head"),
     ],
