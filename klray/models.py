@@ -237,9 +237,17 @@ def _build(folder: Path, dtype: str, device: str | torch.device, quantization: s
         local_files_only=True,
         use_safetensors=safetensors,
         weights_only=True,
+        ignore_mismatched_sizes=True,  # they are refused below: transformers only prints which
         output_loading_info=True,
         **more,
     )
+    if others := sorted(info["mismatched_keys"]):
+        found = [f"{name} is {tuple(stored)}, not {tuple(own)}" for name, stored, own in others]
+        raise CheckpointError(
+            f"{folder} holds {len(found)} weights of other shapes than {type(model).__name__} of its config.json has: "
+            f"{'; '.join(found[:3])}{'; ...' if len(found) > 3 else ''}; take config and weights from one checkpoint",
+            "load_failed",
+        )
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     missing = sorted(parameters & set(info["missing_keys"]))
     if missing:
