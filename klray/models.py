@@ -28,7 +28,10 @@ logger = logging.getLogger("klray")
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
 # What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model", "*.tiktoken")
+_TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*"),
+    *("*.model", "*.tiktoken", "*.spm", "tekken*"),
+)
 
 
 @dataclass(frozen=True)

@@ -429,6 +429,10 @@ def test_a_tokenizer_s_fingerprint_follows_its_files_and_nothing_else(tmp_path: 
     settings = json.loads((two / "tokenizer_config.json").read_text())
     (two / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": True}))
     assert models.tokenizer_fingerprint(two) != fingerprints[0]
+    for name in ("tekken.json", "source.spm"):
+        before = models.tokenizer_fingerprint(two)
+        (two / name).write_text("tokens")
+        assert models.tokenizer_fingerprint(two) != before
     assert models.tokenizer_fingerprint(with_other_config(one, model_type="llama")) != fingerprints[0]
     empty = tmp_path / "empty"
     empty.mkdir()
