@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import contenders, lens, scoring
 from tests.benchmarks.contenders import Shape
 
@@ -33,6 +34,21 @@ def test_the_gpu_benchmark_runs_with_torch_transformers_and_tokenizers_alone() -
     assert "tiny   papers' loop  " in done.stdout
     assert "lm-eval" not in done.stdout
     assert "The output head alone" in first_words
+
+
+def test_help_and_unknown_names_run_no_benchmark(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", {"scoring": lambda: ran.append("scoring") or "its table"})
+    assert benchmarks.main(["--help"]) == 0
+    assert "all benchmarks, or those of all_pairs, scoring, lens" in capsys.readouterr().out
+    assert benchmarks.main(["scoring", "scorin"]) == 2
+    assert "there is no benchmark scorin: python -m tests.benchmarks" in capsys.readouterr().err
+    assert ran == []
+    assert benchmarks.main(["scoring"]) == 0
+    assert ran == ["scoring"]
+    assert "its table" in capsys.readouterr().out
 
 
 def test_the_cpu_benchmark_gives_each_way_a_process_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
