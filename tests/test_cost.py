@@ -13,6 +13,7 @@ from jobs.plan import plan
 from klray import config as configs
 from klray.checkpoints import Checkpoint, RepositorySpec, Selection, resolve
 from klray.config import Config, ModelsConfig, PlanConfig, RayConfig, RepositoryConfig, StoreConfig, TextsConfig
+from klray.config.models import ModelSource
 from klray.cost import Rates, cost, parameters
 from klray.embedded.family import train_family
 from klray.embedded.hub import HubServer
@@ -122,4 +123,16 @@ def test_the_embedded_family_is_scored_by_cpu_cores_and_16_bit_by_tensor_cores()
     assert (rates.device, rates.device_tflops) == ("CPU", 0.04)
     config.plan.gigabits = 0
     with pytest.raises(KlrayError, match=r"plan\.gigabits=0: must be above 0"):
+        configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
+
+
+def test_a_plan_states_its_cores_and_refuses_less_than_one_worker() -> None:
+    config = Config(models=ModelsConfig(source=ModelSource.embedded))
+    stated = configs.plan_rates(config.plan, config.models, config.scoring, config.ray).stated
+    assert stated == "1 CPU core, float32"
+    config.scoring.threads = 2
+    stated = configs.plan_rates(config.plan, config.models, config.scoring, config.ray).stated
+    assert stated == "2 CPU cores, float32"
+    config.ray.workers = 0
+    with pytest.raises(KlrayError, match=r"ray\.workers=0: must be 1 or more"):
         configs.plan_rates(config.plan, config.models, config.scoring, config.ray)

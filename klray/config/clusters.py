@@ -35,9 +35,7 @@ class DaskConfig:
 
 def ray_settings(config: RayConfig, scoring: ScoringConfig) -> RaySettings:
     """The cluster and the shape of its actors."""
-    for name, value in (("workers", config.workers), ("max_attempts", config.max_attempts)):
-        if value is not None and value < 1:
-            raise KlrayError(f"ray.{name}={value}: must be 1 or more")
+    check_counts(config)
     if config.gpus_per_worker is not None and config.gpus_per_worker > 1 and (lacking := models.lacks_accelerate()):
         raise KlrayError(f"ray.gpus_per_worker={config.gpus_per_worker:g}: {lacking}")
     if lacking := lacks_library(scoring.quantization):
@@ -49,6 +47,13 @@ def ray_settings(config: RayConfig, scoring: ScoringConfig) -> RaySettings:
         cpus_per_worker=scoring.threads,
         max_attempts=config.max_attempts,
     )
+
+
+def check_counts(config: RayConfig) -> None:
+    """Refuse less than one worker or attempt; ``klray plan`` needs no Ray, and asks the same."""
+    for name, value in (("workers", config.workers), ("max_attempts", config.max_attempts)):
+        if value is not None and value < 1:
+            raise KlrayError(f"ray.{name}={value}: must be 1 or more")
 
 
 def memory_bytes(text: str) -> int:

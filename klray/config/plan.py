@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from klray.config.clusters import RayConfig
+from klray.config.clusters import RayConfig, check_counts
 from klray.config.models import ModelsConfig, ModelSource
 from klray.config.scoring import DTYPES, ScoringConfig
 from klray.cost import CPU_CORE_TFLOPS, H100_PEAK_TFLOPS, H100_SHARE, Rates
@@ -30,11 +30,15 @@ def plan_rates(config: PlanConfig, models: ModelsConfig, scoring: ScoringConfig,
     ):
         if value is not None and value <= 0:
             raise KlrayError(f"plan.{name}={value}: must be above 0")
+    check_counts(ray)
     on_cpu = models.source is ModelSource.embedded
     if config.device_tflops is not None:
         tflops, stated = config.device_tflops, "plan.device_tflops"
     elif on_cpu:
-        tflops, stated = CPU_CORE_TFLOPS * scoring.threads, f"{scoring.threads} CPU core, float32"
+        tflops, stated = (
+            CPU_CORE_TFLOPS * scoring.threads,
+            f"{scoring.threads} CPU core{'s' if scoring.threads > 1 else ''}, float32",
+        )
     else:
         dtype = DTYPES[scoring.dtype]
         peak = H100_PEAK_TFLOPS[dtype]
