@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from klray.checkpoints import Checkpoint, Facts, RemoteFile
 from klray.cluster import RaySettings, Shape, connected
@@ -19,8 +20,8 @@ from klray.scorer import Outcome, Scored
 from klray.scoring import ScoringSettings
 from klray.store import Store
 from klray.sweep import run
-from klray.sweep.actor import ScorerActor
-from klray.sweep.run import Run
+from klray.sweep.actor import Pending, ScorerActor
+from klray.sweep.run import Run, _Call, _Worker
 from tests.stores import TEXTS, column
 
 SETTINGS = ScoringSettings()
@@ -168,3 +169,23 @@ def test_a_commit_is_awaited_where_the_next_model_dies(swept: Sweep, folder_stor
     assert [(each.revision, each.reason) for each in found.failures] == [("2", "worker_died")]
     assert found.scored == len(folder_store.commits()) == 2
     assert scored == {"1": 1, "2": 1, "3": 1}
+
+
+def test_what_a_dead_actor_had_scored_is_not_asked_of_the_one_that_replaced_it(
+    shape: Shape, folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "ScorerActor", Actor)
+    weights = RemoteFile("model.safetensors", 1, "1", None)
+    checkpoint = Checkpoint("org/a", "1", "commit1", (weights,), Facts())
+    one = Run(folder_store, SETTINGS, shape, (Ordinary, folder_store.url, tmp_path), [checkpoint], {}, 1)
+    one.patience = None
+    work = one.queue.take("", set())
+    assert work is not None
+    work.attempts = 1
+    dead, worker = one._actor(), _Worker(one._actor())
+    ray.kill(dead)
+    assert not one._finish(_Call("score", worker, dead, work), work, ray.put(Pending(work.identity.key)))
+    ((result, call),) = one.running.items()
+    assert not one._finish(call, work, result)
+    assert (len(one.queue), worker.commits, one.failures) == (1, 0, [])
+    ray.kill(worker.actor)

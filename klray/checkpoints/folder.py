@@ -48,12 +48,12 @@ def model_config(folder: Path) -> dict[str, Any]:
 
 def folder_lineage(folder: Path, run: Path) -> Lineage:
     """Lineage from the card (README.md) in a model's folder, else in that of its run; a broken card says none."""
+    siblings = [{"rfilename": path.name} for path in folder.iterdir()]
     for each in dict.fromkeys((folder, run)):
         try:
             card = metadata_load(each / _CARD) or {}
         except (OSError, ValueError, yaml.YAMLError):
             card = {}
-        siblings = [{"rfilename": path.name} for path in folder.iterdir()]
         found = lineage_of(str(each), {"cardData": card, "siblings": siblings})
         if found != NO_LINEAGE:
             return found

@@ -88,7 +88,7 @@ class Run:
         self.patience = ray.remote(PatienceActor).options(num_cpus=0).remote()
         self.workers = [_Worker(self._actor()) for _ in range(self.shape.workers)]
         for worker in self.workers:
-            self._call("ready", worker)
+            self._ask_ready(worker)
         try:
             while self.queue or any(worker.work or worker.commits for worker in self.workers):
                 finished, _ = ray.wait(list(self.running), num_returns=1, timeout=PATIENCE_SECONDS)
@@ -116,8 +116,8 @@ class Run:
         kind = ray.remote(concurrency_groups=ScorerActor.CONCURRENCY, **options)(ScorerActor)
         return kind.remote(self.patience, *self.arguments)
 
-    def _call(self, kind: Literal["ready", "score", "commit"], worker: _Worker, *arguments: Any, **of: Any) -> None:
-        self.running[getattr(worker.actor, kind).remote(*arguments)] = _Call(kind, worker, worker.actor, **of)
+    def _ask_ready(self, worker: _Worker) -> None:
+        self.running[worker.actor.ready.remote()] = _Call("ready", worker, worker.actor)
 
     def _welcome(self, worker: _Worker, answer: Any) -> None:
         """Take in that a worker stands; one that died on the way is tried again, then gone without."""
@@ -131,7 +131,7 @@ class Run:
             if worker.starts < self.max_attempts:
                 log.warning("a worker died while it started, trying once more")
                 worker.actor = self._actor()
-                self._call("ready", worker)
+                self._ask_ready(worker)
                 return
             self.workers.remove(worker)
             if not self.workers:
@@ -167,7 +167,8 @@ class Run:
         # One whose worker died is tried alone: a checkpoint that was fetched beside it may have been to blame.
         ahead = worker.ahead if work.attempts == 1 else []
         upcoming = [each.checkpoint for each in ahead if not each.source]
-        self._call("score", worker, work.checkpoint, upcoming, work.source, work=work)
+        answer = worker.actor.score.remote(work.checkpoint, upcoming, work.source)
+        self.running[answer] = _Call("score", worker, worker.actor, work)
 
     def _set_aside(self, worker: _Worker) -> None:
         """Set checkpoints aside for a worker to fetch, no more than its share; the last ones go to whoever is free."""
@@ -204,7 +205,7 @@ class Run:
         else:
             if isinstance(outcome, Pending):
                 worker.commits += 1
-                self._call("commit", worker, outcome.key, work=work)
+                self.running[call.actor.commit.remote(outcome.key)] = _Call("commit", worker, call.actor, work)
                 return False
             if isinstance(outcome, Refusal) and outcome.reason == "worker_died":
                 died = outcome.message
