@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from klray import config as configs
 from klray.checkpoints import Unavailable, resolve
 from klray.config import Config
-from klray.cost import Cost, cost, duration
+from klray.cost import Cost, cost
 from klray.job import verb
-from klray.lens import is_unfinished
+from klray.lens import LOGIT, is_unfinished
+from klray.lens.cost import lens_weights
 from klray.store import Store
 from klray.sweep import missing
 from klray.table import text_table
+from klray.words import counted, duration
 
 SHOWN = 20
 
@@ -28,25 +30,27 @@ class Plan:
 def plan(config: Config, *, untrained: bool = False) -> Plan:
     """Print the plan and return it; nothing is fetched and no store is made.
 
-    ``untrained``: scoring is to go through a lens that is not there yet, so that no column can be.
+    ``untrained``: scoring is to go through a tuned lens that is not there yet, so that no column can be.
     """
     url = configs.store_url(config.store)
     settings = configs.scoring_settings(config.scoring)
     rates = configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
     selection = configs.selection(config.models)
     text_set = configs.text_set(config.texts)
-    with configs.hub(config.models) as hub:
-        checkpoints, unavailable = resolve(hub, selection)
     store = Store.find(url, text_set, configs.storage_options(config.store))
     committed = store.committed_keys() if store and not untrained else set()
-    todo, present = missing(checkpoints, committed, settings, text_set.fingerprint)
-    planned = cost(todo, present, int(text_set.n_bytes.sum()), rates)
-    print(f"family      {selection.family}, {len(selection.repositories)} repositories")
-    print(f"texts       {text_set.name}, {len(text_set):,} texts, {text_set.n_bytes.sum():,} bytes")
+    with configs.hub(config.models) as hub:
+        checkpoints, unavailable = resolve(hub, selection)
+        todo, present = missing(checkpoints, committed, settings, text_set.fingerprint)
+        tuned = untrained or settings.lens not in ("none", LOGIT)
+        lens = lens_weights(hub, todo, tuned=tuned) if tuned or settings.lens == LOGIT else None
+    planned = cost(todo, present, int(text_set.n_bytes.sum()), rates, lens)
+    print(f"family      {selection.family}, {counted(len(selection.repositories), 'repository')}")
+    print(f"texts       {text_set.name}, {counted(len(text_set), 'text')}, {text_set.n_bytes.sum():,} bytes")
     print(f"store       {url}{'' if store else ' (to be created)'}")
-    print(f"to score    {len(todo):,} checkpoints")
-    print(f"present     {len(present):,} checkpoints")
-    print(f"impossible  {len(unavailable):,} checkpoints")
+    print(f"to score    {counted(len(todo), 'checkpoint')}")
+    print(f"present     {counted(len(present), 'checkpoint')}")
+    print(f"impossible  {counted(len(unavailable), 'checkpoint')}")
     print("\n".join(planned.lines()))
     for each in todo[:SHOWN]:
         print(f"  score    {each.commit[:12]}  {each.bytes / 1e6:12,.1f} MB  {each.label}")
@@ -66,7 +70,13 @@ def plan_study(config: Config) -> list[Plan]:
         trained = asked.tune and folder.is_dir() and not is_unfinished(folder)
         if trained:
             stage.scoring = replace(stage.scoring, lens=str(folder))
-        lens = f", through the lens in {folder}" if trained else ", through a lens to be trained" if asked.tune else ""
+        lens = (
+            f", through the lens in {folder}"
+            if trained
+            else ", through a lens to be trained (which is not counted)"
+            if asked.tune
+            else ""
+        )
         print(f"stage       {asked.name}{lens}")
         planned = plan(stage, untrained=asked.tune and not trained)
         print()

@@ -13,6 +13,7 @@ from klray.job import verb
 from klray.store import Store
 from klray.sweep import SweepReport, sweep
 from klray.table import text_table
+from klray.words import counted
 
 REPOSITORIES_SHOWN = 30
 
@@ -61,7 +62,7 @@ def _print(report: SweepReport, checkpoints: Sequence[Checkpoint], store: Store)
     print(_closing_table(report, checkpoints))
     rate = f", {report.tokens / report.seconds:,.0f} tokens/s" if report.tokens else ""
     print(
-        f"scored {report.scored} checkpoints in {report.seconds:.0f} s{rate}; "
+        f"scored {counted(report.scored, 'checkpoint')} in {report.seconds:.0f} s{rate}; "
         f"{report.present} were there, {len(report.failures)} failed; store {store.url}"
         + (f"; {report.taken_over} of these hold the same files as another" if report.taken_over else "")
         + (f"; {report.elsewhere} were committed by other jobs meanwhile" if report.elsewhere else "")

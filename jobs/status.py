@@ -11,6 +11,7 @@ from klray.job import verb
 from klray.store import Failure, Store
 from klray.store.catalog import Catalog
 from klray.table import text_table
+from klray.words import counted
 
 REPOSITORIES_SHOWN = 30
 SNAPSHOTS_SHOWN = 10
@@ -41,7 +42,7 @@ def status(config: Config) -> None:
         results = ", ".join(store.result_names(manifest.id))
         print(f"  {manifest.id}  {manifest.n_models:,} models{f'; results: {results}' if results else ''}")
     left = Counter(each.kind for each in store.leftovers(catalog))
-    kinds = ", ".join(f"{count:,} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(left.items()))
+    kinds = ", ".join(counted(count, kind) for kind, count in sorted(left.items()))
     print(f"leftovers  {left.total():,}{f' ({kinds}); klray verify lists them' if left else ''}")
 
 

@@ -1,15 +1,17 @@
 """What scoring costs before it is done: bytes to fetch, arithmetic, hours of devices and time on the clock.
 
-An estimate: a forward pass is taken for 2 FLOP a parameter and token (arXiv 2001.08361, section 2.1), tokens are
-counted as bytes of text over a ratio, and devices are taken to reach the rate that is stated.
+An estimate: a forward pass is taken for 2 FLOP a parameter and token (arXiv 2001.08361, section 2.1), and as much for
+each weight that a lens multiplies with; tokens are counted as bytes of text over a ratio, and devices are taken to
+reach the rate that is stated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from klray.checkpoints import Checkpoint
+from klray.words import counted, duration
 
 # Dense peak of an H100 SXM in TFLOP/s: 16-bit tensor cores; fp32 without them (PyTorch's default keeps TF32 off).
 H100_PEAK_TFLOPS = {"float32": 67.0, "bfloat16": 989.0, "float16": 989.0}
@@ -25,7 +27,7 @@ class Rates:
     """What the work is divided by.
 
     ``device_tflops`` is what one worker reaches, in 1e12 FLOP a second; ``gigabits`` what all workers fetch together,
-    in 1e9 bits a second. ``device`` and ``stated`` are the words for them.
+    in 1e9 bits a second. ``device`` and ``stated`` are the words for them; ``assumed``: nobody said how many workers.
     """
 
     device_tflops: float
@@ -34,6 +36,7 @@ class Rates:
     bytes_per_token: float = 4.0
     device: str = "GPU"
     stated: str = ""
+    assumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,13 @@ class Cost:
     guessed: int  # of the distinct, those whose parameters follow from the size of their weights
     tokens: int  # of the text set
     rates: Rates
+    lens_weights: int = 0  # that a lens multiplies with beside the parameters, of the distinct together
+    untold: int = 0  # of the distinct, those of which nobody knows what the lens costs
 
     @property
     def flop(self) -> float:
-        """2 x parameters x tokens, over all distinct checkpoints."""
-        return 2.0 * self.parameters * self.tokens
+        """2 x (parameters + weights of the lens) x tokens, over all distinct checkpoints."""
+        return 2.0 * (self.parameters + self.lens_weights) * self.tokens
 
     @property
     def device_seconds(self) -> float:
@@ -76,13 +81,20 @@ class Cost:
     def lines(self) -> list[str]:
         """The cost in words: what, how much, and by which assumptions."""
         once = self.checkpoints - self.distinct
-        twins = f"; {once:,} more have files that are there or among these" if once else ""
-        guess = f", of {self.guessed:,} checkpoints from the bytes of 16-bit weights" if self.guessed else ""
+        lens = f" + {self.lens_weights:,} weights of the lens" if self.lens_weights else ""
+        lens += f", none known for {counted(self.untold, 'checkpoint')}" if self.untold else ""
+        twins = f"; {once:,} more {'has' if once == 1 else 'have'} files that are there or among these" if once else ""
+        guess = f", of {counted(self.guessed, 'checkpoint')} from the bytes of 16-bit weights" if self.guessed else ""
+        weights = f"{self.parameters:,} parameters{guess}"
+        weights = f"({weights}{lens})" if lens else weights
         limit = "the link" if self.fetch_seconds > self.compute_seconds else f"the {self.rates.device}"
-        workers = f"{self.rates.workers} worker{'s' if self.rates.workers > 1 else ''}"
+        workers = counted(self.rates.workers, "worker")
+        workers += (
+            ", as ray.workers is not set (klray score takes as many as the cluster has devices)" * self.rates.assumed
+        )
         return [
-            f"fetch       {self.fetch_bytes / 1e9:,.3f} GB of {self.distinct:,} checkpoints{twins}",
-            f"compute     {self.flop:.3g} FLOP (estimate: 2 x {self.parameters:,} parameters{guess} x "
+            f"fetch       {self.fetch_bytes / 1e9:,.3f} GB of {counted(self.distinct, 'checkpoint')}{twins}",
+            f"compute     {self.flop:.3g} FLOP (estimate: 2 x {weights} x "
             f"{self.tokens:,} tokens at {self.rates.bytes_per_token:g} bytes)",
             f"            {self.device_seconds / 3600:,.3f} {self.rates.device}-hours at "
             f"{self.rates.device_tflops:g} TFLOP/s{f' ({self.rates.stated})' if self.rates.stated else ''}",
@@ -91,14 +103,23 @@ class Cost:
         ]
 
 
-def cost(todo: Iterable[Checkpoint], present: Iterable[Checkpoint], text_bytes: int, rates: Rates) -> Cost:
+def cost(
+    todo: Iterable[Checkpoint],
+    present: Iterable[Checkpoint],
+    text_bytes: int,
+    rates: Rates,
+    lens_weights: Mapping[str, int | None] | None = None,
+) -> Cost:
     """Cost of scoring ``todo`` on texts of ``text_bytes`` UTF-8 bytes together.
 
     A checkpoint with the files of another, or of one that is ``present`` in the store, is neither fetched nor scored.
+    ``lens_weights`` are those of each repository that a lens multiplies with, if it is scored through one, None where
+    they are not known (``klray.lens.cost.lens_weights``).
     """
     todo = list(todo)
     known = {each.content for each in present if each.content}
     distinct = {each.content or each.label: each for each in todo if not each.content or each.content not in known}
+    through = [lens_weights[each.repository] for each in distinct.values()] if lens_weights is not None else []
     return Cost(
         checkpoints=len(todo),
         distinct=len(distinct),
@@ -107,6 +128,8 @@ def cost(todo: Iterable[Checkpoint], present: Iterable[Checkpoint], text_bytes: 
         guessed=sum(each.parameters is None for each in distinct.values()),
         tokens=round(text_bytes / rates.bytes_per_token),
         rates=rates,
+        lens_weights=sum(each for each in through if each is not None),
+        untold=through.count(None),
     )
 
 
@@ -115,14 +138,3 @@ def parameters(checkpoint: Checkpoint) -> int:
     if checkpoint.parameters is not None:
         return checkpoint.parameters
     return sum(file.size_bytes for file in checkpoint.files if file.is_weight) // UNKNOWN_BYTES_PER_PARAMETER
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> duration(0.04), duration(42), duration(600), duration(90000)
-    ('0.0 s', '42.0 s', '10.0 min', '25.0 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

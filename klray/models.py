@@ -45,6 +45,15 @@ class _Layout:
     tensors: tuple[tuple[str, tuple[int, ...], str], ...]  # name, shape, dtype
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What of a model's shape its config tells: layers, width of the hidden states, vocabulary entries."""
+
+    layers: int
+    width: int
+    vocabulary: int
+
+
 @dataclass(eq=False)
 class Loaded:
     """A model from a checkpoint, in eval mode, and the facts about it.
@@ -164,6 +173,14 @@ def load(
         )
 
 
+def shape(directory: str | Path) -> Shape:
+    """Shape of the language model whose config.json is in ``directory``. Raises CheckpointError, load_failed."""
+    folder = Path(directory)
+    with _quiet(), explained(folder):
+        config = _config(folder).get_text_config()
+        return Shape(int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size))
+
+
 def import_early() -> None:
     """Import what transformers imports with the first model, 2 s, for processes that are forked from this one."""
     for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "PreTrainedModel", "GenerationMixin"):
@@ -219,8 +236,12 @@ def _free(model: Any) -> None:
             module.state = module.quant_state = None
 
 
+def _config(folder: Path) -> Any:
+    return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
 def _build(folder: Path, dtype: str, device: str | torch.device, quantization: str, safetensors: bool) -> Any:
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config = _config(folder)
     # A config.json may name an attention kernel to be fetched from the hub: only the built-in ones are used.
     config._attn_implementation = None
     stored_quantized = hasattr(config, "quantization_config")

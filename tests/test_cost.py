@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from jobs.plan import plan
 from klray import config as configs
@@ -19,6 +20,7 @@ from klray.embedded.family import train_family
 from klray.embedded.hub import HubServer
 from klray.embedded.recipe import SMALLEST
 from klray.errors import KlrayError
+from klray.lens.cost import lens_weights
 from tests.hub_faults import hub_of
 
 RUN = "klray/tiny-46k-seed1"
@@ -53,7 +55,7 @@ def test_parameters_that_nobody_tells_are_guessed_from_16_bit_weights(server: Hu
     assert found.parameters is None
     assert parameters(found) == 10_000 // 2
     lines = "\n".join(cost([found], [], 4000, RATES).lines())
-    assert "2 x 5,000 parameters, of 1 checkpoints from the bytes of 16-bit weights x 1,000 tokens" in lines
+    assert "2 x 5,000 parameters, of 1 checkpoint from the bytes of 16-bit weights x 1,000 tokens" in lines
 
 
 def test_cost_is_the_formula(server: HubServer) -> None:
@@ -84,9 +86,40 @@ def test_equal_files_cost_once_and_nothing_if_they_are_there(server: HubServer) 
     alone = cost(run, [], 4000, RATES)
     assert (both.checkpoints, both.distinct) == (STEPS + 1, STEPS)
     assert (both.fetch_bytes, both.flop) == (alone.fetch_bytes, alone.flop)
-    assert f"of {STEPS} checkpoints; 1 more have files that are there or among these" in both.lines()[0]
+    assert f"of {STEPS} checkpoints; 1 more has files that are there or among these" in both.lines()[0]
     there = cost(copy, run, 4000, RATES)
     assert (there.distinct, there.fetch_bytes, there.flop, there.wall_seconds) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_lens_costs_the_head_for_every_layer_but_the_last(server: HubServer, tuned: bool) -> None:
+    run = checkpoints(server, RepositorySpec(RUN, "step*"))
+    model = AutoModelForCausalLM.from_pretrained(train_family(SMALLEST) / RUN / "step40")
+    n_head = model.lm_head.weight.numel()
+    n_translator = model.lm_head.weight.shape[1] ** 2 if tuned else 0
+    expected = len(model.base_model.layers) * (n_head + n_translator)
+    server.requests.clear()
+    lens = lens_weights(hub_of(server), run, tuned=tuned)
+    assert lens == {RUN: expected}
+    assert server.requests.total() == 1  # config.json, once for the repository
+    planned = cost(run, [], 8_000_000, RATES, lens)
+    assert planned.flop == 2 * (PARAMETERS + expected) * STEPS * 2_000_000
+    assert f"parameters + {expected * STEPS:,} weights of the lens) x 2,000,000 tokens" in planned.lines()[1]
+
+
+def test_what_a_lens_costs_is_not_known_of_an_architecture_that_is_not(
+    server: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "strange"
+    shutil.copytree(train_family(SMALLEST) / RUN / "step40", folder)
+    (folder / "config.json").write_text('{"model_type": "nobody_knows_it"}')
+    found = checkpoints(server, RepositorySpec(RUN), RepositorySpec(str(folder)))
+    lens = lens_weights(hub_of(server), found, tuned=False)
+    assert lens[str(folder)] is None and lens[RUN]
+    assert "what a lens costs is not known" in caplog.text and "nobody_knows_it" in caplog.text
+    planned = cost(found, [], 8_000_000, RATES, lens)
+    assert planned.lens_weights == lens[RUN]
+    assert "weights of the lens, none known for 1 checkpoint) x" in planned.lines()[1]
 
 
 def test_plan_prints_the_cost(
@@ -129,10 +162,10 @@ def test_the_embedded_family_is_scored_by_cpu_cores_and_16_bit_by_tensor_cores()
 def test_a_plan_states_its_cores_and_refuses_less_than_one_worker() -> None:
     config = Config(models=ModelsConfig(source=ModelSource.embedded))
     stated = configs.plan_rates(config.plan, config.models, config.scoring, config.ray).stated
-    assert stated == "1 CPU core, float32"
+    assert stated == "1 CPU core, as measured in float32"
     config.scoring.threads = 2
     stated = configs.plan_rates(config.plan, config.models, config.scoring, config.ray).stated
-    assert stated == "2 CPU cores, float32"
+    assert stated == "2 CPU cores, as measured in float32"
     config.ray.workers = 0
     with pytest.raises(KlrayError, match=r"ray\.workers=0: must be 1 or more"):
         configs.plan_rates(config.plan, config.models, config.scoring, config.ray)

@@ -6,6 +6,7 @@ and a ``Fetcher`` does so ahead of time.
 
 from klray.checkpoints.cache import Cache
 from klray.checkpoints.fetcher import Fetcher
+from klray.checkpoints.files import CONFIG
 from klray.checkpoints.folder import architecture, model_config
 from klray.checkpoints.hub import Contact, Hub, contact
 from klray.checkpoints.identity import Checkpoint, Facts, RemoteFile, Unavailable, step_of
@@ -13,6 +14,7 @@ from klray.checkpoints.patience import Patience
 from klray.checkpoints.selection import RepositorySpec, Selection, resolve
 
 __all__ = [
+    "CONFIG",
     "Cache",
     "Checkpoint",
     "Contact",

@@ -9,6 +9,7 @@ from klray.config.models import ModelsConfig, ModelSource
 from klray.config.scoring import DTYPES, ScoringConfig
 from klray.cost import CPU_CORE_TFLOPS, H100_PEAK_TFLOPS, H100_SHARE, Rates
 from klray.errors import KlrayError
+from klray.words import counted
 
 
 @dataclass
@@ -37,7 +38,7 @@ def plan_rates(config: PlanConfig, models: ModelsConfig, scoring: ScoringConfig,
     elif on_cpu:
         tflops, stated = (
             CPU_CORE_TFLOPS * scoring.threads,
-            f"{scoring.threads} CPU core{'s' if scoring.threads > 1 else ''}, float32",
+            f"{counted(scoring.threads, 'CPU core')}, as measured in float32",
         )
     else:
         dtype = DTYPES[scoring.dtype]
@@ -50,4 +51,5 @@ def plan_rates(config: PlanConfig, models: ModelsConfig, scoring: ScoringConfig,
         bytes_per_token=config.bytes_per_token,
         device="CPU" if on_cpu else "GPU",
         stated=stated,
+        assumed=ray.workers is None,
     )

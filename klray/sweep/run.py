@@ -20,6 +20,7 @@ from klray.scoring import ScoringSettings
 from klray.store import Failure, Store
 from klray.sweep.actor import PatienceActor, Pending, Refusal, ScorerActor
 from klray.sweep.queue import Queue, Work
+from klray.words import counted
 
 log = logging.getLogger("klray")
 
@@ -242,8 +243,8 @@ class Run:
             return None
         return Refusal(
             "worker_died",
-            f"{where}: the process that scored it died {work.attempts} times ({died}); if memory was short, lower "
-            "scoring.tokens_per_batch or ray.workers",
+            f"{where}: the process that scored it died {counted(work.attempts, 'time')} ({died}); if memory was short, "
+            "lower scoring.tokens_per_batch or ray.workers",
         )
 
     def _end(self, actor: Any) -> None:
