@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import s3fs
 import torch
+from hypothesis import settings
 
 from klray.checkpoints import Hub, download
 from klray.embedded.family import family_root, train_family
@@ -19,6 +20,9 @@ from tests.hub_faults import hub_of
 from tests.s3_server import CephServer, S3Server, ceph_server, moto_server, why_no_ceph
 from tests.stores import TEXTS
 from tests.study_data import SCALED, Study, make_study
+
+settings.register_profile("shared machine", deadline=None)  # examples may take as long as they do
+settings.load_profile("shared machine")
 
 FILE_SYSTEMS: dict[tuple[str, str], dict[str, s3fs.S3FileSystem]] = {}
 

@@ -114,5 +114,5 @@ def ceph_server(folder: Path) -> Iterator[CephServer]:
         yield CephServer(read_variables(folder / "credentials.env"), folder)
     finally:
         process.terminate()
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=480)
         assert process.returncode == 0, rest

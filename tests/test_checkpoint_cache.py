@@ -342,7 +342,7 @@ def test_full_disk(root: Path, tmp_path: Path, size: str, fill: list[str], words
         pytest.skip("this machine does not let users mount file systems of their own")
     script = FULL_DISK.format(project=str(Path(__file__).parents[1]), disk=str(tmp_path), root=str(root), run=RUN)
     command = [unshare, "-Urm", sys.executable, "-c", script, size, *fill]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    said = subprocess.run(command, capture_output=True, text=True, timeout=480, check=True).stdout
     reason, downloads, message = said.split(maxsplit=2)
     assert reason == "disk_full"
     assert (int(downloads) > 0) == bool(fill)

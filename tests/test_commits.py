@@ -28,7 +28,7 @@ SETTINGS = ScoringSettings()
 
 
 def wait_for(found: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not found():
         assert time.monotonic() < deadline, "what was waited for did not happen"
         time.sleep(0.005)

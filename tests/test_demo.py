@@ -30,7 +30,7 @@ def demo(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
             env={**os.environ, "RAY_TMPDIR": ray_logs, "PYTHONPATH": str(Path(__file__).parent.parent)},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=480,
         )
         shutil.copytree(ray_logs, folder / "ray", ignore=shutil.ignore_patterns("sockets", "session_latest"))
     finally:

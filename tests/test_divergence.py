@@ -328,7 +328,7 @@ MATRICES = hnp.arrays(
 )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(MATRICES, st.integers(-1000, 1000), st.integers(-1000, 1000))
 def test_shifting_a_model_or_a_text_changes_nothing(values: np.ndarray, by_model: int, by_text: int) -> None:
     sizes = np.full(values.shape[1], 600)
@@ -339,7 +339,7 @@ def test_shifting_a_model_or_a_text_changes_nothing(values: np.ndarray, by_model
         np.testing.assert_allclose(quantity(shifted, sizes), quantity(values, sizes), rtol=1e-7, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(MATRICES, st.integers(1, 1000))
 def test_bits_per_byte_go_with_one_over_bytes(values: np.ndarray, size: int) -> None:
     once, twice = np.full(values.shape[1], size), np.full(values.shape[1], 2 * size)
@@ -347,7 +347,7 @@ def test_bits_per_byte_go_with_one_over_bytes(values: np.ndarray, size: int) -> 
         np.testing.assert_array_equal(quantity(values, once), 2 * quantity(values, twice))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(MATRICES)
 def test_the_root_of_kl_is_a_distance(values: np.ndarray) -> None:
     root = np.sqrt(kl_divergence(values, np.full(values.shape[1], 600)))
@@ -358,7 +358,7 @@ def test_the_root_of_kl_is_a_distance(values: np.ndarray) -> None:
     assert (root[:, None, :] <= detours * (1 + 1e-9) + 1e-9).all()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(MATRICES, st.randoms(use_true_random=False))
 def test_reordering_models_or_texts_reorders_the_result(values: np.ndarray, random: Any) -> None:
     models, texts = list(range(values.shape[0])), list(range(values.shape[1]))

@@ -122,7 +122,7 @@ def test_store_that_is_not_named_is_skipped_and_foreign_schemes_are_refused() ->
 def test_store_where_nobody_is_is_refused_at_once(server: CarelessS3, closed_port: int, backend: str) -> None:
     start = time.monotonic()
     (finding,) = store_verdicts(closed_port, backend)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20
     assert finding.verdict == "refused" and f"http://127.0.0.1:{closed_port} does not answer" in finding.found
     assert "refused" in finding.found and finding.cure == "check AWS_ENDPOINT_URL and the network"
 
@@ -211,7 +211,7 @@ def test_ray_where_nobody_is_is_refused_at_once(closed_port: int, monkeypatch: p
         assert finding.verdict == "refused" and cluster is None
         assert f"ray.address=127.0.0.1:{closed_port}: no Ray cluster could be joined" in finding.found
         assert "ray start --head" in finding.cure
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20
 
 
 def test_dtype_is_held_against_the_device() -> None:

@@ -25,7 +25,7 @@ from tests.snapshot_data import TEXT_SET, labelled, rows_of, snapshot
 # ---- the exact quantile
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     hnp.arrays(
         st.sampled_from([np.float32, np.float64]),

@@ -59,7 +59,7 @@ def run(
     hub: HubServer, store: Path, *overrides: str, verb: str = "score", code: int = 0
 ) -> subprocess.CompletedProcess[str]:
     arguments, environment = command(hub, store, *overrides, verb=verb)
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=480)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -147,7 +147,7 @@ def test_two_jobs_at_once_share_the_work(hub: HubServer, undisturbed: Path, tmp_
     jobs = [
         subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)
     ]
-    assert [job.wait(timeout=240) for job in jobs] == [0, 0], [job.communicate()[1].decode() for job in jobs]
+    assert [job.wait(timeout=480) for job in jobs] == [0, 0], [job.communicate()[1].decode() for job in jobs]
     said = [job.communicate()[0].decode() for job in jobs]
     assert columns(store) == columns(undisturbed)
     scored = [int(re.search(r"scored (\d+) checkpoints", text)[1]) for text in said]  # type: ignore[index]
@@ -163,7 +163,7 @@ def test_actor_killed_while_it_starts_is_tried_again(hub: HubServer, undisturbed
             assert process.poll() is None, "the sweep ended before it could be disturbed"
             time.sleep(0.005)
         found[0].send_signal(signal.SIGKILL)
-        _, errors = process.communicate(timeout=200)
+        _, errors = process.communicate(timeout=480)
     assert process.returncode == 0, errors.decode()
     assert "trying once more" in errors.decode()
     assert columns(store).items() <= columns(undisturbed).items()
@@ -188,7 +188,7 @@ def actors_of(driver: int) -> list[psutil.Process]:
 
 
 def wait_for_commits(store: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         if len(list((store / "commits").glob("*.json"))) >= count:
             return
@@ -206,7 +206,7 @@ def test_killed_actor_is_replaced_and_every_column_is_the_same(
         wait_for_commits(store, 3, process)
         (actor,) = actors_of(process.pid)
         actor.send_signal(signal.SIGKILL)
-        _, errors = process.communicate(timeout=200)
+        _, errors = process.communicate(timeout=480)
         assert process.returncode == 0, errors.decode()
     assert "its worker died, trying once more" in errors.decode()
     assert columns(store) == columns(undisturbed)
@@ -222,7 +222,7 @@ def test_killed_driver_leaves_nothing_behind_but_columns_and_the_rest_follows(
         actors = actors_of(process.pid)
         assert actors
         process.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(actors, timeout=60)
+    _, alive = psutil.wait_procs(actors, timeout=480)
     assert alive == []
     scored = len(columns(store))
     assert 3 <= scored < N_CHECKPOINTS
@@ -373,7 +373,7 @@ def test_checkpoint_that_kills_its_process_is_tried_as_often_as_configured_and_r
                     actor.send_signal(signal.SIGKILL)
 
         noting.before_weights = kill
-        said, errors = (stream.decode() for stream in process.communicate(timeout=280))
+        said, errors = (stream.decode() for stream in process.communicate(timeout=480))
     assert process.returncode == 1, errors
     assert "scored 1 checkpoint in" in said and "1 failed" in said
     (failure,) = Store.open(str(store)).failures()

@@ -24,7 +24,7 @@ from tests.faults.servers import new_bucket, server
 
 N_KEYS = 4
 MOVES = 24
-LIMIT_SECONDS = 60
+LIMIT_SECONDS = 240
 LOOKS = ("list", "walk", "commits", "columns", "ids", "open", "read opened", "read newest", "audit")
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -19,7 +19,7 @@ import s3fs
 
 from tests.s3_server import CREDENTIALS, S3Server, ceph_server
 
-START_SECONDS = 60
+START_SECONDS = 240
 
 
 @contextlib.contextmanager
