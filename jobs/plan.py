@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from klray import config as configs
-from klray.checkpoints import Unavailable, resolve
+from klray.checkpoints import Unavailable, larger_than_cache, resolve
 from klray.config import Config
 from klray.cost import Cost, cost
 from klray.job import verb
@@ -42,6 +42,12 @@ def plan(config: Config, *, untrained: bool = False) -> Plan:
     with configs.hub(config.models) as hub:
         checkpoints, unavailable = resolve(hub, selection)
         todo, present = missing(checkpoints, committed, settings, text_set.fingerprint)
+        too_large = {each: why for each in todo if (why := larger_than_cache(each, settings.cache_bytes))}
+        todo = [each for each in todo if each not in too_large]
+        unavailable += [
+            Unavailable(each.repository, each.revision, "disk_full", f"it takes {each.bytes:,} bytes, and {why}")
+            for each, why in too_large.items()
+        ]
         tuned = untrained or settings.lens not in ("none", LOGIT)
         lens = lens_weights(hub, todo, tuned=tuned) if tuned or settings.lens == LOGIT else None
     planned = cost(todo, present, int(text_set.n_bytes.sum()), rates, lens)

@@ -143,10 +143,12 @@ def score(
 def _check_finite(model: Any, values: np.ndarray, where: str = "") -> None:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
+        dtype = next(model.parameters()).dtype
+        wider = {torch.float16: "try dtype float32 or bfloat16, or ", torch.bfloat16: "try dtype float32, or "}
         raise CheckpointError(
             f"{type(model).__name__} gives text {bad[0]} a log-likelihood of {values[bad[0]]}{where}, and {len(bad):,} "
             f"of {len(values):,} texts one that is not finite: its weights or its arithmetic overflow; "
-            "try dtype float32 or bfloat16, or leave this checkpoint out",
+            f"{wider.get(dtype, '')}leave this checkpoint out",
             "non_finite",
         )
 

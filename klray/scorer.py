@@ -29,17 +29,8 @@ class Outcome:
 
     key: str
     first: bool  # False: another job had committed the same column meanwhile
-    seconds: float
     tokens: int
     taken_over: bool = False  # the values were there, of a checkpoint with the same files
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scored:
-    """A column that is not in the store yet."""
-
-    column: Column
-    begun: float  # when, by the monotonic clock
 
 
 class Scorer:
@@ -82,7 +73,7 @@ class Scorer:
         """Score ``checkpoint`` and commit its column: ``column`` and ``commit`` in one. Raises as they do."""
         return self.commit(self.column(checkpoint, upcoming))
 
-    def column(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint] = ()) -> Scored:
+    def column(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint] = ()) -> Column:
         """Score ``checkpoint``; meanwhile fetch those that are ``upcoming``, in their order.
 
         Raises
@@ -95,15 +86,14 @@ class Scorer:
         directory = self.fetcher.take(checkpoint, upcoming)
         timings["fetch_seconds"] = time.monotonic() - start
         try:
-            column = self._column(checkpoint, directory, timings)
+            return self._column(checkpoint, directory, timings)
         except CheckpointError as error:  # where this worker keeps its files says nothing to whoever reads the record
             raise CheckpointError(error.message.replace(str(directory), checkpoint.label), error.reason) from error
         finally:
             if not upcoming:  # nothing will be copied from it
                 self.cache.discard(checkpoint)
-        return Scored(column, start)
 
-    def commit(self, scored: Scored) -> Outcome:
+    def commit(self, column: Column) -> Outcome:
         """Commit a column. It may be called while the next checkpoint is scored, from another thread.
 
         Raises
@@ -111,12 +101,11 @@ class Scorer:
         StoreError
             The store refused the column; no other column can be written either.
         """
-        column = scored.column
         try:
             _, first = self.store.add_column(column)
         except OSError as error:
             raise _store_refused(self.store.url, error) from error
-        return Outcome(column.identity.key, first, time.monotonic() - scored.begun, int(column.n_tokens.sum()))
+        return Outcome(column.identity.key, first, int(column.n_tokens.sum()))
 
     def take_over(self, checkpoint: Checkpoint, source: str) -> Outcome | None:
         """Commit for ``checkpoint`` the values of the column with the key ``source``, whose checkpoint holds the same
@@ -127,14 +116,13 @@ class Scorer:
         StoreError
             The store refused the column.
         """
-        start = time.monotonic()
         identity = self.settings.identity(checkpoint, self.text_set.fingerprint)
         facts = {**dataclasses.asdict(checkpoint.facts), "revision": checkpoint.revision}
         try:
             taken = take_over(self.store.objects, source, identity, facts)
         except OSError as error:
             raise _store_refused(self.store.url, error) from error
-        return None if taken is None else Outcome(identity.key, taken[1], time.monotonic() - start, 0, taken_over=True)
+        return None if taken is None else Outcome(identity.key, taken[1], 0, taken_over=True)
 
     def _column(self, checkpoint: Checkpoint, directory: Path, timings: dict[str, float]) -> Column:
         settings = self.settings

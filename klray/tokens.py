@@ -89,6 +89,9 @@ def encode(tokenizer: Callable[..., Any], texts: Sequence[str]) -> Tokens:
     if isinstance(texts, str):
         raise KlrayError("texts is one str: pass a list of texts, [text] for a single one")
     texts = list(texts)
+    odd = next((n for n, text in enumerate(texts) if not isinstance(text, str)), None)
+    if odd is not None:
+        raise KlrayError(f"text {odd} is no str but {type(texts[odd]).__name__}: pass a list of str, in Unicode")
     if not texts:
         return Tokens(ids=np.zeros(0, np.int32), offsets=np.zeros(1, np.int64))
     # These are the defaults, said aloud: files may ask for truncation or padding. verbose warns of a model_max_length

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
+from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, Unavailable, resolve
 from klray.embedded.hub import HubServer
 from klray.embedded.routes import HubHandler
 
@@ -45,9 +45,22 @@ def hub_of(server: HubServer) -> Hub:
     return Hub(server.endpoint, server.token)
 
 
+def select(*specs: RepositorySpec, **options: int) -> Selection:
+    """What is asked of a family."""
+    return Selection("tiny", specs, **options)
+
+
+def only_error(hub: Hub, spec: RepositorySpec) -> Unavailable:
+    """Why nothing that ``spec`` asks for is available."""
+    checkpoints, unavailable = resolve(hub, select(spec))
+    assert not checkpoints
+    assert len(unavailable) == 1
+    return unavailable[0]
+
+
 def checkpoints_of(server: HubServer) -> list[Checkpoint]:
     """The checkpoints of the run, in order of their steps."""
-    return resolve(hub_of(server), Selection("tiny", (RepositorySpec(RUN, "step*"),)))[0]
+    return resolve(hub_of(server), select(RepositorySpec(RUN, "step*")))[0]
 
 
 class FaultyHub(HubServer):

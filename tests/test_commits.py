@@ -16,9 +16,9 @@ from klray.checkpoints import Checkpoint, Facts, RemoteFile
 from klray.cluster import RaySettings, Shape, connected
 from klray.errors import CheckpointError
 from klray.progress import Progress
-from klray.scorer import Outcome, Scored
+from klray.scorer import Outcome
 from klray.scoring import ScoringSettings
-from klray.store import Store
+from klray.store import Column, Store
 from klray.sweep import run
 from klray.sweep.actor import Pending, ScorerActor
 from klray.sweep.run import Run, _Call, _Worker
@@ -48,21 +48,21 @@ class Ordinary:
     def begun(self, what: str, revision: str = "") -> int:
         return len(list(self.folder.glob(f"{what} {revision}*")))
 
-    def column(self, checkpoint: Checkpoint, upcoming: object) -> Scored:
+    def column(self, checkpoint: Checkpoint, upcoming: object) -> Column:
         self.begin("score", checkpoint.revision)
         identity = SETTINGS.identity(checkpoint, TEXTS.fingerprint)
-        return Scored(dataclasses.replace(column("a", int(checkpoint.revision)), identity=identity), time.monotonic())
+        return dataclasses.replace(column("a", int(checkpoint.revision)), identity=identity)
 
-    def commit(self, scored: Scored) -> Outcome:
-        self.begin("commit", str(scored.column.facts["step"]))
-        _, first = self.store.add_column(scored.column)
-        return Outcome(scored.column.identity.key, first, 0.0, 84)
+    def commit(self, scored: Column) -> Outcome:
+        self.begin("commit", str(scored.facts["step"]))
+        _, first = self.store.add_column(scored)
+        return Outcome(scored.identity.key, first, 84)
 
 
 class Overlapping(Ordinary):
     """No column is committed before the next one is begun."""
 
-    def commit(self, scored: Scored) -> Outcome:
+    def commit(self, scored: Column) -> Outcome:
         number = self.begun("commit") + 1
         wait_for(lambda: self.begun("score") > min(number, 2))
         return super().commit(scored)
@@ -71,15 +71,15 @@ class Overlapping(Ordinary):
 class DyingBeside(Ordinary):
     """The process ends in the second checkpoint, while the first is committed for the first time."""
 
-    def column(self, checkpoint: Checkpoint, upcoming: object) -> Scored:
+    def column(self, checkpoint: Checkpoint, upcoming: object) -> Column:
         scored = super().column(checkpoint, upcoming)
         if checkpoint.revision == "2":
             wait_for(lambda: self.begun("commit", "1") > 0)
             os._exit(1)
         return scored
 
-    def commit(self, scored: Scored) -> Outcome:
-        if scored.column.facts["step"] == 1 and self.begin("commit", "1") == 1:
+    def commit(self, scored: Column) -> Outcome:
+        if scored.facts["step"] == 1 and self.begin("commit", "1") == 1:
             time.sleep(60)
         return super().commit(scored)
 
@@ -87,7 +87,7 @@ class DyingBeside(Ordinary):
 class DyingAfter(Ordinary):
     """The process ends once the first column is committed, before anybody knows."""
 
-    def commit(self, scored: Scored) -> Outcome:
+    def commit(self, scored: Column) -> Outcome:
         outcome = super().commit(scored)
         if self.begun("commit") == 1:
             os._exit(1)
@@ -97,14 +97,14 @@ class DyingAfter(Ordinary):
 class ModelDying(Ordinary):
     """The process of the second checkpoint's model ends, while the first is committed."""
 
-    def column(self, checkpoint: Checkpoint, upcoming: object) -> Scored:
+    def column(self, checkpoint: Checkpoint, upcoming: object) -> Column:
         scored = super().column(checkpoint, upcoming)
         if checkpoint.revision == "2":
             wait_for(lambda: self.begun("commit", "1") > 0)
             raise CheckpointError("the process of its model was killed", "worker_died")
         return scored
 
-    def commit(self, scored: Scored) -> Outcome:
+    def commit(self, scored: Column) -> Outcome:
         time.sleep(0.5)
         return super().commit(scored)
 

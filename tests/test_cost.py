@@ -122,6 +122,26 @@ def test_what_a_lens_costs_is_not_known_of_an_architecture_that_is_not(
     assert "weights of the lens, none known for 1 checkpoint) x" in planned.lines()[1]
 
 
+def test_a_checkpoint_that_the_cache_cannot_hold_is_said_before_anything_is_fetched(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    models = [RepositoryConfig(RUN), RepositoryConfig("other/strange")]
+    config = Config(models=ModelsConfig(repositories=models), store=StoreConfig(url=str(tmp_path / "store")))
+    sizes = {
+        each.repository: each.bytes
+        for each in checkpoints(server, RepositorySpec(RUN), RepositorySpec("other/strange"))
+    }
+    config.scoring.cache_gigabytes = (sizes["other/strange"] + 20_000) / 1e9
+    assert sizes[RUN] > config.scoring.cache_gigabytes * 1e9
+    planned = plan(config)
+    out = capsys.readouterr().out
+    assert [(each.repository, each.reason) for each in planned.unavailable] == [(RUN, "disk_full")]
+    assert "to score    1 checkpoint\n" in out and f"cannot   {RUN}@main  disk_full: it takes" in out
+    assert "raise scoring.cache_gigabytes to 0.00" in out
+
+
 def test_plan_prints_the_cost(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

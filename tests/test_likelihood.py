@@ -268,7 +268,9 @@ def test_values_that_are_not_finite_are_an_error_that_names_the_first_text() -> 
     texts = ["abc", "def", "x y", "ghi", "axb"]
     with pytest.raises(CheckpointError, match="gives text 2 a log-likelihood of nan, and 2 of 5 texts") as caught:
         log_likelihood(model, tokenizer, texts)
-    assert caught.value.reason == "non_finite"
+    assert caught.value.reason == "non_finite" and "dtype" not in caught.value.message
+    with pytest.raises(CheckpointError, match="try dtype float32, or leave this checkpoint out"):
+        log_likelihood(model.to(torch.bfloat16), tokenizer, texts)
 
 
 def test_texts_beyond_the_context_and_foreign_tokenizers_are_refused() -> None:

@@ -50,6 +50,12 @@ def test_encode_neither_truncates_nor_pads_nor_warns_when_the_tokenizer_s_files_
     assert not caplog.records
 
 
+@pytest.mark.parametrize(("odd", "name"), [(None, "NoneType"), (b"bytes", "bytes"), (1.5, "float")])
+def test_what_is_no_text_is_named_with_its_place(odd: Any, name: str) -> None:
+    with pytest.raises(KlrayError, match=f"text 1 is no str but {name}: pass a list of str"):
+        encode(tiny_models.byte_level_tokenizer(), ["a", odd, odd])
+
+
 def test_a_tokenizer_that_pads_in_batches_is_refused() -> None:
     class Padding:
         def __call__(self, texts: str | list[str], **_: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 and a ``Fetcher`` does so ahead of time.
 """
 
-from klray.checkpoints.cache import Cache
+from klray.checkpoints.cache import Cache, larger_than_cache
 from klray.checkpoints.fetcher import Fetcher
 from klray.checkpoints.files import CONFIG
 from klray.checkpoints.folder import architecture, model_config
@@ -28,6 +28,7 @@ __all__ = [
     "Unavailable",
     "architecture",
     "contact",
+    "larger_than_cache",
     "model_config",
     "resolve",
     "step_of",

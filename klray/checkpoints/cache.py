@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +36,7 @@ class _Entry:
 
     @property
     def bytes(self) -> int:
-        return sum(file.size_bytes + NOTES_BYTES for file in self.files)
+        return _bytes_on_disk(self.files)
 
 
 class Cache:
@@ -142,9 +143,8 @@ class Cache:
     def _reserve(self, folder: Path, checkpoint: Checkpoint) -> _Entry | None:
         """Entry to fill, with its bytes reserved; None when the folder is complete."""
         wanted = _Entry(checkpoint.files, users=1, complete=False)
-        if wanted.bytes > self.max_bytes:
-            larger = f"raise scoring.cache_gigabytes to {math.ceil(wanted.bytes / 1e6) / 1e3:g} or more"
-            raise self._disk_full(checkpoint, f"the cache may hold {self.max_bytes:,} bytes: {larger}")
+        if larger := larger_than_cache(checkpoint, self.max_bytes):
+            raise self._disk_full(checkpoint, larger)
         with self._changed:
             while True:
                 if self._closed:
@@ -215,6 +215,19 @@ class Cache:
             f"{checkpoint.label} takes {checkpoint.bytes:,} bytes, {free:,} bytes are free in {self.root}, and {limit}",
             "disk_full",
         )
+
+
+def larger_than_cache(checkpoint: Checkpoint, max_bytes: int) -> str:
+    """Why ``checkpoint`` can never be fetched into a cache of ``max_bytes``, and what to do; "" when it can."""
+    needed = 0 if checkpoint.directory else _bytes_on_disk(checkpoint.files)
+    if needed <= max_bytes:
+        return ""
+    larger = f"raise scoring.cache_gigabytes to {math.ceil(needed / 1e6) / 1e3:g} or more"
+    return f"the cache may hold {max_bytes:,} bytes: {larger}"
+
+
+def _bytes_on_disk(files: Iterable[RemoteFile]) -> int:
+    return sum(file.size_bytes + NOTES_BYTES for file in files)
 
 
 def _claim(root: Path) -> tuple[Path, TextIO]:

@@ -1,7 +1,8 @@
 """A model hub over HTTP: who answers there, what a repository holds, and what its refusals mean.
 
-Requests: one for a repository's ``main``, one for its branches and tags, one for each further commit (the hub's strict
-limit: 500 anonymous or 1,000 authenticated API requests in five minutes). Files: see ``klray.checkpoints.download``.
+Requests: one for a repository's ``main``, one for its branches and tags, one for each further commit, one more where it
+is not found (the hub's strict limit: 500 anonymous or 1,000 authenticated API requests in five minutes). Files: see
+``klray.checkpoints.download``.
 """
 
 from __future__ import annotations
@@ -186,6 +187,21 @@ def references(hub: Hub, repository: str) -> dict[str, str]:
     """Branches and tags of a repository: name -> commit sha, in one request. Raises as ``listing``."""
     data = _get(hub, repository, "", "/refs")
     return {ref["name"]: ref["targetCommit"] for kind in ("tags", "branches") for ref in data.get(kind) or []}
+
+
+def repositories_of(hub: Hub, organisation: str) -> list[str]:
+    """Names of an organisation's models, at most 1,000, in one request; none where the hub does not tell: for hints."""
+    try:
+        response = get_session().get(
+            f"{hub.address}/api/models",
+            params={"author": organisation, "limit": "1000"},
+            headers=build_hf_headers(token=hub.token or False, headers=hub.headers),
+            timeout=CONTACT_SECONDS,
+        )
+        response.raise_for_status()
+        return [str(each["id"]) for each in response.json()]
+    except (*NETWORK_ERRORS, ValueError, TypeError, KeyError):
+        return []
 
 
 def check_access(hub: Hub, repository: str) -> None:

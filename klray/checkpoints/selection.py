@@ -13,12 +13,23 @@ from typing import TypeVar
 
 from klray.checkpoints.files import loadable_files
 from klray.checkpoints.folder import LOCAL_REVISION, folder_lineage, folder_revisions, local_folder, read_folder
-from klray.checkpoints.hub import COMMIT, Hub, Listing, SilentHubError, check_access, listing, references
+from klray.checkpoints.hub import (
+    COMMIT,
+    Hub,
+    Listing,
+    SilentHubError,
+    check_access,
+    listing,
+    references,
+    repositories_of,
+)
 from klray.checkpoints.identity import Checkpoint, Facts, Unavailable, step_of
 from klray.checkpoints.lineage import NO_LINEAGE, Lineage, parsed_parents
 from klray.errors import CheckpointError, KlrayError, Reason
+from klray.words import counted
 
 REQUESTS_AT_ONCE = 8
+NEIGHBOURS = 3  # names in a hint
 
 T = TypeVar("T")
 
@@ -135,7 +146,9 @@ def _expand(hub: Hub, stride: int, spec: RepositorySpec) -> _Expansion:
     except SilentHubError as error:
         raise SilentHubError(error.message + _no_folder(spec.repository), error.reason) from error
     except CheckpointError as error:
-        message = error.message + (_no_folder(spec.repository) if error.reason == "repository_not_found" else "")
+        message = error.message
+        if error.reason == "repository_not_found":
+            message += _no_folder(spec.repository) + _neighbours(hub, spec.repository)
         return [Unavailable(spec.repository, ", ".join(spec.patterns), error.reason, message)]
     wanted = [item for item in found if isinstance(item, _Wanted)]
     stepped = sorted({step for item in wanted if (step := step_of(item.revision)) is not None})
@@ -150,6 +163,17 @@ def _no_folder(repository: str) -> str:
     if local_folder(repository) or repository.count("/") == 1:
         return ""
     return f" (nor is there a folder {repository!r} here)"
+
+
+def _neighbours(hub: Hub, repository: str) -> str:
+    """What the organisation has instead of a repository that is not there."""
+    organisation, slash, name = repository.partition("/")
+    if local_folder(repository) or not slash or "/" in name:
+        return ""
+    there = sorted(each.partition("/")[2] for each in repositories_of(hub, organisation))
+    near = difflib.get_close_matches(name, there, n=NEIGHBOURS) or there[:NEIGHBOURS]
+    such = ", ".join(f"{organisation}/{each}" for each in near)
+    return f"; {organisation} has {counted(len(there), 'model')} there, such as {such}" if near else ""
 
 
 def _by_step(revision: str) -> tuple[bool, int]:
@@ -243,7 +267,7 @@ def _match(patterns: Sequence[str], names: list[str]) -> tuple[list[str], list[s
 
 def _no_match(repository: str, pattern: str, names: list[str], kind: str) -> Unavailable:
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or sorted(names, key=_by_step)[:3]
-    such = f", such as {', '.join(near)}" if near else ""
+    such = f", such as {', '.join(sorted(near, key=_by_step))}" if near else ""
     return Unavailable(
         repository,
         pattern,

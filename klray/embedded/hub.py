@@ -38,7 +38,7 @@ class HubServer:
 
     @property
     def requests(self) -> Counter[str]:
-        """Requests so far by route: whoami, info, refs, tree, auth-check, resolve HEAD, resolve GET."""
+        """Requests so far by route: whoami, list, info, refs, tree, auth-check, resolve HEAD, resolve GET."""
         return self._server.requests
 
     @property

@@ -90,11 +90,14 @@ class Repositories:
 
     def folder(self, repository: str) -> Path:
         """Folder of ``organisation/name``; HubError RepoNotFound when there is none."""
-        for organisation in _subfolders(self.root):
-            for name in _subfolders(organisation):
-                if f"{organisation.name}/{name.name}" == repository:
-                    return name
-        raise HubError(HTTPStatus.NOT_FOUND, "RepoNotFound", "Repository not found")
+        try:
+            return self._folders()[repository]
+        except KeyError:
+            raise HubError(HTTPStatus.NOT_FOUND, "RepoNotFound", "Repository not found") from None
+
+    def names(self) -> list[str]:
+        """``organisation/name`` of every repository."""
+        return sorted(self._folders())
 
     def gated(self, repository: str) -> bool:
         """Whether downloads are refused."""
@@ -124,6 +127,13 @@ class Repositories:
             if commits[folder.name] == commits.get(revision, revision):
                 return commits[folder.name], self._files(folder)
         raise HubError(HTTPStatus.NOT_FOUND, "RevisionNotFound", f"Invalid rev id: {revision}")
+
+    def _folders(self) -> dict[str, Path]:
+        return {
+            f"{organisation.name}/{name.name}": name
+            for organisation in _subfolders(self.root)
+            for name in _subfolders(organisation)
+        }
 
     def _commit(self, folder: Path) -> str:
         listed = "".join(f"{path}\n{blob.sha256}\n" for path, blob in self._files(folder).items())

@@ -13,7 +13,7 @@ from collections import Counter
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from klray.embedded.repositories import HubError, Repositories, git_sha1
 
@@ -78,6 +78,9 @@ class HubHandler(BaseHTTPRequestHandler):
             case ["api", "whoami-v2"]:
                 self.count("whoami")
                 self.send_json({"type": "user", "name": "local"})
+            case ["api", "models"]:
+                self.count("list")
+                self.send_names(parse_qs(url.query).get("author", [""])[0])
             case ["api", "models", organisation, name]:
                 self.count("info")
                 self.send_info(f"{organisation}/{name}", "main", "blobs=" in url.query)
@@ -135,6 +138,11 @@ class HubHandler(BaseHTTPRequestHandler):
                 "siblings": siblings,
             }
         )
+
+    def send_names(self, author: str) -> None:
+        """Answer with what ``HfApi.list_models(author=)`` reads, names alone."""
+        names = self.server.repositories.names()
+        self.send_json([{"id": name} for name in names if author in ("", name.partition("/")[0])])
 
     def send_references(self, repository: str) -> None:
         """Answer with what ``HfApi.list_repo_refs`` reads."""

@@ -13,8 +13,9 @@ import ray.exceptions
 from klray.checkpoints import Checkpoint, Hub, Patience
 from klray.errors import CheckpointError, Reason, StoreError
 from klray.processes import ModelProcess
-from klray.scorer import Outcome, Scored, Scorer
+from klray.scorer import Outcome, Scorer
 from klray.scoring import ScoringSettings
+from klray.store import Column
 from klray.texts import TextSet
 
 log = logging.getLogger("klray")
@@ -94,7 +95,7 @@ class ScorerActor:
     ):
         compute = ModelProcess(settings, text_set)  # first, because its imports take longest
         self.scorer = Scorer(hub, store_url, storage_options, text_set, settings, SharedPatience(patience), compute)
-        self._scored: dict[str, Scored] = {}
+        self._scored: dict[str, Column] = {}
 
     def ready(self) -> bool:
         """Answers once the scorer stands."""
@@ -110,10 +111,9 @@ class ScorerActor:
             taken = self.scorer.take_over(checkpoint, source) if source else None
             if taken is not None:
                 return taken
-            scored = self.scorer.column(checkpoint, upcoming)
-            key = scored.column.identity.key
-            self._scored[key] = scored
-            return Pending(key)
+            column = self.scorer.column(checkpoint, upcoming)
+            self._scored[column.identity.key] = column
+            return Pending(column.identity.key)
 
         return _refused(checkpoint.label, work)
 

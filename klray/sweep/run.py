@@ -232,7 +232,7 @@ class Run:
         """What became of a work whose worker died; None: it is tried again."""
         if call.kind == "commit":
             if self.store.is_committed(work.identity.key):
-                return Outcome(work.identity.key, first=True, seconds=0.0, tokens=0)
+                return Outcome(work.identity.key, first=True, tokens=0)
             if not work.excused:  # the worker died of what it scored meanwhile, most likely
                 work.excused = True
                 work.attempts -= 1

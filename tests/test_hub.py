@@ -1,0 +1,146 @@
+"""What a hub answers, and does not: asked again, said in plain words, without a secret in any of them."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub.utils._http as hub_http
+import pytest
+
+from klray.checkpoints import Hub, RemoteFile, RepositorySpec, resolve
+from klray.checkpoints import selection as selecting
+from klray.checkpoints.download import Downloader
+from klray.checkpoints.hub import SilentHubError, listing, without_secrets
+from klray.embedded.hub import HubServer
+from klray.errors import CheckpointError
+from tests.hub_faults import FaultyHub, hub_of, only_error, select, write_run
+
+RUN = "tiny/run"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("hub"), 5)
+
+
+@pytest.fixture
+def server(root: Path) -> Iterator[HubServer]:
+    with HubServer(root) as server:
+        yield server
+
+
+def test_waits_out_429_and_500(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(hub_http, "time", SimpleNamespace(sleep=waits.append))
+    with FaultyHub(root, busy=2, broken=1) as server:
+        checkpoints, unavailable = resolve(hub_of(server), select(RepositorySpec(RUN, "step*")))
+    assert len(checkpoints) == 5
+    assert not unavailable
+    assert waits == [1.0, 1.0, 4.0]  # twice what RateLimit says, and a second; then the third wait of a growing row
+
+
+def test_hub_that_stays_broken_is_download_failed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_http, "time", SimpleNamespace(sleep=lambda seconds: None))
+    with FaultyHub(root, broken=1000) as server:
+        error = only_error(hub_of(server), RepositorySpec(RUN))
+    assert error.reason == "download_failed"
+    for words in (server.endpoint, "500", "after all attempts", "run again"):
+        assert words in error.message
+
+
+def test_hub_that_is_not_there_is_said_once_and_not_asked_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_http, "time", SimpleNamespace(sleep=lambda seconds: None))
+    asked: list[str] = []
+    monkeypatch.setattr(selecting, "listing", lambda hub, name: (asked.append(name), listing(hub, name))[1])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    specs = [RepositorySpec(f"tiny/run{n}") for n in range(100)]  # threads share a client, which each refusal closes
+    with pytest.raises(SilentHubError, match=r"tiny/run\d+@main could not be fetched from http.*refused") as raised:
+        resolve(Hub(endpoint), select(*specs))
+    assert raised.value.reason == "download_failed" and "folder" not in raised.value.message
+    assert len(asked) < 50
+    with pytest.raises(SilentHubError, match=r"\(nor is there a folder 'child' here\)"):
+        resolve(Hub(endpoint), select(RepositorySpec("child")))
+
+
+def test_a_server_that_is_no_hub(tmp_path: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("klray.embedded.routes.HubHandler.send_info", lambda self, *_: self.send_json({"hello": 1}))
+    error = only_error(hub_of(server), RepositorySpec(RUN))
+    assert error.reason == "download_failed"
+    assert "check HF_ENDPOINT" in error.message
+
+
+@pytest.mark.parametrize("token", [None, "wrong"])
+def test_token_is_required_and_never_in_words(
+    server: HubServer, token: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", server.token)  # the environment's token is not used behind the caller's back
+    error = only_error(Hub(server.endpoint, token), RepositorySpec(RUN))
+    assert error.reason == "gated"
+    assert "HF_TOKEN" in error.message
+    assert server.token not in repr(error)
+    assert "wrong" not in repr(error)
+
+
+def test_hub_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret-word")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1234/")
+    hub = Hub.from_environment()
+    assert hub == Hub("http://127.0.0.1:1234", "secret-word")
+    assert "secret-word" not in repr(hub)
+    assert pickle.loads(pickle.dumps(hub)).token == "secret-word"
+    monkeypatch.delenv("HF_ENDPOINT")
+    assert Hub.from_environment().endpoint == "https://huggingface.co"
+
+
+@pytest.fixture
+def proxy() -> Iterator[tuple[str, list[str]]]:
+    """A proxy that refuses whatever it is asked: its host and port, and the Authorization of each request."""
+    seen: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization", ""))
+            self.send_response(503 if "busy" in self.path else 418)
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing on stderr."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", seen
+        server.shutdown()
+
+
+def test_credentials_of_the_endpoint_go_into_a_header_and_no_words(
+    proxy: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub_http, "time", SimpleNamespace(sleep=lambda seconds: None))
+    host, seen = proxy
+    hub = Hub(f"http://bob:hush%40hush@{host}", "token-word")
+    said = [only_error(hub, RepositorySpec(name)).message for name in ("tiny/run", "tiny/busy")]
+    with pytest.raises(CheckpointError) as raised:
+        Downloader().download(hub, "tiny/run", "0" * 40, RemoteFile("config.json", 1, None, None), tmp_path)
+    assert set(seen) == {"Basic " + base64.b64encode(b"bob:hush@hush").decode()}
+    assert "503" in said[1]
+    assert "thrown while requesting" in caplog.text  # huggingface_hub's own words
+    for words in (*said, str(raised.value), repr(hub)):
+        assert f"http://{host}" in words
+    for words in (*said, str(raised.value), repr(hub), caplog.text):
+        assert not [secret for secret in ("bob", "hush", "token-word") if secret in words]
+    assert Hub("bob:hush@host").address == "host"
+
+
+def test_signed_urls_lose_their_signature() -> None:
+    words = "503 for url 'https://me:hush@cdn.example/a/b@main?X-Amz-Signature=1f&b=2' (see <https://hub.example#x>)"
+    assert without_secrets(words) == "503 for url 'https://cdn.example/a/b@main' (see <https://hub.example>)"
