@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from klray import config as configs
 from klray.checkpoints import Unavailable, larger_than_cache, resolve
 from klray.config import Config
-from klray.cost import Cost, cost
+from klray.cost import Cost, cost, lens_weights
 from klray.job import verb
 from klray.lens import LOGIT, is_unfinished
-from klray.lens.cost import lens_weights
 from klray.store import Store
 from klray.sweep import missing
 from klray.table import text_table

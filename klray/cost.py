@@ -7,11 +7,19 @@ reach the rate that is stated.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from klray.checkpoints import Checkpoint
+from klray.checkpoints import CONFIG, Cache, Checkpoint, Hub
+from klray.errors import CheckpointError
+from klray.models import shape
 from klray.words import counted, duration
+
+log = logging.getLogger("klray")
 
 # Dense peak of an H100 SXM in TFLOP/s: 16-bit tensor cores; fp32 without them (PyTorch's default keeps TF32 off).
 H100_PEAK_TFLOPS = {"float32": 67.0, "bfloat16": 989.0, "float16": 989.0}
@@ -20,6 +28,8 @@ H100_SHARE = 0.4
 CPU_CORE_TFLOPS = 0.04
 # Where nobody says how many parameters there are, weights are taken for 16-bit numbers.
 UNKNOWN_BYTES_PER_PARAMETER = 2
+# For config.json of one repository after another.
+CACHE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ def cost(
 
     A checkpoint with the files of another, or of one that is ``present`` in the store, is neither fetched nor scored.
     ``lens_weights`` are those of each repository that a lens multiplies with, if it is scored through one, None where
-    they are not known (``klray.lens.cost.lens_weights``).
+    they are not known (``lens_weights``).
     """
     todo = list(todo)
     known = {each.content for each in present if each.content}
@@ -131,6 +141,30 @@ def cost(
         lens_weights=sum(each for each in through if each is not None),
         untold=through.count(None),
     )
+
+
+def lens_weights(hub: Hub, checkpoints: Iterable[Checkpoint], *, tuned: bool) -> dict[str, int | None]:
+    """Weights that a lens multiplies each token's hidden states with, by repository; None, and a warning, where its
+    config does not tell.
+
+    They come beside the model's own: the head for every layer but the last, and before it, with a ``tuned`` lens, a
+    translator. One config.json is fetched for each repository, whose checkpoints are taken to have one shape.
+    """
+    found: dict[str, int | None] = {}
+    with tempfile.TemporaryDirectory() as place, Cache(Path(place), CACHE_BYTES) as cache:
+        for each in checkpoints:
+            if each.repository in found:
+                continue
+            config = dataclasses.replace(each, files=tuple(file for file in each.files if file.path == CONFIG))
+            try:
+                model = shape(cache.fetch(hub, config))
+                translator = model.width if tuned else 0
+                found[each.repository] = model.layers * model.width * (model.vocabulary + translator)
+                cache.release(config)
+            except CheckpointError as error:
+                log.warning("what a lens costs is not known for %s: %s", each.label, error.message)
+                found[each.repository] = None
+    return found
 
 
 def parameters(checkpoint: Checkpoint) -> int:

@@ -16,12 +16,12 @@ ROOT = Path(str(klray.__file__)).parent
 # A room may import what stands above it.
 ROOMS = [
     "errors",
+    "words",
     "units",
     "weights",
     "alignment",
     "texts",
     "checkpoints",
-    "cost",
     "tokens",
     "linear",
     "streams",
@@ -32,6 +32,7 @@ ROOMS = [
     "quantization",
     "stored",
     "models",
+    "cost",
     "objects",
     "store",
     "table",

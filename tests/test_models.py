@@ -19,39 +19,14 @@ from klray import models
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import log_likelihood
 from tests import tiny_models
+from tests.tiny_models import as_pickle, parameters, save_checkpoint, shard, with_other_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def save(directory: Path, architecture: str = "gpt_neox", **options: Any) -> Path:
-    return tiny_models.save_checkpoint(directory, architecture, **options)
-
-
-def as_pickle(folder: Path) -> Path:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    return folder
-
-
-def with_both_tied_weights(folder: Path) -> Path:
-    stored = load_file(folder / "model.safetensors")
-    save_file({**stored, "lm_head.weight": stored["transformer.wte.weight"].clone()}, folder / "model.safetensors")
-    return folder
-
-
-def with_other_config(folder: Path, **entries: Any) -> Path:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **entries}))
-    return folder
-
-
-def parameters(model: Any) -> dict[str, bytes]:
-    return {name: tensor.float().numpy().tobytes() for name, tensor in model.state_dict().items()}
-
-
 @pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "llama"])
 def test_load_gives_the_model_that_was_saved(tmp_path: Path, architecture: str) -> None:
-    loaded = models.load(save(tmp_path, architecture))
+    loaded = models.load(save_checkpoint(tmp_path, architecture))
     original = tiny_models.tiny_model(architecture)
     assert parameters(loaded.model) == parameters(original)
     assert not loaded.model.training
@@ -65,7 +40,7 @@ def test_load_gives_the_model_that_was_saved(tmp_path: Path, architecture: str) 
 
 
 def test_files_on_the_hub_keep_names_that_the_model_no_longer_has(tmp_path: Path) -> None:
-    folder = save(tmp_path)
+    folder = save_checkpoint(tmp_path)
     assert "embed_out.weight" in load_file(folder / "model.safetensors")
     assert "lm_head.weight" in models.load(folder).model.state_dict()
 
@@ -74,14 +49,14 @@ def test_files_on_the_hub_keep_names_that_the_model_no_longer_has(tmp_path: Path
     ("dtype", "found"), [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("auto", torch.float32)]
 )
 def test_dtype(tmp_path: Path, dtype: models.Dtype, found: torch.dtype) -> None:
-    model = models.load(save(tmp_path), dtype).model
+    model = models.load(save_checkpoint(tmp_path), dtype).model
     assert {parameter.dtype for parameter in model.parameters()} == {found}
     with pytest.raises(KlrayError, match="dtype is 'int8': it must be one of float32"):
         models.load(tmp_path, "int8")  # type: ignore[arg-type]
 
 
 def test_shards_and_pickles_give_the_same_weights(tmp_path: Path) -> None:
-    whole, shards = save(tmp_path / "whole"), save(tmp_path / "shards")
+    whole, shards = save_checkpoint(tmp_path / "whole"), save_checkpoint(tmp_path / "shards")
     expected = parameters(models.load(whole).model)
     shard(shards, tiny_models.tiny_model("gpt_neox"))
     assert parameters(models.load(shards).model) == expected
@@ -89,7 +64,7 @@ def test_shards_and_pickles_give_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_safetensors_are_read_where_there_are_both(tmp_path: Path) -> None:
-    folder = save(tmp_path)
+    folder = save_checkpoint(tmp_path)
     (folder / "pytorch_model.bin").write_bytes(b"not read")
     models.load(folder)
 
@@ -105,7 +80,7 @@ class Payload:
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    folder, mark = as_pickle(save(tmp_path / "model")), tmp_path / "ran"
+    folder, mark = as_pickle(save_checkpoint(tmp_path / "model")), tmp_path / "ran"
     torch.save({"weight": Payload(mark)}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="hold more than tensors, and reading them could run code") as caught:
         models.load(folder)
@@ -119,7 +94,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> 
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    folder, mark = save(tmp_path / "model"), tmp_path / "ran"
+    folder, mark = save_checkpoint(tmp_path / "model"), tmp_path / "ran"
     (folder / "modeling_new.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
     with_other_config(folder, model_type="new", auto_map={
         "AutoConfig": "modeling_new.NewConfig", "AutoModelForCausalLM": "modeling_new.NewModel"
@@ -131,13 +106,13 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
 
 def test_an_attention_kernel_named_in_a_config_is_not_fetched(tmp_path: Path) -> None:
-    folder = with_other_config(save(tmp_path), attn_implementation="someone/kernel")
+    folder = with_other_config(save_checkpoint(tmp_path), attn_implementation="someone/kernel")
     assert models.load(folder).model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("lost", ["gpt_neox.layers.1.mlp.dense_4h_to_h.weight", "embed_out.weight"])
 def test_missing_weights_are_refused_by_name(tmp_path: Path, lost: str) -> None:
-    folder = save(tmp_path)
+    folder = save_checkpoint(tmp_path)
     stored = load_file(folder / "model.safetensors")
     del stored[lost]
     save_file(stored, folder / "model.safetensors")
@@ -150,7 +125,7 @@ def test_missing_weights_are_refused_by_name(tmp_path: Path, lost: str) -> None:
 
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
-    folder = save(tmp_path)
+    folder = save_checkpoint(tmp_path)
     stored = load_file(folder / "model.safetensors")
     stored["gpt_neox.final_layer_norm.weight"] = torch.ones(7)
     save_file(stored, folder / "model.safetensors")
@@ -160,7 +135,7 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_tensors_that_are_not_part_of_the_model_are_ignored(tmp_path: Path) -> None:
-    folder = save(tmp_path)
+    folder = save_checkpoint(tmp_path)
     stored = load_file(folder / "model.safetensors")
     save_file({**stored, "gpt_neox.layers.0.attention.bias": torch.ones(3)}, folder / "model.safetensors")
     assert parameters(models.load(folder).model) == parameters(tiny_models.tiny_model("gpt_neox"))
@@ -208,7 +183,7 @@ def add_adapter(folder: Path) -> None:
     ],
 )
 def test_damaged_checkpoints_are_told_apart(tmp_path: Path, damage: Any, words: str, reason: str) -> None:
-    folder = save(tmp_path / "model")
+    folder = save_checkpoint(tmp_path / "model")
     damage(folder)
     with pytest.raises(CheckpointError, match=words) as caught:
         models.load(folder)
@@ -216,99 +191,12 @@ def test_damaged_checkpoints_are_told_apart(tmp_path: Path, damage: Any, words: 
 
 
 def test_the_model_owns_its_memory(tmp_path: Path) -> None:
-    folder = save(tmp_path)
+    folder = save_checkpoint(tmp_path)
     model = models.load(folder).model
     before = parameters(model)
     with (folder / "model.safetensors").open("r+b") as file:
         file.write(bytes((folder / "model.safetensors").stat().st_size))
     assert parameters(model) == before
-
-
-def shard(folder: Path, model: Any) -> Path:
-    """Store a folder's weights in shards."""
-    (folder / "model.safetensors").unlink()
-    model.save_pretrained(folder, max_shard_size="50KB")
-    assert len(list(folder.glob("model-*.safetensors"))) > 1
-    return folder
-
-
-def same(one: Any, two: Any) -> None:
-    """Names, dtypes and bits of all parameters and buffers, those that no file holds among them, are equal."""
-    facts = [
-        {
-            name: (tensor.dtype, tensor.contiguous().view(torch.uint8).numpy().tobytes())
-            for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
-            if tensor.ndim
-        }
-        for model in (one, two)
-    ]
-    assert facts[0] == facts[1]
-
-
-# gpt_neox: renamed in memory; gpt2, gemma2 and opt: tied; mamba: recurrent.
-@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "llama", "qwen2", "gemma2", "opt", "mamba"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_weights_put_into_a_model_in_memory_equal_a_fresh_load(
-    tmp_path: Path, architecture: str, dtype: models.Dtype
-) -> None:
-    one, two = (save(tmp_path / str(seed), architecture, seed=seed) for seed in (1, 2))
-    first = models.load(one, dtype)
-    texts, tokenizer = tiny_models.texts(), tiny_models.tokenizer_for(architecture)
-    log_likelihood(first.model, tokenizer, texts)
-    addresses = [parameter.data_ptr() for parameter in first.model.parameters()]
-    second = models.load(two, dtype, reuse=first)
-    assert second.model is first.model
-    assert [parameter.data_ptr() for parameter in second.model.parameters()] == addresses
-    fresh = models.load(two, dtype)
-    assert parameters(second.model) == parameters(fresh.model) != parameters(models.load(one, dtype).model)
-    same(second.model, fresh.model)
-    scored, expected = (log_likelihood(model.model, tokenizer, texts) for model in (second, fresh))
-    assert scored.tobytes() == expected.tobytes()
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "llama"])
-def test_shards_put_into_a_model_in_memory_equal_a_fresh_load(
-    tmp_path: Path, architecture: str, dtype: models.Dtype
-) -> None:
-    whole, shards = (save(tmp_path / str(seed), architecture, seed=seed) for seed in (1, 2))
-    shard(shards, tiny_models.tiny_model(architecture, seed=2))
-    first = models.load(whole, dtype)
-    second = models.load(shards, dtype, reuse=first)
-    assert second is first
-    same(second.model, models.load(shards, dtype).model)
-    third = models.load(whole, dtype, reuse=second)
-    assert third is first
-    same(third.model, models.load(whole, dtype).model)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize(
-    ("architecture", "buffer", "in_place"),
-    [
-        ("apertus", "mlp.act_fn.beta", True),
-        ("glm4_moe", "mlp.gate.e_score_correction_bias", False),  # its experts are fused when they are loaded
-    ],
-)
-def test_buffers_of_a_checkpoint_come_with_it(
-    tmp_path: Path, architecture: str, buffer: str, in_place: bool, dtype: models.Dtype
-) -> None:
-    folders = []
-    for seed in (1, 2):
-        model = tiny_models.tiny_model(architecture, seed=seed)
-        buffers = [tensor for name, tensor in model.named_buffers() if name.endswith(buffer)]
-        for tensor in buffers:
-            tensor.copy_(torch.full_like(tensor, 0.1 + seed))
-        assert buffers
-        folders.append(tmp_path / str(seed))
-        model.save_pretrained(folders[-1])
-        assert any(name.endswith(buffer) for name in load_file(folders[-1] / "model.safetensors"))
-    first = models.load(folders[0], dtype)
-    second = models.load(folders[1], dtype, reuse=first)
-    assert (second is first) == in_place
-    same(second.model, models.load(folders[1], dtype).model)
-    values = [tensor for name, tensor in second.model.named_buffers() if name.endswith(buffer)]
-    assert all(torch.allclose(tensor.float(), torch.tensor(2.1), rtol=1e-2) for tensor in values) and values
 
 
 def test_a_model_for_several_gpus_needs_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,75 +208,10 @@ def test_a_model_for_several_gpus_needs_accelerate(tmp_path: Path, monkeypatch: 
     assert configs.ray_settings(configs.RayConfig(gpus_per_worker=1), configs.ScoringConfig()).gpus_per_worker == 1
 
 
-def test_a_model_for_all_devices_is_the_same_model(tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
-    one, two = (save(tmp_path / str(seed), seed=seed) for seed in (1, 2))
-    first = models.load(one, device="auto")
-    second = models.load(two, device="auto", reuse=first)
-    assert second is first
-    texts, tokenizer = tiny_models.texts(), tiny_models.tokenizer_for("gpt_neox")
-    # a GPU where there is one adds in another order
-    np.testing.assert_allclose(
-        log_likelihood(second.model, tokenizer, texts),
-        log_likelihood(models.load(two).model, tokenizer, texts),
-        rtol=0,
-        atol=1e-3,
-    )
-    third = models.load(one, "bfloat16", "auto", reuse=second)
-    assert third is not second
-    assert {parameter.device.type for parameter in second.model.parameters()} == {"meta"}
-
-
-def test_a_pickle_follows_a_pickle(tmp_path: Path) -> None:
-    one, two = (as_pickle(save(tmp_path / str(seed), seed=seed)) for seed in (1, 2))
-    first = models.load(one)
-    second = models.load(two, reuse=first)
-    assert second is first
-    assert parameters(second.model) == parameters(models.load(two).model)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda folder: with_other_config(folder, rotary_pct=0.5),
-        lambda folder: save(folder, layers=3),
-        lambda folder: save(folder, "llama"),
-        as_pickle,  # the same tensors, so it may be put in place
-    ],
-)
-def test_another_layout_is_loaded_afresh_and_the_old_model_freed(tmp_path: Path, change: Any) -> None:
-    first = models.load(save(tmp_path / "one", seed=1))
-    folder = change(save(tmp_path / "two", seed=2))
-    second = models.load(folder, reuse=first)
-    assert parameters(second.model) == parameters(models.load(folder).model)
-    if second is not first:
-        assert {parameter.device.type for parameter in first.model.parameters()} == {"meta"}
-        third = models.load(tmp_path / "one", reuse=first)  # given up already: no longer of use
-        assert third is not first
-        assert parameters(third.model) == parameters(tiny_models.tiny_model("gpt_neox", seed=1))
-
-
-def test_another_dtype_is_loaded_afresh(tmp_path: Path) -> None:
-    first = models.load(save(tmp_path), "float32")
-    assert models.load(tmp_path, "bfloat16", reuse=first) is not first
-
-
-def test_tied_weights_stored_twice_are_always_loaded_afresh(tmp_path: Path) -> None:
-    one, two = (with_both_tied_weights(save(tmp_path / str(seed), "gpt2", seed=seed)) for seed in (1, 2))
-    stored = load_file(two / "model.safetensors")
-    stored["lm_head.weight"] += 1  # two's are not tied
-    save_file(stored, two / "model.safetensors")
-    first = models.load(one)
-    second = models.load(two, reuse=first)
-    assert second is not first
-    assert parameters(second.model) == parameters(models.load(two).model)
-    assert not torch.equal(second.model.lm_head.weight, second.model.transformer.wte.weight)
-
-
 def test_loading_is_silent_and_leaves_transformers_settings_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = save(tmp_path)
+    folder = save_checkpoint(tmp_path)
     capfd.readouterr()
     logging = transformers.utils.logging
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -403,14 +226,14 @@ def test_loading_is_silent_and_leaves_transformers_settings_alone(
 
 
 def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
-    folder = save(tmp_path)
+    folder = save_checkpoint(tmp_path)
     state = torch.get_rng_state()
     models.load(folder)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_tokenizer_comes_back_whole(tmp_path: Path) -> None:
-    folder = save(tmp_path, "llama")
+    folder = save_checkpoint(tmp_path, "llama")
     texts = tiny_models.texts()
     expected = tiny_models.tokenizer_for("llama")(texts)["input_ids"]
     assert models.load_tokenizer(folder)(texts)["input_ids"] == expected
@@ -422,7 +245,11 @@ def test_the_tokenizer_comes_back_whole(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_s_fingerprint_follows_its_files_and_nothing_else(tmp_path: Path) -> None:
-    one, two, other = save(tmp_path / "1", seed=1), save(tmp_path / "2", seed=2), save(tmp_path / "3", "llama")
+    one, two, other = (
+        save_checkpoint(tmp_path / "1", seed=1),
+        save_checkpoint(tmp_path / "2", seed=2),
+        save_checkpoint(tmp_path / "3", "llama"),
+    )
     fingerprints = [models.tokenizer_fingerprint(folder) for folder in (one, two, other)]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     assert len(fingerprints[0]) == 64
@@ -441,6 +268,6 @@ def test_a_tokenizer_s_fingerprint_follows_its_files_and_nothing_else(tmp_path: 
 
 
 def test_log_likelihoods_of_a_loaded_checkpoint_are_finite(tmp_path: Path) -> None:
-    folder = save(tmp_path, "gpt2")
+    folder = save_checkpoint(tmp_path, "gpt2")
     values = log_likelihood(models.load(folder, "bfloat16").model, models.load_tokenizer(folder), tiny_models.texts())
     assert np.isfinite(values).all()

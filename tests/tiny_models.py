@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pydoc_data.topics
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 VOCABULARY = 320
@@ -129,3 +131,30 @@ def save_checkpoint(directory: Path, architecture: str = "gpt_neox", *, seed: in
     tiny_model(architecture, seed=seed, dtype=torch.float32, **sizes).save_pretrained(directory)
     tokenizer_for(architecture).save_pretrained(directory)
     return directory
+
+
+def as_pickle(folder: Path) -> Path:
+    """A checkpoint with its weights in a pickle."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def with_other_config(folder: Path, **entries: Any) -> Path:
+    """A checkpoint whose config has other entries."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **entries}))
+    return folder
+
+
+def parameters(model: Any) -> dict[str, bytes]:
+    """Bytes of all that a model saves, in fp32, by name."""
+    return {name: tensor.float().numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def shard(folder: Path, model: Any) -> Path:
+    """Store a folder's weights in shards."""
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="50KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    return folder
