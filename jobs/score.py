@@ -60,10 +60,11 @@ def _resolved(selection: Selection, unavailable: Sequence[Unavailable]) -> set[t
 
 def _print(report: SweepReport, checkpoints: Sequence[Checkpoint], store: Store) -> None:
     print(_closing_table(report, checkpoints))
-    rate = f", {report.tokens / report.seconds:,.0f} tokens/s" if report.tokens else ""
+    rate = f"{report.tokens / (report.seconds - report.start_seconds):,.0f} tokens/s" if report.tokens else ""
     print(
-        f"scored {counted(report.scored, 'checkpoint')} in {report.seconds:.0f} s{rate}; "
-        f"{report.present} were there, {len(report.failures)} failed; store {store.url}"
+        f"scored {counted(report.scored, 'checkpoint')} in {report.seconds:.0f} s"
+        + (f", {rate} after {report.start_seconds:.0f} s to start workers; " if rate else "; ")
+        + f"{report.present} were there, {len(report.failures)} failed; store {store.url}"
         + (f"; {report.taken_over} of these hold the same files as another" if report.taken_over else "")
         + (f"; {report.elsewhere} were committed by other jobs meanwhile" if report.elsewhere else "")
     )

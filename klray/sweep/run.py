@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -83,6 +84,7 @@ class Run:
         self.patience: Any = None
         self.scored = self.taken_over = self.elsewhere = self.tokens = 0
         self.failures: list[Failure] = []
+        self.begun: float | None = None  # when the first worker began, by the monotonic clock
 
     def go(self, progress: Progress) -> None:
         """Work until nothing is left to do."""
@@ -161,6 +163,7 @@ class Run:
             self._show(progress)
         if work is None:
             return
+        self.begun = self.begun or time.monotonic()
         worker.work = work
         worker.last_repository = work.checkpoint.repository
         work.attempts += 1

@@ -33,6 +33,7 @@ class SweepReport:
     failures: tuple[Failure, ...]
     tokens: int
     seconds: float
+    start_seconds: float = 0.0  # of these, until the first checkpoint was begun: Ray, and a worker's imports
 
 
 def missing(
@@ -97,6 +98,7 @@ def sweep(
         failures=tuple(failed + run.failures),
         tokens=run.tokens,
         seconds=time.monotonic() - start,
+        start_seconds=run.begun - start if run.begun is not None else 0.0,
     )
 
 
