@@ -14,7 +14,7 @@ import ray
 
 from klray.checkpoints import Checkpoint, Facts, RemoteFile
 from klray.cluster import RaySettings, Shape, connected
-from klray.errors import CheckpointError
+from klray.errors import CheckpointError, KlrayError
 from klray.progress import Progress
 from klray.scorer import Outcome
 from klray.scoring import ScoringSettings
@@ -109,6 +109,18 @@ class ModelDying(Ordinary):
         return super().commit(scored)
 
 
+class StartingOnce(Ordinary):
+    """The process ends in the first checkpoint, and no other one can be started."""
+
+    def __init__(self, url: str, folder: Path):
+        super().__init__(url, folder)
+        if self.begin("start", "once") > 1:
+            raise RuntimeError("the disk is gone")
+
+    def column(self, checkpoint: Checkpoint, upcoming: object) -> Column:
+        os._exit(1)
+
+
 class Actor(ScorerActor):
     """The actor of a sweep with another scorer."""
 
@@ -169,6 +181,12 @@ def test_a_commit_is_awaited_where_the_next_model_dies(swept: Sweep, folder_stor
     assert [(each.revision, each.reason) for each in found.failures] == [("2", "worker_died")]
     assert found.scored == len(folder_store.commits()) == 2
     assert scored == {"1": 1, "2": 1, "3": 1}
+
+
+def test_checkpoints_are_not_blamed_where_no_worker_can_be_started_again(swept: Sweep, folder_store: Store) -> None:
+    with pytest.raises(KlrayError, match=r"no scoring worker could start: .*the disk is gone.*; what was committed"):
+        swept(StartingOnce, 2)
+    assert folder_store.failures() == []
 
 
 def test_what_a_dead_actor_had_scored_is_not_asked_of_the_one_that_replaced_it(

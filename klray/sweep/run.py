@@ -93,7 +93,7 @@ class Run:
         for worker in self.workers:
             self._ask_ready(worker)
         try:
-            while self.queue or any(worker.work or worker.commits for worker in self.workers):
+            while self.queue or any(call.work for call in self.running.values()):
                 finished, _ = ray.wait(list(self.running), num_returns=1, timeout=PATIENCE_SECONDS)
                 if not finished:
                     self._say_who_is_missing()
@@ -140,7 +140,7 @@ class Run:
             if not self.workers:
                 raise KlrayError(
                     f"no scoring worker could start: {str(cause).strip().splitlines()[-1]}; each opens store "
-                    f"{self.store.url} and a cache in {self.settings.cache_dir}"
+                    f"{self.store.url} and a cache in {self.settings.cache_dir}; what was committed is safe"
                 ) from error
 
     def _say_who_is_missing(self) -> None:
@@ -262,6 +262,8 @@ class Run:
         if worker.actor is actor:
             self.queue.put_back(worker.ahead)
             worker.actor, worker.ahead, worker.last_repository = self._actor(), [], ""
+            worker.ready, worker.starts = False, 0
+            self._ask_ready(worker)
 
     def _record(self, work: Work, refusal: Refusal) -> None:
         revision = work.checkpoint.revision
