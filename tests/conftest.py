@@ -16,7 +16,7 @@ from klray.embedded.family import family_root, train_family
 from klray.embedded.hub import HubServer
 from klray.embedded.recipe import SMALLEST
 from klray.store import Store
-from tests.hub_faults import hub_of
+from tests.hub_faults import hub_of, write_run
 from tests.s3_server import CephServer, S3Server, ceph_server, moto_server, why_no_ceph
 from tests.stores import TEXTS
 from tests.study_data import SCALED, Study, make_study
@@ -25,6 +25,19 @@ settings.register_profile("shared machine", deadline=None)  # examples may take 
 settings.load_profile("shared machine")
 
 FILE_SYSTEMS: dict[tuple[str, str], dict[str, s3fs.S3FileSystem]] = {}
+
+
+@pytest.fixture(scope="session")
+def run_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub's folder with five checkpoints of one run; nobody writes into it."""
+    return write_run(tmp_path_factory.mktemp("hub"), 5)
+
+
+@pytest.fixture
+def run_server(run_root: Path) -> Iterator[HubServer]:
+    """A hub over it, with requests of its own."""
+    with HubServer(run_root) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -20,35 +20,24 @@ from klray.checkpoints.download import Downloader
 from klray.checkpoints.hub import SilentHubError, listing, without_secrets
 from klray.embedded.hub import HubServer
 from klray.errors import CheckpointError
-from tests.hub_faults import FaultyHub, hub_of, only_error, select, write_run
+from tests.hub_faults import FaultyHub, hub_of, only_error, select
 
 RUN = "tiny/run"
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("hub"), 5)
-
-
-@pytest.fixture
-def server(root: Path) -> Iterator[HubServer]:
-    with HubServer(root) as server:
-        yield server
-
-
-def test_waits_out_429_and_500(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_out_429_and_500(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(hub_http, "time", SimpleNamespace(sleep=waits.append))
-    with FaultyHub(root, busy=2, broken=1) as server:
+    with FaultyHub(run_root, busy=2, broken=1) as server:
         checkpoints, unavailable = resolve(hub_of(server), select(RepositorySpec(RUN, "step*")))
     assert len(checkpoints) == 5
     assert not unavailable
     assert waits == [1.0, 1.0, 4.0]  # twice what RateLimit says, and a second; then the third wait of a growing row
 
 
-def test_hub_that_stays_broken_is_download_failed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_that_stays_broken_is_download_failed(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_http, "time", SimpleNamespace(sleep=lambda seconds: None))
-    with FaultyHub(root, broken=1000) as server:
+    with FaultyHub(run_root, broken=1000) as server:
         error = only_error(hub_of(server), RepositorySpec(RUN))
     assert error.reason == "download_failed"
     for words in (server.endpoint, "500", "after all attempts", "run again"):
@@ -70,22 +59,22 @@ def test_hub_that_is_not_there_is_said_once_and_not_asked_for_the_rest(monkeypat
         resolve(Hub(endpoint), select(RepositorySpec("child")))
 
 
-def test_a_server_that_is_no_hub(tmp_path: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_no_hub(tmp_path: Path, run_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("klray.embedded.routes.HubHandler.send_info", lambda self, *_: self.send_json({"hello": 1}))
-    error = only_error(hub_of(server), RepositorySpec(RUN))
+    error = only_error(hub_of(run_server), RepositorySpec(RUN))
     assert error.reason == "download_failed"
     assert "check HF_ENDPOINT" in error.message
 
 
 @pytest.mark.parametrize("token", [None, "wrong"])
 def test_token_is_required_and_never_in_words(
-    server: HubServer, token: str | None, monkeypatch: pytest.MonkeyPatch
+    run_server: HubServer, token: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", server.token)  # the environment's token is not used behind the caller's back
-    error = only_error(Hub(server.endpoint, token), RepositorySpec(RUN))
+    monkeypatch.setenv("HF_TOKEN", run_server.token)  # the environment's token is not used behind the caller's back
+    error = only_error(Hub(run_server.endpoint, token), RepositorySpec(RUN))
     assert error.reason == "gated"
     assert "HF_TOKEN" in error.message
-    assert server.token not in repr(error)
+    assert run_server.token not in repr(error)
     assert "wrong" not in repr(error)
 
 

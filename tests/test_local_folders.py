@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,9 @@ from safetensors.numpy import save_file
 
 from klray.checkpoints import Hub, RepositorySpec, resolve
 from klray.embedded.hub import HubServer
-from tests.hub_faults import hub_of, only_error, select, write_model, write_run
+from tests.hub_faults import hub_of, only_error, select, write_model
 
 RUN = "tiny/run"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("hub"), 5)
-
-
-@pytest.fixture
-def server(root: Path) -> Iterator[HubServer]:
-    with HubServer(root) as server:
-        yield server
 
 
 def local(hub_root: Path, tmp_path: Path) -> Path:
@@ -36,8 +24,8 @@ def local(hub_root: Path, tmp_path: Path) -> Path:
 NOWHERE = Hub("http://127.0.0.1:9")
 
 
-def test_folder_of_steps(root: Path, tmp_path: Path) -> None:
-    folder = local(root, tmp_path)
+def test_folder_of_steps(run_root: Path, tmp_path: Path) -> None:
+    folder = local(run_root, tmp_path)
     checkpoints, unavailable = resolve(NOWHERE, select(RepositorySpec(str(folder), "step*"), stride=2))
     assert not unavailable
     assert [checkpoint.facts.step for checkpoint in checkpoints] == [0, 2, 4]
@@ -66,19 +54,19 @@ def test_folder_is_identified_by_content_of_what_is_loaded(tmp_path: Path, monke
 
 
 def test_folder_without_a_model_is_said_at_once_and_not_asked_of_the_hub(
-    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / RUN).mkdir(parents=True)
     (tmp_path / RUN / "model.safetensors").touch()
     monkeypatch.chdir(tmp_path)
     for path in (RUN, f"./{RUN}", str(tmp_path / RUN), "."):
-        error = only_error(hub_of(server), RepositorySpec(path))
+        error = only_error(hub_of(run_server), RepositorySpec(path))
         assert error.reason == "repository_not_found"
         for words in (f"folder {(tmp_path / path).resolve()} holds no config.json", "give a folder", repr(path)):
             assert words in error.message
-    assert not server.requests
+    assert not run_server.requests
     shutil.rmtree(tmp_path / RUN)
-    (checkpoint,), _ = resolve(hub_of(server), select(RepositorySpec(RUN)))
+    (checkpoint,), _ = resolve(hub_of(run_server), select(RepositorySpec(RUN)))
     assert not checkpoint.directory  # no such folder: the hub's
 
 
