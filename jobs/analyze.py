@@ -7,14 +7,14 @@ from pathlib import Path
 import xarray as xr
 
 from klray import config as configs
-from klray import trajectory
-from klray.cluster import dask_scheduler
+from klray.analysis import analyze as trajectory
+from klray.analysis.recipe import FOUND, KNOWN_ANOMALIES, Exclusion, Recipe, of_domain, result_name
 from klray.config import AnalysisConfig, Config
-from klray.drift import is_exact
+from klray.config.job import verb
 from klray.errors import KlrayError
-from klray.job import verb
-from klray.preprocess import FOUND, KNOWN_ANOMALIES, Exclusion, Recipe, of_domain, result_name
+from klray.measure.weight_distances import is_exact
 from klray.store import Store
+from klray.sweep.cluster import dask_scheduler
 
 
 def analyze(config: Config) -> xr.Dataset:

@@ -6,9 +6,9 @@ from jobs.analyze import analyze
 from jobs.publish import publish
 from jobs.report import report
 from jobs.score import score
+from klray.analysis.runs_table import format_table, run_table
 from klray.config import Config
-from klray.job import verb
-from klray.summary import format_table, run_table
+from klray.config.job import verb
 
 
 @verb(config_name="demo")

@@ -9,10 +9,10 @@ from itertools import zip_longest
 
 from klray import config as configs
 from klray.config import Config
+from klray.config.job import verb
 from klray.doctor import examine
-from klray.job import verb
-from klray.objects.probe import Finding
-from klray.table import text_table
+from klray.store.objects.probe import Finding
+from klray.words.tables import text_table
 
 FOUND_WIDTH, CURE_WIDTH = 64, 44  # columns of a terminal
 

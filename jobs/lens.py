@@ -10,18 +10,19 @@ from typing import Any
 import torch
 
 from klray import config as configs
-from klray import models
 from klray.checkpoints import Cache, Checkpoint, Hub, resolve
 from klray.config import Config
+from klray.config.job import verb
 from klray.errors import KlrayError
-from klray.job import verb
-from klray.lens import Lens, LensTraining, is_unfinished, load_translators, prediction_kl, train_lens
-from klray.progress import Progress
-from klray.scorer import versions
-from klray.scoring import ScoringSettings
-from klray.table import text_table
+from klray.likelihood import loading
+from klray.likelihood.lens import Lens, is_unfinished, load_translators
+from klray.likelihood.tokens import encode
+from klray.measure.lens_training import LensTraining, prediction_kl, train_lens
+from klray.sweep.scorer import versions
+from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
-from klray.tokens import encode
+from klray.words.progress import Progress
+from klray.words.tables import text_table
 
 
 def lens(config: Config) -> Lens:
@@ -97,7 +98,7 @@ def _loaded(hub: Hub, cache: Cache, checkpoint: Checkpoint, settings: ScoringSet
     directory = cache.fetch(hub, checkpoint)
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return models.load(directory, settings.dtype, device).model, models.load_tokenizer(directory)
+        return loading.load(directory, settings.dtype, device).model, loading.load_tokenizer(directory)
     finally:
         cache.evict(checkpoint)
 

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from klray import config as configs
+from klray.analysis.noise_floor import ROWS_MEAN, Measured, NoiseFloor
 from klray.checkpoints import Cache, Checkpoint, Hub, resolve
 from klray.config import Config
+from klray.config.job import verb
 from klray.errors import CheckpointError, KlrayError
-from klray.job import verb
-from klray.noise.floor import ROWS_MEAN, Measured, NoiseFloor
-from klray.noise.measuring import Ways, measure, spread
-from klray.progress import Progress
-from klray.scorer import versions
+from klray.measure.noise import Ways, measure, spread
+from klray.sweep.scorer import versions
 from klray.texts import TextSet
+from klray.words.progress import Progress
 
 log = logging.getLogger("klray")
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from klray import config as configs
 from klray.checkpoints import Unavailable, larger_than_cache, resolve
 from klray.config import Config
-from klray.cost import Cost, cost, lens_weights
-from klray.job import verb
-from klray.lens import LOGIT, is_unfinished
+from klray.config.job import verb
+from klray.likelihood.lens import LOGIT, is_unfinished
 from klray.store import Store
-from klray.sweep import missing
-from klray.table import text_table
-from klray.words import counted, duration
+from klray.sweep.cost import Cost, cost, lens_weights
+from klray.sweep.sweeping import missing
+from klray.words.numbers import counted, duration
+from klray.words.tables import text_table
 
 SHOWN = 20
 

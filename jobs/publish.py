@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from klray import config as configs
 from klray.config import Config
-from klray.job import verb
-from klray.progress import Stages
+from klray.config.job import verb
 from klray.store import Manifest, Store
+from klray.words.progress import Stages
 
 
 def publish(config: Config) -> Manifest:

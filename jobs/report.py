@@ -8,11 +8,11 @@ import xarray as xr
 
 from jobs.analyze import exact_weights
 from klray import config as configs
+from klray.analysis.noise_floor import NoiseFloor
+from klray.analysis.recipe import of_domain, result_name
 from klray.config import Config
+from klray.config.job import verb
 from klray.errors import KlrayError
-from klray.job import verb
-from klray.noise.floor import NoiseFloor
-from klray.preprocess import of_domain, result_name
 from klray.report import Study, write_report
 from klray.store import Store
 

@@ -10,15 +10,15 @@ import xarray as xr
 
 from jobs.analyze import earlier_result, exclusions, given_recipe
 from klray import config as configs
-from klray import trajectory
-from klray.cluster import dask_scheduler
+from klray.analysis import analyze as trajectory
+from klray.analysis.recipe import Recipe, of_domain, result_name
+from klray.analysis.scale import compare_domains, format_scale, measure_scale, require_pairs
 from klray.config import Config
+from klray.config.job import verb
 from klray.errors import KlrayError
-from klray.figures import save, scale_violins, scale_violins_caption
-from klray.job import verb
-from klray.preprocess import Recipe, of_domain, result_name
-from klray.scale import compare_domains, format_scale, measure_scale, require_pairs
+from klray.report.figures import save, scale_violins, scale_violins_caption
 from klray.store import Store
+from klray.sweep.cluster import dask_scheduler
 
 log = logging.getLogger("klray")
 

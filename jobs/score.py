@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from klray import config as configs
 from klray.checkpoints import Checkpoint, Selection, Unavailable, resolve
 from klray.config import Config
+from klray.config.job import verb
 from klray.errors import KlrayError
-from klray.job import verb
 from klray.store import Store
-from klray.sweep import SweepReport, sweep
-from klray.table import text_table
-from klray.words import counted
+from klray.sweep.sweeping import SweepReport, sweep
+from klray.words.numbers import counted
+from klray.words.tables import text_table
 
 REPOSITORIES_SHOWN = 30
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from klray import config as configs
 from klray.config import Config
-from klray.job import verb
+from klray.config.job import verb
 from klray.store import Failure, Store
 from klray.store.catalog import Catalog
-from klray.table import text_table
-from klray.words import counted
+from klray.words.numbers import counted
+from klray.words.tables import text_table
 
 REPOSITORIES_SHOWN = 30
 SNAPSHOTS_SHOWN = 10

@@ -15,8 +15,8 @@ from jobs.lens import lens
 from jobs.score import score
 from klray import config as configs
 from klray.config import Config
+from klray.config.job import verb
 from klray.errors import KlrayError
-from klray.job import verb
 
 log = logging.getLogger("klray")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from klray.config import Config
-from klray.embedded.serving import embedded_root
-from klray.job import verb
+from klray.config.job import verb
+from klray.tiny.serving import embedded_root
 
 
 @verb(config_name="demo")

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 from klray import config as configs
 from klray.config import Config
+from klray.config.job import verb
 from klray.errors import KlrayError
-from klray.job import verb
-from klray.progress import Stages
 from klray.store import Store, layout
+from klray.words.progress import Stages
 
 
 @verb()

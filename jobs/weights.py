@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from functools import partial
 from pathlib import Path
@@ -11,17 +10,18 @@ import numpy as np
 import xarray as xr
 
 from klray import config as configs
+from klray.analysis.diffusion import MIN_POINTS
+from klray.analysis.drift import exponents
+from klray.analysis.runs_table import significant
 from klray.checkpoints import Cache, Checkpoint, resolve
 from klray.config import Align, Config
-from klray.diffusion import MIN_POINTS
-from klray.drift import Measured, as_dataset, exponents, is_exact, measure_run
-from klray.drift.exact import Aligner
+from klray.config.job import verb
 from klray.errors import KlrayError, StoreDamagedError
-from klray.job import verb
-from klray.progress import Progress
+from klray.measure.weight_distances import Aligner, Measured, as_dataset, is_exact, measure_run
 from klray.store import Store
-from klray.summary import significant
-from klray.table import text_table
+from klray.weights import alignment
+from klray.words.progress import Progress
+from klray.words.tables import text_table
 
 log = logging.getLogger("klray")
 
@@ -95,12 +95,6 @@ def _there(store: Store, snapshot: str, config: Config, commits: set[str]) -> xr
 def _aligner(align: Align) -> Aligner | None:
     if align is Align.none:
         return None
-    try:
-        alignment = importlib.import_module("klray.alignment")
-    except ModuleNotFoundError as error:
-        raise KlrayError(
-            f"weights.align={align.value} needs {error.name}: pip install 'klray[align]', or set weights.align=none"
-        ) from error
     return lambda named, config: partial(
         alignment.aligned_squared_distance, symmetries=alignment.symmetries(named, config, align.value)
     )

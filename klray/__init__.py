@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from klray.centering import double_center
-    from klray.diffusion import diffusion_exponent
-    from klray.divergence import kl_divergence, kl_standard_error
-    from klray.layers import layer_kl
-    from klray.lens import layer_log_likelihood
-    from klray.likelihood import log_likelihood
-    from klray.scale import place
+    from klray.analysis.diffusion import diffusion_exponent
+    from klray.analysis.kl.all_pairs import kl_divergence, kl_standard_error
+    from klray.analysis.kl.centering import double_center
+    from klray.analysis.kl.layers import layer_kl
+    from klray.analysis.scale import place
+    from klray.likelihood.lens import layer_log_likelihood
+    from klray.likelihood.score import log_likelihood
     from klray.store import open_dataset, open_result
     from klray.watch.callback import KlrayCallback
 
@@ -24,16 +24,16 @@ __version__ = "0.1.0"
 
 _HOME = {
     "KlrayCallback": "klray.watch.callback",
-    "diffusion_exponent": "klray.diffusion",
-    "double_center": "klray.centering",
-    "kl_divergence": "klray.divergence",
-    "kl_standard_error": "klray.divergence",
-    "layer_kl": "klray.layers",
-    "layer_log_likelihood": "klray.lens",
-    "log_likelihood": "klray.likelihood",
+    "diffusion_exponent": "klray.analysis.diffusion",
+    "double_center": "klray.analysis.kl.centering",
+    "kl_divergence": "klray.analysis.kl.all_pairs",
+    "kl_standard_error": "klray.analysis.kl.all_pairs",
+    "layer_kl": "klray.analysis.kl.layers",
+    "layer_log_likelihood": "klray.likelihood.lens",
+    "log_likelihood": "klray.likelihood.score",
     "open_dataset": "klray.store",
     "open_result": "klray.store",
-    "place": "klray.scale",
+    "place": "klray.analysis.scale",
 }
 
 __all__ = [
@@ -51,12 +51,18 @@ __all__ = [
 ]
 
 
-_ROOMS = ("layers", "pairs", "relatives", "texts", "watch")
+_ROOMS = {
+    "layers": "klray.analysis.kl.layers",
+    "pairs": "klray.analysis.kl.chosen_pairs",
+    "relatives": "klray.analysis.relatives",
+    "texts": "klray.texts",
+    "watch": "klray.watch",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return importlib.import_module(f"klray.{name}")
+        return importlib.import_module(_ROOMS[name])
     if name not in _HOME:
         raise AttributeError(f"module 'klray' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -21,12 +21,12 @@ import torch
 
 from klray.checkpoints import Hub, contact
 from klray.checkpoints.hub import without_secrets
-from klray.cluster import RaySettings, Resources, Shape, connected, dask_scheduler, resources
 from klray.errors import KlrayError, StoreError
-from klray.objects import open_objects
-from klray.objects.endpoint import impatient, why_silent
-from klray.objects.probe import CONDITIONAL, Finding, found_and_cure, probe
-from klray.scoring import ScoringSettings
+from klray.store.objects import open_objects
+from klray.store.objects.endpoint import impatient, why_silent
+from klray.store.objects.probe import CONDITIONAL, Finding, found_and_cure, probe
+from klray.sweep.cluster import RaySettings, Resources, Shape, connected, dask_scheduler, resources
+from klray.sweep.settings import ScoringSettings
 
 log = logging.getLogger("klray")
 

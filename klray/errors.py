@@ -27,6 +27,22 @@ Reason = Literal[
 ]
 
 
+# Which extra brings what not every installation has.
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "ray"), "score"),
+    **dict.fromkeys(("bitsandbytes", "accelerate"), "quant"),
+    **dict.fromkeys(("obstore", "botocore"), "obstore"),
+}
+
+
+def lacks(error: ModuleNotFoundError) -> str:
+    """What is not installed and how to install it, in one sentence; a library that is none of klray's raises again."""
+    library = (error.name or "").partition(".")[0]
+    if library not in EXTRAS:
+        raise error
+    return f"this needs {library}, which is not installed: pip install 'klray[{EXTRAS[library]}]'"
+
+
 class KlrayError(ValueError):
     """Base of every error that klray raises for its users."""
 

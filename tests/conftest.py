@@ -12,10 +12,10 @@ import torch
 from hypothesis import settings
 
 from klray.checkpoints import Hub, download
-from klray.embedded.family import family_root, train_family
-from klray.embedded.hub import HubServer
-from klray.embedded.recipe import SMALLEST
 from klray.store import Store
+from klray.tiny.family import family_root, train_family
+from klray.tiny.hub import HubServer
+from klray.tiny.recipe import SMALLEST
 from tests.hub_faults import hub_of, write_run
 from tests.s3_server import CephServer, S3Server, ceph_server, moto_server, why_no_ceph
 from tests.stores import TEXTS
@@ -74,7 +74,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "folder":
         return str(tmp_path / "store")
     if request.param == "obstore":
-        monkeypatch.setattr("klray.objects.opening.DEFAULT_BACKEND", "obstore")
+        monkeypatch.setattr("klray.store.objects.opening.DEFAULT_BACKEND", "obstore")
         return new_place(request.getfixturevalue("moto" if why_no_ceph() else "ceph"), monkeypatch)
     return new_place(request.getfixturevalue(request.param), monkeypatch)
 

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, Unavailable, resolve
-from klray.embedded.hub import HubServer
-from klray.embedded.routes import HubHandler
+from klray.tiny.hub import HubServer
+from klray.tiny.routes import HubHandler
 
 RUN = "tiny/run"
 WEIGHT_BYTES = 300_000  # several blocks of the server

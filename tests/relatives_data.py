@@ -14,9 +14,9 @@ import xarray as xr
 
 import klray
 from klray import texts
-from klray.embedded.family import train_family
-from klray.embedded.recipe import SMALLEST
-from klray.models import load, load_tokenizer
+from klray.likelihood.loading import load, load_tokenizer
+from klray.tiny.family import train_family
+from klray.tiny.recipe import SMALLEST
 
 N_TEXTS = 24
 LAYERS = 4

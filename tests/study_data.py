@@ -14,21 +14,21 @@ from pathlib import Path
 
 import xarray as xr
 
+from klray.analysis.analyze import analyze
 from klray.checkpoints import Cache, Checkpoint, RepositorySpec, Selection, resolve
-from klray.drift import as_dataset, measure_run
-from klray.embedded.hub import HubServer
-from klray.embedded.recipe import SMALLEST, Child, Dense, Merge, Recipe, Size
-from klray.embedded.routes import HubHandler
-from klray.lens import LensTraining, train_lens
-from klray.models import load, load_tokenizer
-from klray.quantization import NAMES
-from klray.scorer import Scorer
-from klray.scoring import ScoringSettings
+from klray.likelihood.loading import load, load_tokenizer
+from klray.likelihood.quantization import NAMES
+from klray.likelihood.tokens import encode
+from klray.measure.lens_training import LensTraining, train_lens
+from klray.measure.weight_distances import as_dataset, measure_run
 from klray.store import Store
+from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet, python_stdlib
-from klray.tokens import encode
-from klray.trajectory import analyze
+from klray.tiny.hub import HubServer
+from klray.tiny.recipe import SMALLEST, Child, Dense, Merge, Recipe, Size
+from klray.tiny.routes import HubHandler
 from tests.hub_faults import hub_of
+from tests.scorers import scorer_here
 
 PARENT = "klray/tiny-46k-seed1"
 SEED2, LAYERED = "klray/tiny-46k-seed2", "klray/tiny-58k-seed1"
@@ -108,8 +108,8 @@ def make_study(root: Path, folder: Path) -> Study:
     cache = str(folder / "cache")
 
     def stage(name: str, chosen: Sequence[Checkpoint], **settings: str) -> None:
-        scorer = Scorer(
-            hub_of(server), store.url, {}, texts, ScoringSettings(cache_dir=cache, sketch=SKETCH, **settings)
+        scorer = scorer_here(
+            hub_of(server), store.url, texts, ScoringSettings(cache_dir=cache, sketch=SKETCH, **settings)
         )
         for place, checkpoint in enumerate(chosen):
             scorer.score(checkpoint, chosen[place + 1 : place + 3])

@@ -19,8 +19,8 @@ from botocore.exceptions import ClientError
 
 import klray
 from klray.errors import StoreError
-from klray.objects.roles import Action, roles_for
 from klray.store import Store
+from klray.store.objects.roles import Action, roles_for
 from tests.conftest import become
 from tests.s3_server import CephServer, S3Server
 from tests.stores import TEXTS, add, column

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from klray.alignment import align, aligned_squared_distance, permute, symmetries
-from klray.alignment.symmetry import Kind
 from klray.errors import KlrayError
-from klray.weights import parameters
+from klray.weights.alignment import align, aligned_squared_distance, permute, symmetries
+from klray.weights.alignment.symmetry import Kind
+from klray.weights.parameters import parameters
 from klray.weights.windows import squared_distance
 from tests.tiny_models import VOCABULARY, tiny_model
 

@@ -19,18 +19,18 @@ from jobs.analyze import analyze
 from jobs.publish import publish
 from jobs.report import report
 from klray import texts
+from klray.analysis.kl.all_pairs import kl_divergence
+from klray.analysis.recipe import Recipe, find_anomalies
 from klray.checkpoints import RepositorySpec, Selection, resolve
 from klray.config import AnalysisConfig, Config, ReportConfig, StoreConfig
-from klray.divergence import kl_divergence
-from klray.embedded.family import train_family
-from klray.embedded.hub import HubServer
-from klray.embedded.recipe import SMALLEST
-from klray.models import load, load_tokenizer
-from klray.preprocess import Recipe, find_anomalies
-from klray.scorer import Scorer
-from klray.scoring import ScoringSettings
+from klray.likelihood.loading import load, load_tokenizer
 from klray.store import Store
+from klray.sweep.settings import ScoringSettings
+from klray.tiny.family import train_family
+from klray.tiny.hub import HubServer
+from klray.tiny.recipe import SMALLEST
 from tests.hub_faults import hub_of
+from tests.scorers import scorer_here
 
 TEXTS = texts.python_stdlib(n=32)
 REPOSITORIES = ("klray/tiny-46k-seed1", "klray/tiny-46k-seed2")
@@ -46,7 +46,7 @@ def scored(root: Path, place: Path) -> Config:
         specs = tuple(RepositorySpec(name, ["step*"]) for name in REPOSITORIES)
         found, unavailable = resolve(hub, Selection("tiny_smallest", specs))
         assert not unavailable
-        scorer = Scorer(hub, store.url, {}, TEXTS, ScoringSettings(cache_dir=str(place / "cache")))
+        scorer = scorer_here(hub, store.url, TEXTS, ScoringSettings(cache_dir=str(place / "cache")))
         for checkpoint in found:
             scorer.score(checkpoint)
     torch.set_num_threads(threads)

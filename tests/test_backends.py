@@ -16,8 +16,8 @@ import pytest
 from klray import config as configs
 from klray.config import Backend, StoreConfig
 from klray.errors import StoreError, StoreUnreachableError
-from klray.objects import Objects, open_objects
 from klray.store import Store
+from klray.store.objects import Objects, open_objects
 from tests.careless_s3 import CarelessS3, careless_s3
 from tests.s3_server import CREDENTIALS
 from tests.stores import N_TEXTS, TEXTS, add, column
@@ -41,7 +41,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[CarelessS3]:
             monkeypatch.setenv(name, value)
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr("klray.objects.bucket.FIRST_PAUSE_SECONDS", 0.001)
+        monkeypatch.setattr("klray.store.objects.bucket.FIRST_PAUSE_SECONDS", 0.001)
         yield running
 
 
@@ -115,7 +115,7 @@ def test_object_is_copied_only_while_it_is_what_it_was(s3_url: str) -> None:
 
 
 def test_large_object_goes_up_in_parts(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("klray.objects.s3_obstore.PARTS_ABOVE_BYTES", 2**20)
+    monkeypatch.setattr("klray.store.objects.s3_obstore.PARTS_ABOVE_BYTES", 2**20)
     body = np.random.default_rng(0).bytes(6 * 2**20)
     objects = opened(url=s3_url)
     objects.put("large/body", body)
@@ -278,7 +278,7 @@ def test_options_and_backends_that_mean_nothing_are_named(monkeypatch: pytest.Mo
         opened(default_block_size=1, client_kwargs={"verify": False, "region_name": "eu-west-1"}, anon=True)
     with pytest.raises(StoreError, match=r"store\.backend=boto: klray asks S3 through s3fs or obstore"):
         opened("boto")
-    monkeypatch.delitem(sys.modules, "klray.objects.s3_obstore", raising=False)
+    monkeypatch.delitem(sys.modules, "klray.store.objects.s3_obstore", raising=False)
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(StoreError, match=r"needs obstore, which is not installed; pip install 'klray\[obstore\]'"):
         opened()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from klray.centering import double_center
+from klray.analysis.kl.centering import double_center
 from klray.errors import KlrayError
 
 MATRICES = hnp.arrays(

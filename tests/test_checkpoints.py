@@ -9,17 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from klray.checkpoints import (
-    Checkpoint,
-    Facts,
-    Hub,
-    RemoteFile,
-    RepositorySpec,
-    resolve,
-    step_of,
-)
-from klray.embedded.hub import HubServer
+from klray.checkpoints import Checkpoint, Facts, Hub, RemoteFile, RepositorySpec, resolve, step_of
 from klray.errors import KlrayError
+from klray.tiny.hub import HubServer
 from tests.hub_faults import hub_of, only_error, select, write_model
 
 RUN = "tiny/run"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from klray import cli
+import jobs.__main__ as cli
 
 
 def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
@@ -113,7 +113,7 @@ def test_verbs_run_as_modules() -> None:
 
 
 def test_help_of_a_verb_begins_with_what_it_does() -> None:
-    command = [sys.executable, "-m", "klray.cli", "noise", "--help"]
+    command = [sys.executable, "-m", "jobs", "noise", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.startswith("klray noise key=value ...   Measure the noise floor: ")
     assert "Configuration groups" in said

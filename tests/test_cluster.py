@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import ray
 
-from klray.cluster import RaySettings, Shape, _shape, connected, dask_scheduler
 from klray.errors import KlrayError
+from klray.sweep.cluster import RaySettings, Shape, _shape, connected, dask_scheduler
 
 LAPTOP = {"CPU": 8.0}
 TWO_GPUS = {"CPU": 16.0, "GPU": 2.0}
@@ -61,7 +61,7 @@ def test_cluster_whose_processes_do_not_come_up_in_time_is_started_once_more(
 
     monkeypatch.setenv(WAIT, "120")
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr("klray.cluster.log.propagate", True)
+    monkeypatch.setattr("klray.sweep.cluster.log.propagate", True)
     with connected(RaySettings(workers=3)) as shape:
         assert shape == Shape(3, 0.0, 1)
     assert "Ray did not start (" in caplog.text and waits == ["0", "0"]

@@ -13,15 +13,15 @@ import pytest
 import ray
 
 from klray.checkpoints import Checkpoint, Facts, RemoteFile
-from klray.cluster import RaySettings, Shape, connected
 from klray.errors import CheckpointError, KlrayError
-from klray.progress import Progress
-from klray.scorer import Outcome
-from klray.scoring import ScoringSettings
 from klray.store import Column, Store
 from klray.sweep import run
 from klray.sweep.actor import Pending, ScorerActor
+from klray.sweep.cluster import RaySettings, Shape, connected
 from klray.sweep.run import Run, _Call, _Worker
+from klray.sweep.scorer import Outcome
+from klray.sweep.settings import ScoringSettings
+from klray.words.progress import Progress
 from tests.stores import TEXTS, column
 
 SETTINGS = ScoringSettings()

@@ -15,11 +15,11 @@ from klray import config as configs
 from klray.checkpoints import Checkpoint, RepositorySpec, Selection, resolve
 from klray.config import Config, ModelsConfig, PlanConfig, RayConfig, RepositoryConfig, StoreConfig, TextsConfig
 from klray.config.models import ModelSource
-from klray.cost import Rates, cost, lens_weights, parameters
-from klray.embedded.family import train_family
-from klray.embedded.hub import HubServer
-from klray.embedded.recipe import SMALLEST
 from klray.errors import KlrayError
+from klray.sweep.cost import Rates, cost, lens_weights, parameters
+from klray.tiny.family import train_family
+from klray.tiny.hub import HubServer
+from klray.tiny.recipe import SMALLEST
 from tests.hub_faults import hub_of
 
 RUN = "klray/tiny-46k-seed1"

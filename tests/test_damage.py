@@ -14,8 +14,8 @@ import xarray as xr
 
 import klray
 from klray.errors import StoreError, StoreUnreachableError
-from klray.objects import FolderObjects
 from klray.store import Store, layout
+from klray.store.objects import FolderObjects
 from tests.stores import TEXTS, add, assert_holds, column
 from tests.test_cli import klray as klray_says
 

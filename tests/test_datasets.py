@@ -13,8 +13,8 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 from klray.errors import StoreError
-from klray.objects import FolderObjects
 from klray.store.datasets import encode_dataset, write_dataset
+from klray.store.objects import FolderObjects
 
 
 def dataset() -> xr.Dataset:

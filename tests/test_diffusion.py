@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klray.diffusion import diffusion_exponent, fractal_dimension
+from klray.analysis.diffusion import diffusion_exponent, fractal_dimension
 from klray.errors import KlrayError
 
 STEPS = np.array([0, 1, 8, 64, 512, *range(1000, 31_000, 1000)])

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from klray import divergence, tiles
-from klray.divergence import kl_divergence, kl_standard_error, paired_standard_error, projected_memory_bytes
+from klray.analysis.kl import all_pairs as divergence
+from klray.analysis.kl import tiles
+from klray.analysis.kl.all_pairs import kl_divergence, kl_standard_error, paired_standard_error, projected_memory_bytes
 from klray.errors import KlrayError
 
 BOTH = pytest.mark.parametrize("quantity", [kl_divergence, kl_standard_error])

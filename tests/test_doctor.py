@@ -15,13 +15,13 @@ import torch
 
 from klray import doctor
 from klray.checkpoints import Hub
-from klray.cluster import RaySettings, Resources, Shape
 from klray.doctor import Cluster, _cluster, _dask, _device, _disk, _hub, _store, bounded
-from klray.embedded.hub import HubServer
-from klray.embedded.routes import HubHandler
 from klray.errors import KlrayError
-from klray.objects.probe import Finding
-from klray.scoring import ScoringSettings
+from klray.store.objects.probe import Finding
+from klray.sweep.cluster import RaySettings, Resources, Shape
+from klray.sweep.settings import ScoringSettings
+from klray.tiny.hub import HubServer
+from klray.tiny.routes import HubHandler
 from tests.careless_s3 import CarelessS3, careless_s3
 from tests.hub_faults import FaultyHub
 from tests.s3_server import CREDENTIALS

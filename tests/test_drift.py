@@ -15,7 +15,11 @@ from safetensors.torch import save_file
 from jobs.analyze import analyze
 from jobs.publish import publish
 from jobs.weights import weights
+from klray.analysis.drift import sketched_drift
+from klray.analysis.recipe import Run
+from klray.analysis.runs_table import format_table, run_table
 from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, resolve
+from klray.checkpoints.tensors import stored_tensors
 from klray.config import (
     Align,
     AnalysisConfig,
@@ -27,19 +31,20 @@ from klray.config import (
     StoreConfig,
 )
 from klray.config.weights import WeightsConfig
-from klray.drift import exact, measure_run, sketched_drift
-from klray.embedded.family import train_family
-from klray.embedded.recipe import SMALLEST
 from klray.errors import KlrayError
-from klray.figures import kl_and_weights, kl_and_weights_caption
-from klray.preprocess import Run
-from klray.scorer import Scorer
-from klray.scoring import ScoringSettings
+from klray.measure import weight_distances as exact
+from klray.measure.weight_distances import measure_run
+from klray.report.figures import kl_and_weights, kl_and_weights_caption
 from klray.store import Store
-from klray.stored import stored_tensors
-from klray.summary import format_table, run_table
+from klray.sweep.settings import ScoringSettings
 from klray.texts import python_stdlib
-from klray.weights import Windows, parameters, relative_error, sketch, squared_distances, window_bytes
+from klray.tiny.family import train_family
+from klray.tiny.recipe import SMALLEST
+from klray.weights.distances import relative_error, squared_distances
+from klray.weights.parameters import parameters
+from klray.weights.sketch import sketch
+from klray.weights.windows import Windows, window_bytes
+from tests.scorers import scorer_here
 
 RUN = "klray/tiny-46k-seed1"
 TEXTS = python_stdlib(n=12)
@@ -71,7 +76,7 @@ def checkpoints(hub: Hub) -> list[Checkpoint]:
 def config(hub: Hub, checkpoints: list[Checkpoint], tmp_path: Path, one_thread: None) -> Config:
     """A store with the run's columns and sketches, published."""
     store = Store.create(str(tmp_path / "store"), TEXTS)
-    scorer = Scorer(hub, store.url, {}, TEXTS, ScoringSettings(cache_dir=str(tmp_path / "cache"), sketch=4096))
+    scorer = scorer_here(hub, store.url, TEXTS, ScoringSettings(cache_dir=str(tmp_path / "cache"), sketch=4096))
     for checkpoint in checkpoints:
         scorer.score(checkpoint)
     scorer.cache.close()

@@ -20,12 +20,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from klray.embedded.documents import training_documents
-from klray.embedded.family import family_root, is_complete, train_family
-from klray.embedded.recipe import DEFAULT, SMALLEST, Recipe, Size
-from klray.embedded.training import draw_blocks, learning_rate
 from klray.errors import KlrayError
 from klray.texts import python_stdlib, stdlib_documents
+from klray.tiny.documents import training_documents
+from klray.tiny.family import family_root, is_complete, train_family
+from klray.tiny.recipe import DEFAULT, SMALLEST, Recipe, Size
+from klray.tiny.training import draw_blocks, learning_rate
 
 FIRST, SECOND = (run.repository for run in SMALLEST.runs)
 
@@ -182,7 +182,7 @@ def test_kept_under_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_import_is_silent_and_light(tmp_path: Path) -> None:
-    program = "import sys, klray.embedded.family; print({'torch', 'transformers'} & set(sys.modules))"
+    program = "import sys, klray.tiny.family; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
@@ -211,7 +211,7 @@ def test_fingerprint_sees_every_part_of_the_recipe(monkeypatch: pytest.MonkeyPat
         {"bytes_per_domain": 100_001},
     ]
     fingerprints = [dataclasses.replace(SMALLEST, **change).fingerprint() for change in changes]
-    monkeypatch.setattr("klray.embedded.recipe.RECIPE_VERSION", 0)
+    monkeypatch.setattr("klray.tiny.recipe.RECIPE_VERSION", 0)
     fingerprints.append(SMALLEST.fingerprint())
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0")
     fingerprints.append(SMALLEST.fingerprint())

@@ -9,10 +9,10 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from klray import embedding
-from klray.centering import double_center
-from klray.divergence import kl_divergence
-from klray.embedding import map_coordinates, pca, tsne
+from klray.analysis import embedding
+from klray.analysis.embedding import map_coordinates, pca, tsne
+from klray.analysis.kl.all_pairs import kl_divergence
+from klray.analysis.kl.centering import double_center
 from klray.errors import KlrayError
 
 
@@ -103,7 +103,7 @@ def test_tsne_without_scikit_learn_says_what_to_install(monkeypatch: pytest.Monk
 def test_tsne_of_models_at_one_place_or_nearly_so(scale: float) -> None:
     """In a process of its own, which scikit-learn would end."""
     code = (
-        "import numpy as np; from klray.embedding import tsne; "
+        "import numpy as np; from klray.analysis.embedding import tsne; "
         f"rows = np.random.default_rng(0).normal(size=(40, 3)) * {scale}; points = tsne(rows).points; "
         "print(np.isfinite(points).all(), np.ptp(points) > 0)"
     )

@@ -16,13 +16,13 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from klray.analysis.runs_table import consecutive_pairs, trajectories
 from klray.errors import KlrayError
-from klray.figures import PLATES, consecutive_kl, diffusion_exponents, kl_heatmap, model_map, save
-from klray.figures.consecutive import consecutive_kl_caption
-from klray.figures.heatmap import MAX_MODELS, kl_heatmap_caption
-from klray.figures.maps import model_map_caption
-from klray.figures.style import run_labels, run_styles
-from klray.summary import consecutive_pairs, trajectories
+from klray.report.figures import PLATES, consecutive_kl, diffusion_exponents, kl_heatmap, model_map, save
+from klray.report.figures.consecutive import consecutive_kl_caption
+from klray.report.figures.heatmap import MAX_MODELS, kl_heatmap_caption
+from klray.report.figures.maps import model_map_caption
+from klray.report.figures.style import run_labels, run_styles
 from tests.synthetic import trajectory_result
 
 
@@ -324,5 +324,5 @@ def test_files_are_reproducible_and_embed_fonts(result: xr.Dataset, tmp_path: Pa
 
 
 def test_pyplot_is_never_touched() -> None:
-    code = "import klray.figures, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import klray.report.figures, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from klray.head import OutputHead, find_head, hidden_states, own_logits
+from klray.likelihood.head import OutputHead, find_head, hidden_states, own_logits
 from tests import tiny_models
 
 TOKENS, VOCABULARY, WIDTH = 700, 2500, 24  # more than one tile each way, and multiples of none

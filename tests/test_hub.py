@@ -18,8 +18,8 @@ from klray.checkpoints import Hub, RemoteFile, RepositorySpec, resolve
 from klray.checkpoints import selection as selecting
 from klray.checkpoints.download import Downloader
 from klray.checkpoints.hub import SilentHubError, listing, without_secrets
-from klray.embedded.hub import HubServer
 from klray.errors import CheckpointError
+from klray.tiny.hub import HubServer
 from tests.hub_faults import FaultyHub, hub_of, only_error, select
 
 RUN = "tiny/run"
@@ -60,7 +60,7 @@ def test_hub_that_is_not_there_is_said_once_and_not_asked_for_the_rest(monkeypat
 
 
 def test_a_server_that_is_no_hub(tmp_path: Path, run_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("klray.embedded.routes.HubHandler.send_info", lambda self, *_: self.send_json({"hello": 1}))
+    monkeypatch.setattr("klray.tiny.routes.HubHandler.send_info", lambda self, *_: self.send_json({"hello": 1}))
     error = only_error(hub_of(run_server), RepositorySpec(RUN))
     assert error.reason == "download_failed"
     assert "check HF_ENDPOINT" in error.message

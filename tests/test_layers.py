@@ -13,19 +13,19 @@ import xarray as xr
 import klray
 from jobs.lens import lens as lens_job
 from klray import texts
+from klray.analysis.kl.layers import compare_lenses
+from klray.analysis.recipe import Recipe
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
-from klray.compute import load_lens
 from klray.config import Config, LensConfig, ModelsConfig, ScoringConfig, TextsConfig, scoring_settings
-from klray.embedded.family import train_family
-from klray.embedded.recipe import SMALLEST
 from klray.errors import KlrayError
-from klray.layers import compare_lenses
-from klray.lens import Lens, Translators, layer_log_likelihood, load_translators
-from klray.models import load, load_tokenizer
-from klray.preprocess import Recipe
-from klray.scorer import Scorer
-from klray.scoring import ScoringSettings
+from klray.likelihood.lens import Lens, Translators, layer_log_likelihood, load_translators
+from klray.likelihood.loading import load, load_tokenizer
 from klray.store import Column, Identity, Store
+from klray.sweep.model import load_lens
+from klray.sweep.settings import ScoringSettings
+from klray.tiny.family import train_family
+from klray.tiny.recipe import SMALLEST
+from tests.scorers import scorer_here
 from tests.stores import N_TEXTS, TEXTS, add, column
 
 SCORED = texts.python_stdlib(n=8)
@@ -70,7 +70,7 @@ def test_columns_of_layers_stand_beside_the_plain_one(hub: Hub, checkpoint: Chec
     expected |= {each.name: layer_log_likelihood(model, tokenizer, SCORED.texts, lens=each) for each in (Lens(), lens)}
     for asked in ("none", "logit", str(tmp_path / "lens")):
         settings = scoring_settings(ScoringConfig(lens=asked, cache_dir=str(tmp_path / "cache")))
-        Scorer(hub, store.url, {}, SCORED, settings).score(checkpoint)
+        scorer_here(hub, store.url, SCORED, settings).score(checkpoint)
     by_lens = {commit.identity.lens: commit for commit in store.commits()}
     assert set(by_lens) == set(expected) == {"none", "logit", lens.name}
     for name, commit in by_lens.items():

@@ -13,10 +13,10 @@ import torch
 import klray
 from klray.config import LensConfig, lens_folder
 from klray.errors import CheckpointError, KlrayError
-from klray.lens import Lens, Translators, is_unfinished, layer_log_likelihood, load_translators
-from klray.lens.structure import find_layers
-from klray.likelihood import score
-from klray.tokens import encode
+from klray.likelihood.lens import Lens, Translators, is_unfinished, layer_log_likelihood, load_translators
+from klray.likelihood.lens.structure import find_layers
+from klray.likelihood.score import score
+from klray.likelihood.tokens import encode
 from tests import tiny_models
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import klray
-from klray import models
 from klray.config import (
     LensConfig,
     TextsConfig,
@@ -21,20 +20,14 @@ from klray.config import (
     lens_training,
     text_set,
 )
-from klray.embedded.family import train_family
-from klray.embedded.recipe import Recipe, Size
 from klray.errors import KlrayError
-from klray.lens import (
-    Lens,
-    LensTraining,
-    Translators,
-    layer_log_likelihood,
-    load_translators,
-    prediction_kl,
-    train_lens,
-)
+from klray.likelihood import loading as models
+from klray.likelihood.lens import Lens, Translators, layer_log_likelihood, load_translators
+from klray.likelihood.tokens import Tokens, encode
+from klray.measure.lens_training import LensTraining, prediction_kl, train_lens
 from klray.texts import TextSet, python_stdlib
-from klray.tokens import Tokens, encode
+from klray.tiny.family import train_family
+from klray.tiny.recipe import Recipe, Size
 from tests import tiny_models
 
 # 11 s on one CPU of a busy machine, once; then it is in the cache.

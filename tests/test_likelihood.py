@@ -14,8 +14,8 @@ import torch
 
 import klray
 from klray.errors import CheckpointError
-from klray.likelihood import context_length, default_tokens_per_batch, log_likelihood, score
-from klray.tokens import Tokens, encode
+from klray.likelihood.score import context_length, default_tokens_per_batch, log_likelihood, score
+from klray.likelihood.tokens import Tokens, encode
 from tests import tiny_models
 
 TEXTS = ["", *tiny_models.texts()]

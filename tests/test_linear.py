@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from klray import linear as linears
-from klray.linear import linear
+from klray.likelihood import linear as linears
+from klray.likelihood.linear import linear
 
 
 def operands(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -15,9 +15,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from klray import config as configs
-from klray import models
 from klray.errors import CheckpointError, KlrayError
-from klray.likelihood import log_likelihood
+from klray.likelihood import loading as models
+from klray.likelihood.score import log_likelihood
 from tests import tiny_models
 from tests.tiny_models import as_pickle, parameters, save_checkpoint, shard, with_other_config
 

@@ -15,17 +15,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import jobs.__main__ as cli
 import klray
-from klray import cli, models, texts
+from klray import texts
+from klray.analysis.noise_floor import Measured, NoiseFloor, Variant, cells
 from klray.checkpoints import Checkpoint, Facts
-from klray.embedded.family import train_family
-from klray.embedded.recipe import SMALLEST
 from klray.errors import CheckpointError, KlrayError
-from klray.figures import noise_floor
-from klray.noise.exact import exact_log_likelihood
-from klray.noise.floor import Measured, NoiseFloor, Variant, cells
-from klray.noise.measuring import Ways, available_devices, measure, spread
-from klray.tokens import encode
+from klray.likelihood import loading as models
+from klray.likelihood.tokens import encode
+from klray.measure.exact import exact_log_likelihood
+from klray.measure.noise import Ways, available_devices, measure, spread
+from klray.report.figures import noise_floor
+from klray.tiny.family import train_family
+from klray.tiny.recipe import SMALLEST
 from tests import tiny_models
 
 TEXTS = texts.python_stdlib(n=12)

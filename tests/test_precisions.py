@@ -13,16 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import klray
-from klray import models, texts
+from klray import texts
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.config import Dtype, ScoringConfig, scoring_settings
-from klray.embedded.family import train_family
-from klray.embedded.recipe import SMALLEST
-from klray.noise.exact import exact_log_likelihood
-from klray.scorer import Outcome, Scorer
+from klray.likelihood import loading as models
+from klray.likelihood.tokens import encode
+from klray.measure.exact import exact_log_likelihood
 from klray.store import Store
 from klray.sweep.actor import Pending, Refusal, ScorerActor
-from klray.tokens import encode
+from klray.sweep.scorer import Outcome
+from klray.tiny.family import train_family
+from klray.tiny.recipe import SMALLEST
 
 TEXTS = texts.python_stdlib(n=16)
 REPOSITORY = "klray/tiny-46k-seed1"
@@ -46,7 +47,7 @@ class Worker(ScorerActor):
     """What a Ray actor runs, in this process, with a patience of its own."""
 
     def __init__(self, *arguments: Any):
-        self.scorer = Scorer(*arguments)
+        self.scorer = scorer_here(*arguments)
         self._scored = {}
 
     def column(self, checkpoint: Checkpoint) -> Outcome | Refusal:
@@ -60,7 +61,7 @@ class Worker(ScorerActor):
 def worker(hub: Hub, folder: Path, **scoring: Any) -> Worker:
     store = Store.create(str(folder / "store"), TEXTS)
     settings = scoring_settings(ScoringConfig(cache_dir=str(folder / "cache"), **scoring))
-    return Worker(hub, store.url, {}, TEXTS, settings)
+    return Worker(hub, store.url, TEXTS, settings)
 
 
 def row(store: Store, key: str) -> np.ndarray:

@@ -14,9 +14,10 @@ import pytest
 import xarray as xr
 
 from jobs.analyze import given_recipe
+from klray.analysis.recipe import KNOWN_ANOMALIES, Exclusion, Recipe
+from klray.analysis.runs import runs
 from klray.config import AnalysisConfig
 from klray.errors import KlrayError
-from klray.preprocess import KNOWN_ANOMALIES, Exclusion, Recipe, runs
 from tests.snapshot_data import TEXT_SET, labelled, rows_of, snapshot
 
 # ---- fitting and applying a recipe

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from klray.errors import StoreError
-from klray.objects import open_objects
-from klray.objects.probe import Finding, probe
 from klray.store import Store
+from klray.store.objects import open_objects
+from klray.store.objects.probe import Finding, probe
 from tests.careless_s3 import CarelessS3, careless_s3
 from tests.s3_server import CREDENTIALS
 from tests.stores import TEXTS, column

@@ -19,14 +19,14 @@ import pytest
 import torch
 
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
-from klray.compute import Compute
-from klray.embedded.family import train_family
-from klray.embedded.recipe import SMALLEST
 from klray.errors import CheckpointError, KlrayError
-from klray.processes import ModelProcess, _sendable
-from klray.scoring import ScoringSettings
+from klray.sweep.model import Compute
+from klray.sweep.model_process import ModelProcess, _sendable
+from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet, python_stdlib
-from klray.weights import sketch
+from klray.tiny.family import train_family
+from klray.tiny.recipe import SMALLEST
+from klray.weights.sketch import sketch
 from tests import tiny_models
 
 TEXTS = TextSet("short", tuple(text[:120] for text in python_stdlib(n=6).texts), ("a",) * 6)
@@ -129,7 +129,7 @@ def test_a_refusal_comes_once_the_files_are_read(
         time.sleep(0.5)
         return sketch(*arguments)
 
-    monkeypatch.setattr("klray.compute.sketch", slow)
+    monkeypatch.setattr("klray.sweep.model.sketch", slow)
     folder = tmp_path / "short"
     shutil.copytree(checkpoints[0].directory, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -186,6 +186,8 @@ def test_it_ends_with_its_parent_in_the_middle_of_a_forward_pass(checkpoints: li
 
 
 def test_what_imports_a_scorer_needs_no_pytorch() -> None:
-    code = "import sys, klray.sweep.actor, klray.processes, klray.scorer; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, klray.sweep.actor, klray.sweep.model_process, klray.sweep.scorer; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert torch.get_num_threads() >= 1

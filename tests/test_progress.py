@@ -10,7 +10,7 @@ import termios
 
 import pytest
 
-from klray.progress import Progress
+from klray.words.progress import Progress
 
 
 class Clock:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from klray.errors import KlrayError
-from klray.lens import load_translators
+from klray.likelihood.lens import load_translators
 
 CONFIG = {
     "base_model_name_or_path": "EleutherAI/pythia-70m-deduped",

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from klray.errors import StoreError
-from klray.objects import FolderObjects
 from klray.store import Column, Store, layout, publishing
+from klray.store.objects import FolderObjects
 from tests.stores import N_TEXTS, TEXTS, add, assert_holds, column
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from klray.analysis.recipe import lower_quantile
 from klray.errors import KlrayError
-from klray.preprocess import lower_quantile
 
 
 @settings(max_examples=60)

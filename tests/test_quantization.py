@@ -17,18 +17,21 @@ import transformers
 
 import klray
 from klray import config as configs
-from klray import likelihood, models, quantization, texts
+from klray import texts
+from klray.analysis.kl.chosen_pairs import pair_divergence
+from klray.analysis.relatives import unquantised
 from klray.checkpoints import Hub, RepositorySpec, Selection, resolve
-from klray.embedded.family import train_family
-from klray.embedded.recipe import Recipe, Size
 from klray.errors import CheckpointError, KlrayError
-from klray.pairs import pair_divergence
-from klray.relatives import unquantised
-from klray.scorer import Scorer
-from klray.scoring import ScoringSettings
+from klray.likelihood import loading as models
+from klray.likelihood import quantization
+from klray.likelihood import score as likelihood
+from klray.likelihood.tokens import encode
 from klray.store import Store
-from klray.tokens import encode
+from klray.sweep.settings import ScoringSettings
+from klray.tiny.family import train_family
+from klray.tiny.recipe import Recipe, Size
 from tests import tiny_models
+from tests.scorers import scorer_here
 from tests.snapshot_data import labelled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -253,7 +256,7 @@ def test_columns_of_every_quantisation_stand_side_by_side_and_make_pairs(trained
     store = Store.create(str(tmp_path / "store"), TEXTS)
     for name in quantization.NAMES:
         settings = configs.scoring_settings(configs.ScoringConfig(quantization=name, cache_dir=str(tmp_path / "cache")))
-        scorer = Scorer(Hub("http://127.0.0.1:9", ""), store.url, {}, TEXTS, settings)
+        scorer = scorer_here(Hub("http://127.0.0.1:9", ""), store.url, TEXTS, settings)
         assert all(scorer.score(checkpoint).first for checkpoint in found)
     commits = store.commits()
     assert len({commit.key for commit in commits}) == 2 * len(quantization.NAMES)

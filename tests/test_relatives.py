@@ -11,17 +11,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from klray.analysis.analyze import analyze
+from klray.analysis.relatives import own_output, parents, unquantised
 from klray.errors import KlrayError
-from klray.figures import PLATES, layer_threads, lineage, quantization_arrows, training_paths
-from klray.figures.heatmap import _ordered, kl_heatmap_caption
-from klray.figures.layer_kl import layers_to_final
-from klray.figures.layers import layer_threads_caption
-from klray.figures.lineage import lineage_caption
-from klray.figures.maps import model_map_caption
-from klray.figures.quantized import quantization_arrows_caption
-from klray.figures.steps import training_paths_caption
-from klray.relatives import own_output, parents, unquantised
-from klray.trajectory import analyze
+from klray.report.figures import PLATES, layer_threads, lineage, quantization_arrows, training_paths
+from klray.report.figures.heatmap import _ordered, kl_heatmap_caption
+from klray.report.figures.layer_kl import layers_to_final
+from klray.report.figures.layers import layer_threads_caption
+from klray.report.figures.lineage import lineage_caption
+from klray.report.figures.maps import model_map_caption
+from klray.report.figures.quantized import quantization_arrows_caption
+from klray.report.figures.steps import training_paths_caption
 from tests.relatives_data import LAYERS, N_TEXTS, snapshot_of_relatives
 
 NEW = ["training_paths", "quantization_arrows", "lineage", "layer_threads"]

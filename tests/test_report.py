@@ -15,10 +15,10 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from klray.noise.floor import Measured, NoiseFloor, Variant
+from klray.analysis.noise_floor import Measured, NoiseFloor, Variant
+from klray.analysis.runs_table import run_table, with_error
 from klray.report import models, public, write_report
 from klray.report import page as page_of_report
-from klray.summary import run_table, with_error
 from tests.html_page import Page
 from tests.synthetic import trajectory_result
 

@@ -13,19 +13,19 @@ import xarray as xr
 from jobs.analyze import analyze
 from jobs.report import report
 from jobs.scale import scale
+from klray.analysis.kl.layers import layer_kl
+from klray.analysis.noise_floor import Measured, NoiseFloor, Variant
+from klray.analysis.recipe import Recipe
+from klray.analysis.runs_table import significant, with_error
+from klray.analysis.scale import agreements, scale_rows
 from klray.config import AnalysisConfig, Config, ReportConfig, ScaleConfig, StoreConfig
 from klray.errors import KlrayError
-from klray.figures import layers_to_final
-from klray.figures.layer_kl import layers_to_final_caption
-from klray.layers import layer_kl
-from klray.noise.floor import Measured, NoiseFloor, Variant
-from klray.preprocess import Recipe
 from klray.report import page as page_of_report
 from klray.report import write_report
+from klray.report.figures import layers_to_final
+from klray.report.figures.layer_kl import layers_to_final_caption
 from klray.report.quantization import _ratio
-from klray.scale import agreements, scale_rows
 from klray.store import Store
-from klray.summary import significant, with_error
 from klray.texts import TextSet
 from tests import test_report as plain
 from tests.html_page import Page

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from klray import models
-from klray.likelihood import log_likelihood
+from klray.likelihood import loading as models
+from klray.likelihood.score import log_likelihood
 from tests import tiny_models
 from tests.tiny_models import as_pickle, parameters, save_checkpoint, shard, with_other_config
 

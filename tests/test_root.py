@@ -10,8 +10,8 @@ import pytest
 
 import klray as library
 from klray.errors import StoreError
-from klray.objects import FolderObjects
 from klray.store import Store, layout
+from klray.store.objects import FolderObjects
 from klray.texts import TextSet
 from tests.stores import N_TEXTS, TEXTS, add, assert_holds, column
 from tests.test_cli import klray

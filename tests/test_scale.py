@@ -16,12 +16,10 @@ import xarray as xr
 import klray
 from jobs.analyze import analyze
 from jobs.scale import scale
-from klray.config import AnalysisConfig, Config, ScaleConfig, StoreConfig
-from klray.errors import KlrayError
-from klray.figures import scale_violins, scale_violins_caption
-from klray.pairs import pair_divergence
-from klray.preprocess import Recipe, of_domain, result_name
-from klray.scale import (
+from klray.analysis.kl.chosen_pairs import pair_divergence
+from klray.analysis.recipe import Recipe, of_domain, result_name
+from klray.analysis.runs_table import significant
+from klray.analysis.scale import (
     Choice,
     Models,
     bootstrap_standard_error,
@@ -32,8 +30,10 @@ from klray.scale import (
     scale_rows,
     setting_pairs,
 )
+from klray.config import AnalysisConfig, Config, ScaleConfig, StoreConfig
+from klray.errors import KlrayError
+from klray.report.figures import scale_violins, scale_violins_caption
 from klray.store import Store
-from klray.summary import significant
 from klray.texts import TextSet
 from tests.scale_check import check_scale, expected_pairs, read_facts
 from tests.scale_data import fill_store, scale_snapshot

@@ -12,13 +12,14 @@ import torch
 import klray
 from klray import texts
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
-from klray.embedded.family import train_family
-from klray.embedded.recipe import SMALLEST
 from klray.errors import StoreError
-from klray.models import load, load_tokenizer
-from klray.scorer import Scorer
-from klray.scoring import ScoringSettings
+from klray.likelihood.loading import load, load_tokenizer
 from klray.store import Store
+from klray.sweep.scorer import Scorer
+from klray.sweep.settings import ScoringSettings
+from klray.tiny.family import train_family
+from klray.tiny.recipe import SMALLEST
+from tests.scorers import scorer_here
 
 TEXTS = texts.python_stdlib(n=8)
 REPOSITORY = "klray/tiny-46k-seed1"
@@ -35,7 +36,7 @@ def checkpoints(hub: Hub) -> list[Checkpoint]:
 def scorer(hub: Hub, tmp_path: Path) -> Iterator[Scorer]:
     threads = torch.get_num_threads()
     store = Store.create(str(tmp_path / "store"), TEXTS)
-    yield Scorer(hub, store.url, {}, TEXTS, ScoringSettings(cache_dir=str(tmp_path / "cache")))
+    yield scorer_here(hub, store.url, TEXTS, ScoringSettings(cache_dir=str(tmp_path / "cache")))
     torch.set_num_threads(threads)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from klray.preprocess import find_anomalies
+from klray.analysis.recipe import find_anomalies
 
 
 def path_kl(path: np.ndarray) -> np.ndarray:

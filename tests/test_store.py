@@ -17,10 +17,10 @@ from botocore.exceptions import ClientError
 
 import klray
 from klray.errors import StoreError
-from klray.objects import FolderObjects, open_objects
-from klray.objects.s3 import _codes
 from klray.store import Column, Identity, Store, unresolved
 from klray.store.columns import values_sha256
+from klray.store.objects import FolderObjects, open_objects
+from klray.store.objects.s3 import _codes
 from klray.texts import TextSet
 from tests.stores import N_TEXTS, TEXTS, add, column
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from klray.lens import Lens
-from klray.likelihood import score
-from klray.streams import copies, in_streams
-from klray.tokens import Tokens, encode
+from klray.likelihood.lens import Lens
+from klray.likelihood.score import score
+from klray.likelihood.streams import copies, in_streams
+from klray.likelihood.tokens import Tokens, encode
 from tests import tiny_models
 from tests.test_likelihood import ARCHITECTURES, BUDGET, TEXTS, run_out_of_memory_above
 

@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM
 
 import conf
 from klray.checkpoints import RepositorySpec, Selection, resolve
-from klray.embedded.family import family_root, train_family
-from klray.embedded.hub import HubServer
-from klray.embedded.recipe import DEFAULT, Child, Dense, Merge, Recipe, Run
-from klray.embedded.serving import RECIPES
-from klray.embedded.study import STUDY
-from klray.embedded.training import draw_blocks, fine_tune
 from klray.errors import KlrayError
+from klray.tiny.family import family_root, train_family
+from klray.tiny.hub import HubServer
+from klray.tiny.recipe import DEFAULT, Child, Dense, Merge, Recipe, Run
+from klray.tiny.serving import RECIPES
+from klray.tiny.study import STUDY
+from klray.tiny.training import draw_blocks, fine_tune
 from tests.hub_faults import hub_of
 from tests.study_data import CODE, GRANDCHILD, LAYERED, MERGED, PARENT, PROSE, SCALED, SEED2, STILL
 
@@ -131,7 +131,7 @@ def test_the_hub_tells_the_parents_and_of_a_merge_none(root: Path) -> None:
 
 def test_rates_of_a_child_go_the_recipes_way_in_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    monkeypatch.setattr("klray.embedded.training._updates", lambda m, r, rates, *rest: seen.extend(rates) or iter(()))
+    monkeypatch.setattr("klray.tiny.training._updates", lambda m, r, rates, *rest: seen.extend(rates) or iter(()))
     fine_tune(DEFAULT, Child(PARENT, "x", ("prose",), 100, 1e-3), None, [], lambda step, loss: None)  # type: ignore[arg-type]
     assert len(seen) == 100
     assert seen[4] == max(seen) == pytest.approx(1e-3)  # 5 of 100 steps, as 30 of 600

@@ -17,11 +17,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import klray
-from klray.models import load, load_tokenizer
-from klray.preprocess import Recipe
-from klray.quantization import NAMES
-from klray.scale import Choice, measure_scale
-from klray.weights import relative_error
+from klray.analysis.recipe import Recipe
+from klray.analysis.scale import Choice, measure_scale
+from klray.likelihood.loading import load, load_tokenizer
+from klray.likelihood.quantization import NAMES
+from klray.weights.distances import relative_error
 from tests.scale_check import Fact, check_scale, read_facts
 from tests.study_data import (
     CODE,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from klray.summary import (
+from klray.analysis.runs_table import (
     consecutive_pairs,
     format_table,
     printable,

@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 
 from klray import texts
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
-from klray.embedded.family import train_family
-from klray.embedded.hub import HubServer
-from klray.embedded.recipe import SMALLEST
-from klray.embedded.routes import HubHandler
 from klray.store import Store
+from klray.tiny.family import train_family
+from klray.tiny.hub import HubServer
+from klray.tiny.recipe import SMALLEST
+from klray.tiny.routes import HubHandler
 
 TEXTS = ["texts=python_stdlib", "texts.n=16"]
 N_CHECKPOINTS = 2 * len(SMALLEST.saved_steps)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klray.errors import CheckpointError, KlrayError
-from klray.tokens import Tokens, encode, plan
+from klray.likelihood.tokens import Tokens, encode, plan
 from tests import tiny_models
 
 TEXTS = ["", *tiny_models.texts()]

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from klray.diffusion import diffusion_exponent
+from klray.analysis.analyze import analyze, projected_analysis_bytes
+from klray.analysis.diffusion import diffusion_exponent
+from klray.analysis.recipe import Recipe
 from klray.errors import KlrayError
-from klray.preprocess import Recipe
-from klray.trajectory import analyze, projected_analysis_bytes
 from tests.snapshot_data import TEXT_SET, rows_of, snapshot
 
 RUNS = ("org/pythia-70m", "org/pythia-1b")

@@ -16,8 +16,9 @@ import torch
 import transformers
 
 import klray
-from klray import models, watch
+from klray import watch
 from klray.errors import CheckpointError, KlrayError, StoreError
+from klray.likelihood import loading as models
 from klray.store import Commit, Store
 from klray.texts import TextSet
 from klray.watch.fingerprint import weights_sha256

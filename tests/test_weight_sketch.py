@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from klray import models
 from klray.checkpoints import Hub, RepositorySpec, Selection, resolve
+from klray.checkpoints.tensors import stored_tensors
 from klray.errors import KlrayError, StoreDamagedError
-from klray.scorer import Scorer
-from klray.scoring import ScoringSettings
+from klray.likelihood import loading as models
 from klray.store import Store, layout
 from klray.store.twins import take_over
-from klray.stored import stored_tensors
+from klray.sweep.settings import ScoringSettings
 from klray.texts import python_stdlib
-from klray.weights import fingerprint, parameters, relative_error, sketch, squared_distances
+from klray.weights.distances import relative_error, squared_distances
+from klray.weights.parameters import fingerprint, parameters
+from klray.weights.sketch import sketch
+from tests.scorers import scorer_here
 from tests.stores import TEXTS, add, column
 
 REPOSITORY = "klray/tiny-46k-seed1"
@@ -192,7 +194,7 @@ def test_scorer_keeps_the_sketch_of_the_stored_values(hub: Hub, tmp_path: Path, 
     (checkpoint,), _ = resolve(hub, Selection("tiny", (RepositorySpec(REPOSITORY, ["step8"]),)))
     store = Store.create(str(tmp_path / "store"), SCORED)
     settings = ScoringSettings(dtype="bfloat16", cache_dir=str(tmp_path / "cache"), sketch=1024)
-    scorer = Scorer(hub, store.url, {}, SCORED, settings)
+    scorer = scorer_here(hub, store.url, SCORED, settings)
     scorer.score(checkpoint)
     (commit,) = store.commits()
     directory = scorer.cache.fetch(hub, checkpoint)
@@ -215,7 +217,7 @@ def test_stored_tensors_are_read_once_for_model_and_sketch(
     monkeypatch.setattr(models, "read_tensors", lambda files: (reads.extend(files), read(files))[1])
     checkpoints, _ = resolve(hub, Selection("tiny", (RepositorySpec(REPOSITORY, ["step4", "step8"]),)))
     store = Store.create(str(tmp_path / "store"), SCORED)
-    scorer = Scorer(hub, store.url, {}, SCORED, ScoringSettings(cache_dir=str(tmp_path / "cache")))
+    scorer = scorer_here(hub, store.url, SCORED, ScoringSettings(cache_dir=str(tmp_path / "cache")))
     for checkpoint in checkpoints:
         scorer.score(checkpoint)
     assert len(reads) == 2

@@ -26,7 +26,7 @@ from klray.checkpoints.hub import (
 from klray.checkpoints.identity import Checkpoint, Facts, Unavailable, step_of
 from klray.checkpoints.lineage import NO_LINEAGE, Lineage, parsed_parents
 from klray.errors import CheckpointError, KlrayError, Reason
-from klray.words import counted
+from klray.words.numbers import counted
 
 REQUESTS_AT_ONCE = 8
 NEIGHBOURS = 3  # names in a hint

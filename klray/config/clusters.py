@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from dask.utils import parse_bytes
 
-from klray import models
-from klray.cluster import RaySettings
 from klray.config.scoring import ScoringConfig
 from klray.errors import KlrayError
-from klray.quantization import lacks_library
+from klray.likelihood import loading
+from klray.likelihood.quantization import lacks_library
+from klray.sweep.cluster import RaySettings
 
 
 @dataclass
@@ -36,7 +36,7 @@ class DaskConfig:
 def ray_settings(config: RayConfig, scoring: ScoringConfig) -> RaySettings:
     """The cluster and the shape of its actors."""
     check_counts(config)
-    if config.gpus_per_worker is not None and config.gpus_per_worker > 1 and (lacking := models.lacks_accelerate()):
+    if config.gpus_per_worker is not None and config.gpus_per_worker > 1 and (lacking := loading.lacks_accelerate()):
         raise KlrayError(f"ray.gpus_per_worker={config.gpus_per_worker:g}: {lacking}")
     if lacking := lacks_library(scoring.quantization):
         raise KlrayError(lacking)

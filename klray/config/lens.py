@@ -8,7 +8,8 @@ from pathlib import Path
 
 from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
 from klray.errors import KlrayError
-from klray.lens import FACTS, LensTraining, is_unfinished
+from klray.likelihood.lens import FACTS, is_unfinished
+from klray.measure.lens_training import LensTraining
 from klray.texts import TextSet
 
 

@@ -9,8 +9,8 @@ from enum import Enum
 from typing import Any
 
 from klray.checkpoints import Hub, RepositorySpec, Selection
-from klray.embedded.serving import embedded_hub
 from klray.errors import KlrayError
+from klray.tiny.serving import embedded_hub
 
 
 class ModelSource(Enum):

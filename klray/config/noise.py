@@ -7,8 +7,8 @@ from pathlib import Path
 
 from klray.config.scoring import DTYPES, Dtype
 from klray.errors import KlrayError
-from klray.noise.measuring import Ways, available_devices
-from klray.scoring import ScoringSettings
+from klray.measure.noise import Ways, available_devices
+from klray.sweep.settings import ScoringSettings
 
 
 @dataclass

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from klray.config.clusters import RayConfig, check_counts
 from klray.config.models import ModelsConfig, ModelSource
 from klray.config.scoring import DTYPES, ScoringConfig
-from klray.cost import CPU_CORE_TFLOPS, H100_PEAK_TFLOPS, H100_SHARE, Rates
 from klray.errors import KlrayError
-from klray.words import counted
+from klray.sweep.cost import CPU_CORE_TFLOPS, H100_PEAK_TFLOPS, H100_SHARE, Rates
+from klray.words.numbers import counted
 
 
 @dataclass

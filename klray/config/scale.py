@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from klray.scale import Choice
+from klray.analysis.scale import Choice
 
 
 @dataclass

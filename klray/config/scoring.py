@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from klray import models
 from klray.errors import KlrayError
-from klray.lens import LOGIT, Lens, load_translators
-from klray.quantization import check_name
-from klray.scoring import ScoringSettings
+from klray.likelihood import loading
+from klray.likelihood.lens import LOGIT, Lens, load_translators
+from klray.likelihood.quantization import check_name
+from klray.sweep.settings import ScoringSettings
 
 
 class Dtype(Enum):
@@ -22,7 +22,7 @@ class Dtype(Enum):
     float16 = "float16"
 
 
-DTYPES: dict[Dtype, models.Dtype] = {
+DTYPES: dict[Dtype, loading.Dtype] = {
     Dtype.float32: "float32",
     Dtype.bfloat16: "bfloat16",
     Dtype.float16: "float16",

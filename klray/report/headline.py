@@ -6,7 +6,7 @@ import math
 
 import xarray as xr
 
-from klray.summary import RunRow, significant, single_models, trajectories
+from klray.analysis.runs_table import RunRow, significant, single_models, trajectories
 
 
 def findings(result: xr.Dataset, rows: list[RunRow]) -> list[tuple[str, str]]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from klray.analysis.runs_table import strings
 from klray.report.redaction import public
-from klray.summary import strings
 
 MAX_MODEL_ROWS = 2000
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import xarray as xr
 
+from klray.analysis.noise_floor import COLUMNS, ROWS_MEAN, NoiseFloor, cells
+from klray.analysis.runs_table import strings
 from klray.errors import KlrayError
-from klray.figures import noise_floor, save
-from klray.noise.floor import COLUMNS, ROWS_MEAN, NoiseFloor, cells
+from klray.report.figures import noise_floor, save
 from klray.report.redaction import public
-from klray.summary import strings
 
 
 def noise_facts(result: xr.Dataset, noise: NoiseFloor, directory: Path) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import jinja2
 import xarray as xr
 from markupsafe import Markup, escape
 
-from klray.figures import PLATES
-from klray.noise.floor import NoiseFloor
+from klray.analysis.noise_floor import NoiseFloor
+from klray.analysis.runs_table import in_memory, run_table, significant, with_error
+from klray.report.figures import PLATES
 from klray.report.headline import findings
 from klray.report.models import model_rows
 from klray.report.noise import noise_facts
@@ -26,7 +27,6 @@ from klray.report.provenance import provenance, recipe_text, set_apart
 from klray.report.redaction import public
 from klray.report.sections import Section, picture
 from klray.report.study import NOTHING, Study, study_sections
-from klray.summary import in_memory, run_table, significant, with_error
 
 
 class Failure(Protocol):

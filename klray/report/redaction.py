@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from klray.summary import printable
+from klray.analysis.runs_table import printable
 
 # What a message of a download or of a local folder may carry and a published report may not.
 _SECRETS = (

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import xarray as xr
 
-from klray.figures import SCALE_VIOLINS
+from klray.analysis.scale import SCALE_HEADER, agreements, compare_domains, notes, scale_cells, scale_rows
+from klray.analysis.scale.agreement import WHAT_IT_MEANS
+from klray.analysis.scale.domains import EXPONENTS_MEAN, SETTINGS_MEAN
+from klray.report.figures import SCALE_VIOLINS
 from klray.report.sections import Section, Table, picture
-from klray.scale import SCALE_HEADER, agreements, compare_domains, notes, scale_cells, scale_rows
-from klray.scale.agreement import WHAT_IT_MEANS
-from klray.scale.domains import EXPONENTS_MEAN, SETTINGS_MEAN
 
 
 def scale_section(scale: xr.Dataset, result: xr.Dataset, figures: Path) -> Section:

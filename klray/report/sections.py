@@ -9,7 +9,7 @@ from pathlib import Path
 import xarray as xr
 
 from klray.errors import KlrayError
-from klray.figures import Plate, save
+from klray.report.figures import Plate, save
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from klray.noise.floor import NoiseFloor
+from klray.analysis.noise_floor import NoiseFloor
 from klray.report.layers import layers_section
 from klray.report.quantization import quantization_section
 from klray.report.scale import domains_section, scale_section
@@ -24,8 +24,8 @@ class Study:
     ----------
     snapshot : xarray.Dataset, optional
         The snapshot itself, on the texts of the result: layers under a lens are read from it.
-    scales : domain -> result of ``klray.scale.measure_scale``; "": of all texts
-    trajectories : domain -> result of ``klray.trajectory.analyze``
+    scales : domain -> result of ``klray.analysis.scale.measure_scale``; "": of all texts
+    trajectories : domain -> result of ``klray.analysis.analyze.analyze``
     weights : xarray.Dataset, optional
         What ``klray weights`` wrote.
     """

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import xarray as xr
 
-from klray.drift import exact_drift
-from klray.preprocess import runs
+from klray.analysis.drift import exact_drift
+from klray.analysis.runs import runs
+from klray.analysis.runs_table import exponent_windows, significant, trajectories, weight_windows, with_error
 from klray.report.sections import Section, Table
-from klray.summary import exponent_windows, significant, trajectories, weight_windows, with_error
 
 _SOURCES = {"sketched": "c_w, sketches", "exact": "c_w, exact", "aligned": "c_w, aligned"}
 

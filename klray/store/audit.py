@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
-from klray.objects import Objects, is_temporary, probe
 from klray.store import layout
 from klray.store.columns import Commit, committed, find_commits, read_column
+from klray.store.objects import Objects, is_temporary, probe
 from klray.store.results import damaged_results, read_marker
 from klray.store.snapshots import damaged_objects, last_finished, read_manifest, snapshot_ids, wrong_objects
 

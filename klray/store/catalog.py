@@ -19,9 +19,9 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from klray.errors import StoreError, StoreUnreachableError
-from klray.objects import Listed, Objects
 from klray.store import layout
 from klray.store.columns import Commit, StoredColumn, committed, find_commits
+from klray.store.objects import Listed, Objects
 from klray.store.snapshots import Manifest, open_snapshot
 
 log = logging.getLogger("klray")

@@ -15,10 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from klray.objects import Objects
 from klray.store import layout
 from klray.store.catalog import Catalog
 from klray.store.columns import StoredColumn, read_columns
+from klray.store.objects import Objects
 
 log = logging.getLogger("klray")
 

@@ -21,10 +21,10 @@ import numpy.typing as npt
 import zarr
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
-from klray.objects import Listed, Objects
 from klray.store import layout
 from klray.store.datasets import encode_group
 from klray.store.identity import Identity
+from klray.store.objects import Listed, Objects
 from klray.store.seal import sealed, unsealed
 from klray.store.zarr_store import ZarrStore
 

@@ -14,7 +14,7 @@ from xarray.core import indexing
 from zarr.storage import MemoryStore
 
 from klray.errors import StoreError
-from klray.objects import Objects
+from klray.store.objects import Objects
 from klray.store.zarr_store import ZarrStore
 
 BELOW = "/zarr.json"

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from klray.errors import Reason
-from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import committed
 from klray.store.identity import Identity
+from klray.store.objects import Objects
 from klray.store.seal import sealed, unsealed
 
 log = logging.getLogger("klray")

@@ -8,8 +8,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable
 
-from klray.objects import Objects
 from klray.store import layout
+from klray.store.objects import Objects
 
 log = logging.getLogger("klray")
 

@@ -13,11 +13,11 @@ import xarray as xr
 import zarr
 
 from klray.errors import StoreError
-from klray.objects import Objects
 from klray.store import layout
 from klray.store.catalog import COORDINATES, Catalog, read_catalog
 from klray.store.chunks import Report, write_chunks
 from klray.store.datasets import encode_dataset
+from klray.store.objects import Objects
 from klray.store.snapshots import Chunk, Manifest, TextFacts, damaged_objects, move_latest
 
 log = logging.getLogger("klray")

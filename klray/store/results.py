@@ -10,9 +10,9 @@ from typing import Any
 import xarray as xr
 
 from klray.errors import StoreDamagedError, StoreError
-from klray.objects import Objects
 from klray.store import layout
 from klray.store.datasets import open_dataset_below, write_dataset
+from klray.store.objects import Objects
 from klray.store.seal import sealed, unsealed
 
 _SHA256 = 64  # hex digits; an ETag has 32

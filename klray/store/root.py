@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from klray.errors import StoreDamagedError, StoreError
-from klray.objects import Objects, probe
 from klray.store import layout
 from klray.store.columns import Commit
+from klray.store.objects import Objects, probe
 from klray.store.seal import sealed, unsealed
 from klray.store.snapshots import TextFacts, read_manifests, snapshot_ids
 from klray.store.text_facts import AGAIN, MARKER, find_texts

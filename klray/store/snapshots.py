@@ -18,10 +18,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from klray.errors import StoreDamagedError, StoreError
-from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import committed
 from klray.store.datasets import open_dataset_below
+from klray.store.objects import Objects
 from klray.store.seal import sealed, unsealed
 
 log = logging.getLogger("klray")

@@ -10,7 +10,6 @@ import numpy as np
 import xarray as xr
 
 from klray.errors import Reason, StoreDamagedError, StoreError
-from klray.objects import FolderObjects, Objects, open_objects, probe
 from klray.store import audit as audits
 from klray.store import columns, failures, layout, plans, publishing, results, snapshots
 from klray.store import root as roots
@@ -19,6 +18,7 @@ from klray.store.catalog import Catalog, read_catalog
 from klray.store.columns import Column, Commit
 from klray.store.failures import Failure
 from klray.store.identity import Identity
+from klray.store.objects import FolderObjects, Objects, open_objects, probe
 from klray.store.snapshots import Manifest, TextFacts
 from klray.store.text_facts import read_texts, text_facts, write_texts
 from klray.texts import TextSet

@@ -10,9 +10,9 @@ import numpy as np
 import zarr
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
-from klray.objects import Objects
 from klray.store import layout
 from klray.store.datasets import encode_group
+from klray.store.objects import Objects
 from klray.store.snapshots import TextFacts
 from klray.store.zarr_store import ZarrStore
 from klray.texts import TextSet

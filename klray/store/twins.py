@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from klray.errors import StoreDamagedError
-from klray.objects import Objects
 from klray.store import layout
 from klray.store.columns import Commit, find_commits, put_and_commit
 from klray.store.identity import Identity
+from klray.store.objects import Objects
 
 log = logging.getLogger("klray")
 

@@ -12,7 +12,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from klray.errors import StoreDamagedError
-from klray.objects import Objects
+from klray.store.objects import Objects
 
 
 class ZarrStore(Store):

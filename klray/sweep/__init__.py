@@ -1,5 +1,4 @@
-"""Sweeps: score what a store lacks, on Ray actors, whatever happens to some of them."""
+"""Sweeps: score what a store lacks, on Ray actors, whatever happens to some of them.
 
-from klray.sweep.sweeping import SweepReport, missing, sweep
-
-__all__ = ["SweepReport", "missing", "sweep"]
+Empty: a scorer's process must not import PyTorch, and a model's process must not import Ray.
+"""

@@ -12,10 +12,10 @@ import ray.exceptions
 
 from klray.checkpoints import Checkpoint, Hub, Patience
 from klray.errors import CheckpointError, Reason, StoreError
-from klray.processes import ModelProcess
-from klray.scorer import Outcome, Scorer
-from klray.scoring import ScoringSettings
 from klray.store import Column
+from klray.sweep.model_process import ModelProcess
+from klray.sweep.scorer import Outcome, Scorer
+from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
 
 log = logging.getLogger("klray")
@@ -94,7 +94,7 @@ class ScorerActor:
         settings: ScoringSettings,
     ):
         compute = ModelProcess(settings, text_set)  # first, because its imports take longest
-        self.scorer = Scorer(hub, store_url, storage_options, text_set, settings, SharedPatience(patience), compute)
+        self.scorer = Scorer(hub, store_url, storage_options, text_set, settings, compute, SharedPatience(patience))
         self._scored: dict[str, Column] = {}
 
     def ready(self) -> bool:

@@ -13,15 +13,15 @@ import ray
 import ray.exceptions
 
 from klray.checkpoints import Checkpoint
-from klray.cluster import Shape
 from klray.errors import KlrayError
-from klray.progress import Progress
-from klray.scorer import Outcome
-from klray.scoring import ScoringSettings
 from klray.store import Failure, Store
 from klray.sweep.actor import PatienceActor, Pending, Refusal, ScorerActor
+from klray.sweep.cluster import Shape
 from klray.sweep.queue import Queue, Work
-from klray.words import counted
+from klray.sweep.scorer import Outcome
+from klray.sweep.settings import ScoringSettings
+from klray.words.numbers import counted
+from klray.words.progress import Progress
 
 log = logging.getLogger("klray")
 

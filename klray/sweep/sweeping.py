@@ -12,12 +12,12 @@ from typing import Any
 import ray
 
 from klray.checkpoints import Checkpoint, Hub, Unavailable
-from klray.cluster import RaySettings, connected
-from klray.progress import Progress
-from klray.scoring import ScoringSettings
 from klray.store import Failure, Identity, Store, unresolved
+from klray.sweep.cluster import RaySettings, connected
 from klray.sweep.run import Run
+from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
+from klray.words.progress import Progress
 
 log = logging.getLogger("klray")
 

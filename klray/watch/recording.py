@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from klray import likelihood, tokens
 from klray.errors import KlrayError
-from klray.scorer import versions
+from klray.likelihood import tokens
+from klray.likelihood.score import score
 from klray.store import Column, Identity, Store
+from klray.sweep.scorer import versions
 from klray.texts import TextSet
 from klray.watch.fingerprint import dtype_of, weights_sha256
 from klray.watch.undisturbed import own_forward, random_state_kept
-from klray.weights import sketch
+from klray.weights.sketch import sketch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,7 @@ def make_column(
     """The column of a model in memory, with the sketch of its parameters."""
     start = time.monotonic()
     with random_state_kept(), own_forward(model):
-        scores = likelihood.score(model, encoded, tokens_per_batch=tokens_per_batch)
+        scores = score(model, encoded, tokens_per_batch=tokens_per_batch)
     sketched = sketch(dict(model.named_parameters()))
     facts = {
         "family": run.family,

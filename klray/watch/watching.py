@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from klray import tokens
-from klray.divergence import paired_divergence, paired_standard_error
+from klray.analysis.kl.all_pairs import paired_divergence, paired_standard_error
 from klray.errors import CheckpointError, StoreError
-from klray.likelihood import context_length
+from klray.likelihood import tokens
+from klray.likelihood.score import context_length
 from klray.store import Column, Identity, Store
 from klray.texts import TextSet
 from klray.watch.fingerprint import check_whole, dtype_of, weights_sha256

@@ -10,11 +10,11 @@ import torch
 
 import klray
 from klray import texts
-from klray.divergence import kl_divergence
-from klray.embedded.family import train_family
-from klray.embedded.serving import RECIPES
-from klray.models import load, load_tokenizer
-from klray.preprocess import find_anomalies
+from klray.analysis.kl.all_pairs import kl_divergence
+from klray.analysis.recipe import find_anomalies
+from klray.likelihood.loading import load, load_tokenizer
+from klray.tiny.family import train_family
+from klray.tiny.serving import RECIPES
 from tests.benchmarks.machine import table
 
 NOISE = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of each tensor's root mean square

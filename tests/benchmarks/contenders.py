@@ -19,8 +19,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from klray import likelihood
-from klray.tokens import encode, plan
+from klray.likelihood import score as likelihood
+from klray.likelihood.tokens import encode, plan
 
 WAYS = ("klray", "papers' loop", "lm-eval")
 N_TEXTS = 512

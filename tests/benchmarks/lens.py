@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from klray.lens import Lens, Translators
-from klray.likelihood import score
-from klray.tokens import encode
+from klray.likelihood.lens import Lens, Translators
+from klray.likelihood.score import score
+from klray.likelihood.tokens import encode
 from tests.benchmarks.contenders import Shape, texts, tokenizer
 from tests.benchmarks.machine import table
 

@@ -27,13 +27,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, resolve
-from klray.cluster import RaySettings
-from klray.compute import Compute
-from klray.embedded.hub import local_hub
-from klray.scoring import ScoringSettings
 from klray.store import Store
-from klray.sweep import sweep
+from klray.sweep.cluster import RaySettings
+from klray.sweep.model import Compute
+from klray.sweep.settings import ScoringSettings
+from klray.sweep.sweeping import sweep
 from klray.texts import python_stdlib
+from klray.tiny.hub import local_hub
 from tests.benchmarks.machine import table
 from tests.benchmarks.trajectory14m import REPOSITORY, write_run
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from klray.likelihood import default_tokens_per_batch
-from klray.tokens import encode, plan
+from klray.likelihood.score import default_tokens_per_batch
+from klray.likelihood.tokens import encode, plan
 from tests.benchmarks import contenders
 from tests.benchmarks.contenders import Shape
 from tests.benchmarks.machine import table

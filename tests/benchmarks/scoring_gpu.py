@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from klray.head import OutputHead
+from klray.likelihood.head import OutputHead
 from tests.benchmarks import contenders, machine
 from tests.benchmarks.contenders import Shape
 

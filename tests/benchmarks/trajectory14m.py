@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from klray import texts
-from klray.embedded.tokenizer import CONFIG, train_tokenizer
+from klray.tiny.tokenizer import CONFIG, train_tokenizer
 
 REPOSITORY = "bench/pythia-14m"
 VOCABULARY = 50_304

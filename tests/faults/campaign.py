@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from klray.table import text_table
+from klray.words.tables import text_table
 from tests.faults import machine, network, processes, readers
 from tests.s3_server import why_no_ceph
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from klray.objects import Objects
+from klray.store.objects import Objects
 
 TO_THE_BRINK = 0
 UNLIMITED = 10**6

@@ -43,9 +43,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from klray.errors import StoreError
-from klray.objects import FolderObjects
 from klray.store import Store, audit, layout, publishing
 from klray.store import chunks as store_chunks
+from klray.store.objects import FolderObjects
 from tests.faults.damage import chunks, damage, folders
 from tests.faults.ending import N_KEYS, Ending
 from tests.faults.gates import TO_THE_BRINK, UNLIMITED, Actor, Fault

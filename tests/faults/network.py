@@ -29,9 +29,9 @@ import botocore.retryhandler
 import s3fs
 
 from klray.errors import StoreError
-from klray.objects import bucket as bucket_module
-from klray.objects import opening, s3
 from klray.store import Store
+from klray.store.objects import bucket as bucket_module
+from klray.store.objects import opening, s3
 from tests.faults.model import TEXTS, Model, make_column, sha256, small_snapshots
 from tests.faults.proxy import Plan, Proxy, proxy
 from tests.faults.servers import new_bucket, server

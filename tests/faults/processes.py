@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from klray.objects import Objects, folder, open_objects
 from klray.store import Store
 from klray.store import store as store_module
+from klray.store.objects import Objects, folder, open_objects
 from tests.faults.gates import GatedObjects
 from tests.faults.model import TEXTS, Model, make_column, sha256, small_snapshots
 from tests.faults.servers import new_bucket, server
@@ -104,7 +104,7 @@ def mortal_world(mortal: Mortal) -> Iterator[None]:
         return lambda *args, **kwargs: mortal.pass_gate(f"{name} inside", lambda: real(*args, **kwargs))
 
     class Os:
-        """``os`` as ``klray.objects.folder`` sees it."""
+        """``os`` as ``klray.store.objects.folder`` sees it."""
 
         link = staticmethod(inside("link"))
         fsync = staticmethod(inside("fsync"))

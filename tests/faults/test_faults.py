@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from klray.objects import FolderObjects
+from klray.store.objects import FolderObjects
 from tests.faults import directed, machine, network, processes, readers
 
 

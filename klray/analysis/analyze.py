@@ -1,0 +1,392 @@
+"""The analysis "trajectory": from a snapshot to KL, consecutive steps, diffusion exponents and maps, in one Dataset.
+
+Shapes: K = models, N = texts kept, T = saved checkpoints of one run.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from typing import Any, NamedTuple
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.system import CPU_COUNT
+
+from klray.analysis import embedding
+from klray.analysis.diffusion import diffusion_exponent
+from klray.analysis.drift import Sketches, drift_bytes, exact_drift, sketched_drift
+from klray.analysis.kl.all_pairs import (
+    TILE,
+    kl_divergence,
+    kl_standard_error,
+    paired_standard_error,
+    projected_memory_bytes,
+)
+from klray.analysis.maps import maps
+from klray.analysis.recipe import (
+    FOUND,
+    KNOWN_ANOMALIES,
+    Anomaly,
+    Exclusion,
+    Recipe,
+    Run,
+    facts,
+    find_anomalies,
+    names_of,
+)
+from klray.analysis.relatives import NO_QUANTIZATION
+from klray.analysis.runs import runs
+from klray.errors import KlrayError
+
+logger = logging.getLogger("klray")
+
+NUMERICS_VERSION = 2  # raise when the same snapshot and recipe give other values than before
+
+_KL_PAPER = "arXiv:2505.15353"
+_MAX_REFITS = 5  # an anomaly may hide behind others that were found and left out; more rounds were never seen
+
+
+class RunAnalysis(NamedTuple):
+    """What one run's (T, N) values give, each (T,) in the order of its steps; KL in bits/byte."""
+
+    consecutive_kl: np.ndarray
+    consecutive_kl_standard_error: np.ndarray
+    exponent: np.ndarray
+    r_squared: np.ndarray
+    anomalies: list[Anomaly]
+
+
+def analyze(
+    dataset: xr.Dataset,
+    *,
+    recipe: Recipe | None = None,
+    previous: xr.Dataset | None = None,
+    clip_quantile: float = 0.02,
+    outlier_fraction: float = 0.03,
+    outlier_min_step: int = 2000,
+    exclude: Iterable[Exclusion | str] = KNOWN_ANOMALIES,
+    exclude_found: bool = False,
+    window: int = 10,
+    min_step: int = 1000,
+    tile: int = TILE,
+    perplexity: float = 30.0,
+    tsne: bool = True,
+    memory_limit_bytes: int | None = None,
+    threads: int | None = None,
+    sketches: Sketches | None = None,
+    exact_weights: xr.Dataset | None = None,
+) -> xr.Dataset:
+    """Analyse a snapshot. The all-pairs matrices come back as Dask, to be written tile by tile; the rest is in memory.
+
+    Parameters
+    ----------
+    dataset : snapshot, as ``klray.open_dataset`` gives it
+    recipe : Recipe, optional
+        Frozen preprocessing. None: that of ``previous``, or a new one by ``Recipe.fit`` with ``clip_quantile``,
+        ``outlier_fraction``, ``outlier_min_step`` (its min_step) and ``exclude``.
+    exclude_found : bool
+        When a new recipe is fitted: exclude the anomalous checkpoints that are found with it too, with the reason
+        "found: ...", and fit again, until no more is found. A frozen recipe excludes what it did before; what is
+        found beyond that is reported.
+    previous : result of this analysis on an earlier snapshot, optional
+        Same text set, same recipe, and its models are the first ones of ``dataset``: their pairs keep their values to
+        the bit, and only pairs with a newer model are computed.
+    window, min_step : of ``diffusion_exponent``
+    tile : int
+        Models on each side of a tile; chunks of the matrices.
+    perplexity, tsne : of the t-SNE map; without it ``map_tsne`` is left out
+    memory_limit_bytes : int, optional
+        Refuse to start when more could be needed. None: no limit.
+    threads : int, optional
+        Tiles computed at the same time, for that projection; None: Dask's setting or one for each CPU.
+    sketches : callable, optional
+        Weight sketches by key of those columns, among keys it is given, that have one: ``Store.read_sketches``.
+    exact_weights : xarray.Dataset, optional
+        Squared distances that ``klray weights`` wrote; variables whose names end in _exact (_aligned) come with it.
+
+    Returns
+    -------
+    xarray.Dataset
+        kl and kl_standard_error (model, other) bits/byte; consecutive_kl and consecutive_kl_standard_error (model)
+        bits/byte, NaN for the first checkpoint of a run and beside excluded ones; previous_step (model), -1 when there
+        is none; exponent_kl and exponent_kl_r_squared (model), NaN where no window starts; exponent_weights,
+        exponent_weights_r_squared and consecutive_weight_distance (model), NaN without sketches, too; map_pca (model,
+        component) in sqrt(bits/byte) and map_tsne (model, component), NaN for excluded models and for layers under a
+        lens, and the maps of fine-tuned models and of layers if there are any (`maps`); text_kept (text);
+        excluded (model); the coordinates of the snapshot. The attribute ``anomalies`` has the evidence for each
+        anomalous checkpoint that was found, as JSON, and ``excluded_reasons`` why each excluded one is.
+
+    Raises
+    ------
+    KlrayError
+        More memory than the limit, a recipe or previous result that does not fit the snapshot, values that are not
+        finite.
+    """
+    if recipe is None and previous is not None:
+        recipe = Recipe.from_json(previous.attrs["recipe"])
+    left_out: list[Anomaly] = []
+    if recipe is None:
+        fit = partial(Recipe.fit, dataset, clip_quantile, outlier_fraction, outlier_min_step)
+        recipe = fit(exclude)
+        if exclude_found:
+            recipe, left_out = _without_anomalies(dataset, recipe, fit)
+    if previous is not None:
+        _check_previous(previous, dataset, recipe)
+    values = recipe.apply(dataset)
+    text_bytes = values["text_bytes"].values
+    reasons = recipe.reasons(dataset)
+    excluded = np.array([reason != "" for reason in reasons])
+    found = runs(dataset, excluded)
+    _check_memory(values, tile, [len(run.models) for run in found], memory_limit_bytes, threads)
+    result = xr.Dataset(
+        {
+            "kl": kl_divergence(values, text_bytes, tile=tile, previous=_known(previous, "kl")),
+            "kl_standard_error": kl_standard_error(
+                values, text_bytes, tile=tile, previous=_known(previous, "kl_standard_error")
+            ),
+        }
+    )
+    columns, present = _by_run(values, text_bytes, found, excluded, window, min_step)
+    anomalies = [*left_out, *present.values()]
+    for name, (column, attributes) in columns.items():
+        result[name] = ("model", column, attributes)
+    if sketches is not None:
+        _check_sketches(dataset, [len(run.models) for run in found], memory_limit_bytes)
+    weights = sketched_drift(dataset, found, excluded, sketches, window, min_step)
+    if exact_weights is not None:
+        weights |= exact_drift(dataset, found, excluded, exact_weights, window, min_step)
+    for name, (column, attributes) in weights.items():
+        result[name] = ("model", column, attributes)
+    for name, (points, attributes) in maps(values, recipe.mean_bytes, excluded, perplexity, tsne).items():
+        result[name] = (("model", "component"), points, attributes)
+    result["text_kept"] = ("text", recipe.text_kept, {"long_name": "text kept by the recipe"})
+    result["excluded"] = ("model", excluded, {"long_name": "model left out of windows, consecutive KL and maps"})
+    result = result.assign_coords({n: c for n, c in dataset.coords.items() if set(c.dims) <= {"model", "text"}})
+    labels = result["model"].values if "model" in result.coords else np.arange(len(reasons))
+    result.attrs = {
+        name: dataset.attrs[name]
+        for name in ("snapshot", "text_set", "text_set_name", "domain")
+        if name in dataset.attrs
+    }
+    result.attrs |= {
+        "title": "Trajectories of language models",
+        "numerics": NUMERICS_VERSION,
+        "mean_bytes": recipe.mean_bytes,
+        "recipe": recipe.to_json(),
+        "window": window,
+        "min_step": min_step,
+        "excluded_reasons": json.dumps({str(n): why for n, why in zip(labels, reasons, strict=True) if why}),
+        "exclude_found": exclude_found,
+        "anomalies": json.dumps([asdict(anomaly) for anomaly in anomalies]),
+        "references": "arXiv:2505.15353, arXiv:2502.16173",
+    }
+    for anomaly in left_out:
+        logger.warning("%s is off its run's path and excluded: %s", anomaly.model, anomaly.evidence)
+    for anomaly in present.values():
+        logger.warning(
+            "%s is off its run's path: %s; if it is broken, analysis.exclude=['%s'] or analysis.exclude_found=true "
+            "with analysis.recipe=fit leaves it out",
+            *(anomaly.model, anomaly.evidence, anomaly.model),
+        )
+    return result
+
+
+def _without_anomalies(
+    dataset: xr.Dataset, recipe: Recipe, fit: Callable[[Iterable[Exclusion]], Recipe]
+) -> tuple[Recipe, list[Anomaly]]:
+    """The recipe with found anomalies excluded, fitted again until there are no more, and what was found."""
+    names, quantizations = names_of(dataset), facts(dataset, "quantization", "")
+    left_out: list[Anomaly] = []
+    for _ in range(_MAX_REFITS):
+        values = recipe.apply(dataset)
+        excluded = np.array([reason != "" for reason in recipe.reasons(dataset)])
+        # Windows are not wanted here: a smallest step beyond all leaves them out.
+        found = _by_run(values, values["text_bytes"].values, runs(dataset, excluded), excluded, 3, sys.maxsize)[1]
+        if not found:
+            break
+        left_out += found.values()
+        # A checkpoint that is broken is so in every variant; one that is broken when quantised, only there.
+        new = [
+            Exclusion(
+                glob.escape((names[at][2] if quantizations[at] in NO_QUANTIZATION else "") or names[at][0]),
+                FOUND + anomaly.evidence,
+            )
+            for at, anomaly in found.items()
+        ]
+        recipe = fit([*recipe.excluded, *new])
+    return recipe, left_out
+
+
+def projected_analysis_bytes(
+    n_models: int, n_texts: int, longest_run: int, tile: int = TILE, threads: int = 1, itemsize: int = 4
+) -> int:
+    """Bytes that ``analyze`` and the writing of its result hold at most: the largest of its three stages.
+
+    All pairs by tiles; the pairs of a run, one run in each thread; the map, which up to ``embedding.EXACT_RANK`` models
+    holds float64 copies of the values and Gram matrices.
+    """
+    pairs = projected_memory_bytes(n_models, n_texts, tile, threads, itemsize=itemsize)
+    by_run = projected_memory_bytes(n_models, n_texts, max(longest_run, 1), threads, itemsize=itemsize)
+    map_rows = min(n_models, embedding.EXACT_RANK)
+    maps = map_rows * n_texts * (itemsize + 3 * 8) + 6 * 8 * min(map_rows, n_texts) ** 2
+    return max(pairs, by_run, maps)
+
+
+def _check_memory(
+    values: xr.DataArray, tile: int, run_lengths: list[int], limit_bytes: int | None, threads: int | None
+) -> None:
+    if limit_bytes is None:
+        return
+    threads = threads or dask.config.get("num_workers", None) or CPU_COUNT
+    n_models, n_texts = values.shape
+    needed = projected_analysis_bytes(
+        n_models, n_texts, max(run_lengths, default=0), tile, threads, values.dtype.itemsize
+    )
+    if needed > limit_bytes:
+        raise KlrayError(
+            f"the analysis of {n_models:,} models and {n_texts:,} texts in tiles of {tile:,} with {threads} threads "
+            f"needs about {needed / 2**30:.2f} GiB, the budget is {limit_bytes / 2**30:.2f} GiB; "
+            "set dask.memory_limit=... or analysis.tile=... or dask.threads=..."
+        )
+
+
+def _check_sketches(dataset: xr.Dataset, run_lengths: list[int], limit_bytes: int | None) -> None:
+    labels = [str(label) for label in facts(dataset, "sketch", "")]
+    size = max((int(label.partition("-")[0]) for label in labels if label), default=0)
+    needed = drift_bytes(max(run_lengths, default=0), size)
+    if limit_bytes is not None and needed > limit_bytes:
+        raise KlrayError(
+            f"the weight sketches of the longest run, {max(run_lengths):,} checkpoints with {size:,} buckets, need "
+            f"about {needed / 2**30:.2f} GiB, the budget is {limit_bytes / 2**30:.2f} GiB; set dask.memory_limit=..."
+        )
+
+
+def _known(previous: xr.Dataset | None, name: str) -> Any:
+    """Pairs of a previous result; a block that was lost reads as NaN, and is refused when it is used."""
+    if previous is None:
+        return None
+    values = previous[name]
+    blocks = da.asarray(values.data).map_blocks(_whole, name, dtype=values.dtype, meta=np.empty((0, 0), values.dtype))
+    return values.copy(data=blocks)
+
+
+def _whole(block: np.ndarray, name: str) -> np.ndarray:
+    if np.isnan(block).any():
+        raise KlrayError(
+            f"the previous result has lost values of {name}: analyse without it (analysis.recipe=fit computes all anew)"
+        )
+    return block
+
+
+def _check_previous(previous: xr.Dataset, dataset: xr.Dataset, recipe: Recipe) -> None:
+    """Refuse a previous result whose pairs are not those of the snapshot's first models."""
+    advice = "leave previous out to compute all pairs anew"
+    before, now = (str(d.attrs.get("text_set", "")) for d in (previous, dataset))
+    if before != now:
+        raise KlrayError(
+            f"the previous result belongs to text set {before[:12]}, the snapshot has {now[:12]}: {advice}"
+        )
+    if Recipe.from_json(previous.attrs["recipe"]) != recipe:
+        raise KlrayError(
+            "the previous result was made with another recipe than the one given: leave recipe out to keep that of the "
+            f"previous result, or {advice}"
+        )
+    n_known = previous.sizes["model"]
+    identity = [name for name in ("key", "layer") if name in previous.coords and name in dataset.coords] or ["model"]
+    same = n_known <= dataset.sizes["model"] and all(
+        np.array_equal(previous[name].values, dataset[name].values[:n_known]) for name in identity
+    )
+    if not same:
+        raise KlrayError(
+            f"the previous result's {n_known:,} models are not the first of the snapshot's {dataset.sizes['model']:,}: "
+            f"pass a result of an earlier snapshot of the same store, or {advice}"
+        )
+
+
+def _by_run(
+    values: xr.DataArray, text_bytes: np.ndarray, found: list[Run], excluded: np.ndarray, window: int, min_step: int
+) -> tuple[dict[str, tuple[Any, dict[str, Any]]], dict[int, Anomaly]]:
+    """Columns (K,) with their attributes, and the anomalies by position, from each run's own pairs.
+
+    Layers under a lens are not judged: their checkpoint's own output is.
+    """
+    n_models = len(excluded)
+    labels = values["model"].values if "model" in values.coords else np.arange(n_models)
+    tasks = []
+    for run in found:
+        rows = values.data[np.sort(run.models)].rechunk((-1, -1)).to_delayed()[0, 0]
+        order = np.argsort(np.argsort(run.models))
+        names = [str(label) for label in labels[run.models]]
+        tasks.append(
+            dask.delayed(_analyze_run, pure=False)(
+                rows, order, names, run.steps, excluded[run.models], text_bytes, window, min_step
+            )
+        )
+    analyses: tuple[RunAnalysis, ...] = dask.compute(*tasks)
+    columns = {name: np.full(n_models, np.nan) for name in RunAnalysis._fields[:-1]}
+    previous_step = np.full(n_models, -1, dtype=np.int64)
+    for run, analysis in zip(found, analyses, strict=True):
+        previous_step[run.models[1:]] = run.steps[:-1]
+        for name, column in columns.items():
+            column[run.models] = getattr(analysis, name)
+    kl = {"units": "bit/byte", "references": _KL_PAPER}
+    fit = {"units": "1", "references": _KL_PAPER, "window": window, "min_step": min_step}
+    described: dict[str, tuple[Any, dict[str, Any]]] = {
+        "consecutive_kl": (
+            columns["consecutive_kl"],
+            {**kl, "long_name": "KL divergence to the previous saved checkpoint of the run"},
+        ),
+        "consecutive_kl_standard_error": (
+            columns["consecutive_kl_standard_error"],
+            {**kl, "long_name": "standard error of consecutive_kl over texts"},
+        ),
+        "previous_step": (
+            previous_step,
+            {"units": "1", "long_name": "step of the previous saved checkpoint of the run, -1 when there is none"},
+        ),
+        "exponent_kl": (
+            columns["exponent"],
+            {**fit, "long_name": "diffusion exponent c_q of KL in the window that starts here"},
+        ),
+        "exponent_kl_r_squared": (columns["r_squared"], {**fit, "long_name": "R^2 of the fit of exponent_kl"}),
+    }
+    layers = facts(values, "layer", -1)
+    anomalies = {
+        int(run.models[run.steps == anomaly.step][0]): anomaly
+        for run, analysis in zip(found, analyses, strict=True)
+        for anomaly in analysis.anomalies
+        if layers[run.models[0]] < 0
+    }
+    return described, anomalies
+
+
+def _analyze_run(
+    rows: np.ndarray,
+    order: np.ndarray,
+    labels: list[str],
+    steps: np.ndarray,
+    excluded: np.ndarray,
+    text_bytes: np.ndarray,
+    window: int,
+    min_step: int,
+) -> RunAnalysis:
+    """One run from its (T, N) values, the t-th checkpoint in row order[t]."""
+    rows = rows[order]
+    kl = kl_divergence(rows, text_bytes, threads=1)
+    kl[excluded] = np.nan
+    kl[:, excluded] = np.nan
+    first = np.full(len(rows), np.nan)
+    consecutive, standard_error = first.copy(), first
+    consecutive[1:] = np.diagonal(kl, 1)
+    standard_error[1:] = paired_standard_error(rows[:-1], rows[1:], text_bytes)
+    standard_error[np.isnan(consecutive)] = np.nan
+    exponent, r_squared = diffusion_exponent(steps, kl, window, min_step)
+    return RunAnalysis(consecutive, standard_error, exponent, r_squared, find_anomalies(labels, steps, kl))

@@ -1,0 +1,158 @@
+"""Drift in weight space: how far the parameters of each run move, and by which diffusion exponent c_w.
+
+Shapes: K = models of a snapshot, T = saved checkpoints of a run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from klray.analysis.diffusion import diffusion_exponent
+from klray.analysis.recipe import Run
+from klray.analysis.runs import fact_strings, facts
+from klray.weights.distances import relative_error, squared_distances
+
+log = logging.getLogger("klray")
+
+Sketches = Callable[[Sequence[str]], Mapping[str, np.ndarray]]  # keys of columns -> (bucket,) of those that have one
+Columns = dict[str, tuple[np.ndarray, dict[str, Any]]]
+
+_PAPER = "arXiv:2505.15353"
+
+
+def sketched_drift(
+    dataset: xr.Dataset,
+    found: Sequence[Run],
+    excluded: np.ndarray,
+    sketches: Sketches | None,
+    window: int,
+    min_step: int,
+) -> Columns:
+    """Columns (K,) of ``exponent_weights``, its R^2 and ``consecutive_weight_distance``, from weight sketches.
+
+    The windows are those of KL: excluded checkpoints drop out. Where a run has sketches of several kinds, each kind is
+    compared with itself alone. NaN where there is no sketch. One run's sketches are in memory at a time:
+    ``drift_bytes`` of its length.
+    """
+    n_models = len(excluded)
+    columns = {name: np.full(n_models, np.nan) for name in ("exponent", "r_squared", "distance")}
+    labels, keys = fact_strings(dataset, "sketch"), fact_strings(dataset, "key")
+    sizes = {int(size) for label in labels if (size := label.partition("-")[0]).isdecimal()}  # others': none
+    for run in found if sketches is not None else ():
+        assert sketches is not None
+        of_run = labels[run.models]
+        squared = np.full((len(run.models), len(run.models)), np.nan)
+        for label in set(of_run) - {""}:
+            places = np.flatnonzero(of_run == label)
+            there = sketches([str(key) for key in keys[run.models[places]]])
+            places = np.array([place for place in places if keys[run.models[place]] in there], dtype=np.int64)
+            if len(places):
+                rows = np.stack([there[keys[run.models[place]]] for place in places])
+                squared[np.ix_(places, places)] = squared_distances(rows)
+        _fill(columns, run, excluded, squared, window, min_step)
+    error = {"relative_error": relative_error(min(sizes))} if sizes else {}
+    return _described(columns, "from weight sketches", "", window, min_step, error)
+
+
+def exact_drift(
+    dataset: xr.Dataset, found: Sequence[Run], excluded: np.ndarray, exact: xr.Dataset, window: int, min_step: int
+) -> Columns:
+    """The same columns with names that end in ``_exact``, from what ``klray weights`` wrote, where it has the pairs.
+
+    ``exact`` has ``squared_distance`` (model, back): to the checkpoint that is so many places before in its run, which
+    is known by ``commit`` and ``other_commit``. Where it was aligned, ``exponent_weights_aligned`` comes with it.
+    Exponents are NaN where it was measured in shorter windows than ``window``: theirs would be of another window.
+    """
+    n_models = len(excluded)
+    too_short = exact.sizes["back"] < window
+    if too_short:
+        log.warning(
+            "exact weight distances reach %d checkpoints back and windows %d, so that there are no exact exponents: "
+            "run klray weights analysis.window=%d",
+            *(exact.sizes["back"], window, window),
+        )
+    place_of = {
+        pair: place for place, pair in enumerate(zip(exact["repository"].values, exact["commit"].values, strict=True))
+    }
+    repositories, commits = facts(dataset, "repository", ""), facts(dataset, "commit", "")
+    described: Columns = {}
+    for variable, suffix, words in (
+        ("squared_distance", "_exact", "from the stored parameters"),
+        ("squared_distance_aligned", "_aligned", "from the stored parameters, hidden units aligned by permutation"),
+    ):
+        if variable not in exact:
+            continue
+        distances, others = exact[variable].values, exact["other_commit"].values
+        columns = {name: np.full(n_models, np.nan) for name in ("exponent", "r_squared", "distance")}
+        for run in found:
+            squared = np.full((len(run.models), len(run.models)), np.nan)
+            where = {commits[model]: t for t, model in enumerate(run.models)}
+            for t, model in enumerate(run.models):
+                row = place_of.get((repositories[model], commits[model]))
+                for back in range(exact.sizes["back"]) if row is not None else ():
+                    other = where.get(others[row, back])
+                    if other is not None:
+                        squared[t, other] = squared[other, t] = distances[row, back]
+            _fill(columns, run, excluded, squared, window, min_step)
+        if too_short:
+            columns["exponent"][:] = columns["r_squared"][:] = np.nan
+        described |= _described(columns, words, suffix, window, min_step, {})
+    return described
+
+
+def drift_bytes(longest_run: int, size: int) -> int:
+    """Bytes that ``sketched_drift`` holds at most: one run's sketches as they are stored and as float64."""
+    return longest_run * size * (4 + 4 + 8 + 8)
+
+
+def exponents(
+    steps: np.ndarray, squared: np.ndarray, window: int, min_step: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """c_w, its R^2 and the distance to the checkpoint before, each (T,), from squared distances (T, T).
+
+    Pairs that a window of W did not reach are NaN there, and drop out as excluded ones do.
+    """
+    exponent, r_squared = diffusion_exponent(steps, squared, window, min_step)
+    distance = np.full(len(steps), np.nan)
+    distance[1:] = np.sqrt(np.diagonal(squared, 1))
+    return exponent, r_squared, distance
+
+
+def _fill(
+    columns: dict[str, np.ndarray], run: Run, excluded: np.ndarray, squared: np.ndarray, window: int, min_step: int
+) -> None:
+    out = excluded[run.models]
+    squared[out] = np.nan
+    squared[:, out] = np.nan
+    for column, values in zip(columns.values(), exponents(run.steps, squared, window, min_step), strict=True):
+        column[run.models] = values
+
+
+def _described(
+    columns: dict[str, np.ndarray], source: str, suffix: str, window: int, min_step: int, more: dict[str, Any]
+) -> Columns:
+    fit = {"units": "1", "references": _PAPER, "window": window, "min_step": min_step, **more}
+    return {
+        f"exponent_weights{suffix}": (
+            columns["exponent"],
+            {**fit, "long_name": f"diffusion exponent c_w of squared weight distance, {source}"},
+        ),
+        f"exponent_weights_r_squared{suffix}": (
+            columns["r_squared"],
+            {**fit, "long_name": f"R^2 of the fit of exponent_weights{suffix}"},
+        ),
+        f"consecutive_weight_distance{suffix}": (
+            columns["distance"],
+            {
+                "units": "1",
+                "references": _PAPER,
+                "long_name": f"Euclidean distance of all parameters to the previous saved checkpoint, {source}",
+                **more,
+            },
+        ),
+    }

@@ -1,0 +1,28 @@
+"""Preprocessing of a snapshot: clipped values, removed texts, excluded checkpoints, kept as a recipe to be reused.
+
+Source of the steps and their numbers: arXiv:2505.15353 (pretraining runs) and its published analysis code.
+"""
+
+from __future__ import annotations
+
+from klray.analysis.recipe.anomalies import Anomaly, find_anomalies
+from klray.analysis.recipe.domains import of_domain, result_name
+from klray.analysis.recipe.quantile import lower_quantile
+from klray.analysis.recipe.recipe import FOUND, KNOWN_ANOMALIES, Exclusion, Recipe, names_of
+from klray.analysis.runs import Run, facts, runs
+
+__all__ = [
+    "FOUND",
+    "KNOWN_ANOMALIES",
+    "Anomaly",
+    "Exclusion",
+    "Recipe",
+    "Run",
+    "facts",
+    "find_anomalies",
+    "lower_quantile",
+    "names_of",
+    "of_domain",
+    "result_name",
+    "runs",
+]

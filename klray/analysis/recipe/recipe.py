@@ -1,0 +1,295 @@
+"""The recipe: the numbers that preprocessing chose, saved with every result made with them, and reused frozen.
+
+Shapes: K = models, N = texts. Values are nats per text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from klray.analysis.recipe.quantile import lower_quantile
+from klray.analysis.runs import facts, runs
+from klray.errors import KlrayError
+
+logger = logging.getLogger("klray")
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Checkpoints that are left out of clipping, text scores, windows, consecutive KL and maps.
+
+    ``pattern`` (shell wildcards) is compared with the checkpoint's name, ``repository@revision``, which all its
+    variants and layers share, with a model's label, which says the variant too, with what follows the last slash of
+    either, and with its key.
+    """
+
+    pattern: str
+    reason: str = "excluded by hand"
+
+    def matches(self, *names: str) -> bool:
+        """Whether the model with these names is meant: see `names_of`."""
+        return any(fnmatchcase(each, self.pattern) for name in names for each in (name, name.rpartition("/")[2]))
+
+
+FOUND = "found: "  # begins the reason of an exclusion that klray found by itself
+_PUBLISHED = "anomalous according to arXiv:2505.15353"
+KNOWN_ANOMALIES = (
+    Exclusion("pythia-1b@step116000", _PUBLISHED),
+    Exclusion("pythia-410m-seed3@*", _PUBLISHED),
+    Exclusion("pythia-410m-seed4@*", _PUBLISHED),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a snapshot is preprocessed.
+
+    Attributes
+    ----------
+    text_set : str
+        Fingerprint of the text set that the numbers belong to.
+    n_texts : int
+        N, before any was removed.
+    clip_quantile : float
+    clip_threshold : float
+        Nats per text: every value below is raised to it.
+    outlier_fraction : float
+        Share of the texts that was to be removed.
+    min_step : int
+        First step that counted for the text scores.
+    removed_texts : tuple of int
+        Positions of the removed texts, ascending.
+    mean_bytes : float
+        B-bar, mean UTF-8 bytes of the kept texts.
+    excluded : tuple of Exclusion
+    note : str
+        What could not be done as asked; empty otherwise.
+    """
+
+    text_set: str
+    n_texts: int
+    clip_quantile: float
+    clip_threshold: float
+    outlier_fraction: float
+    min_step: int
+    removed_texts: tuple[int, ...]
+    mean_bytes: float
+    excluded: tuple[Exclusion, ...] = ()
+    note: str = ""
+
+    @property
+    def text_kept(self) -> np.ndarray:
+        """(N,) bool: the texts that stay."""
+        kept = np.ones(self.n_texts, dtype=bool)
+        kept[list(self.removed_texts)] = False
+        return kept
+
+    @classmethod
+    def fit(
+        cls,
+        dataset: xr.Dataset,
+        clip_quantile: float = 0.02,
+        outlier_fraction: float = 0.03,
+        min_step: int = 2000,
+        exclude: Iterable[Exclusion | str] = KNOWN_ANOMALIES,
+    ) -> Recipe:
+        """Choose the numbers from a snapshot, in three passes over its values.
+
+        The threshold is the exact ``clip_quantile`` of all values of the included models (their own output, no layers
+        under a lens), as ``np.quantile(..., method="lower")``. A text's score is its largest absolute change, after
+        clipping, between consecutive saved checkpoints of a run, both included and at ``min_step`` or later. The
+        round(outlier_fraction N) texts with the largest scores are removed; without any such pair of checkpoints none
+        is, and ``note`` says so.
+
+        Raises
+        ------
+        KlrayError
+            Shares outside [0, 1), no included model, values that are not finite, or fewer than 2 texts left.
+        """
+        for name, share in (("clip_quantile", clip_quantile), ("outlier_fraction", outlier_fraction)):
+            if not 0.0 <= share < 1.0:
+                raise KlrayError(f"{name} needs a share from 0 to below 1, it is {share}: choose for example 0.02")
+        exclusions = tuple(Exclusion(item) if isinstance(item, str) else item for item in exclude)
+        values = _matrix(dataset)
+        excluded = np.array([reason != "" for reason in _reasons(dataset, exclusions)])
+        included = np.flatnonzero(~excluded & (facts(dataset, "layer", -1) < 0))
+        if not len(included):
+            raise KlrayError(
+                f"a recipe needs models to be fitted to, all {len(excluded):,} of the snapshot are excluded or layers "
+                "under a lens: exclude fewer, or pass the recipe of another analysis"
+            )
+        n_texts = values.shape[1]
+        threshold = lower_quantile(values[included], clip_quantile)
+        n_removed = round(outlier_fraction * n_texts)
+        scores = _text_scores(dataset, values, threshold, min_step, excluded) if n_removed else np.zeros(n_texts)
+        note = ""
+        if scores is None:
+            note = f"no run has two consecutive checkpoints at steps >= {min_step:,}: all texts are kept"
+            logger.warning("%s; %s", note, _smaller_min_step(dataset, excluded))
+            scores, n_removed = np.zeros(n_texts), 0
+        removed = sorted(np.argsort(-scores, kind="stable")[:n_removed].tolist())
+        if n_texts - len(removed) < 2:
+            raise KlrayError(
+                f"outlier_fraction={outlier_fraction} leaves {n_texts - len(removed)} of {n_texts} texts, at least 2 "
+                "are needed: choose a smaller share or score more texts"
+            )
+        return cls(
+            text_set=str(dataset.attrs.get("text_set", "")),
+            n_texts=n_texts,
+            clip_quantile=clip_quantile,
+            clip_threshold=threshold,
+            outlier_fraction=outlier_fraction,
+            min_step=min_step,
+            removed_texts=tuple(removed),
+            mean_bytes=_mean_bytes(dataset, removed),
+            excluded=exclusions,
+            note=note,
+        )
+
+    def apply(self, dataset: xr.Dataset) -> xr.DataArray:
+        """The snapshot's log-likelihoods, clipped, of the kept texts: (K, kept texts) nats, Dask, texts in one chunk.
+
+        Raises
+        ------
+        KlrayError
+            The snapshot has another text set than the recipe, or its texts other lengths than the recipe says.
+        """
+        values = _matrix(dataset)
+        found = str(dataset.attrs.get("text_set", ""))
+        if found != self.text_set or values.shape[1] != self.n_texts:
+            raise KlrayError(
+                f"the recipe was made for text set {self.text_set[:12] or '(none)'} of {self.n_texts:,} texts, the "
+                f"snapshot has {found[:12] or '(none)'} of {values.shape[1]:,} texts: fit a recipe to this snapshot"
+            )
+        mean_bytes = _mean_bytes(dataset, self.removed_texts)
+        if not math.isclose(mean_bytes, self.mean_bytes, rel_tol=1e-9):
+            raise KlrayError(
+                f"the recipe says mean_bytes={self.mean_bytes}, and the texts that it keeps have {mean_bytes} in this "
+                "snapshot: one of its numbers was changed; fit a recipe to this snapshot, or pass what was saved"
+            )
+        kept = np.flatnonzero(self.text_kept)
+        clipped = values.map_blocks(
+            _clip_block, kept, self.clip_threshold, chunks=(values.chunks[0], (len(kept),)), dtype=values.dtype
+        )
+        return dataset["log_likelihood"].transpose("model", "text").isel(text=kept).copy(data=clipped)
+
+    def reasons(self, dataset: xr.Dataset) -> list[str]:
+        """(K,) why each model of the snapshot is excluded; an empty string when it is not."""
+        return _reasons(dataset, self.excluded)
+
+    def to_json(self) -> str:
+        """The recipe as JSON; every number comes back from it unchanged."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, body: str) -> Recipe:
+        """Inverse of ``to_json``; KlrayError when ``body`` is no recipe."""
+        try:
+            found = json.loads(body)
+            found["removed_texts"] = tuple(map(operator.index, found["removed_texts"]))
+            found["excluded"] = tuple(Exclusion(**item) for item in found["excluded"])
+            recipe = cls(**found)
+            if not set(recipe.removed_texts) <= set(range(recipe.n_texts)):
+                raise ValueError(f"removed_texts are places among {recipe.n_texts} texts")
+            if not (math.isfinite(recipe.clip_threshold) and math.isfinite(recipe.mean_bytes)):
+                raise ValueError("clip_threshold and mean_bytes are finite")
+            if not all(isinstance(text, str) for each in recipe.excluded for text in (each.pattern, each.reason)):
+                raise ValueError("excluded has a pattern and a reason, both strings")
+            return recipe
+        except (ValueError, KeyError, TypeError) as error:
+            names = ", ".join(field.name for field in fields(cls))
+            raise KlrayError(
+                f"a recipe needs JSON with {names}; what was given cannot be read ({error!r}): "
+                "pass what Recipe.to_json gave"
+            ) from error
+
+
+def names_of(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
+    """(K,) label, key and checkpoint, ``repository@revision``, of each model; "" for what the dataset does not say."""
+    labels, keys, repositories, revisions = (
+        [str(each) for each in facts(dataset, name, "")] for name in ("model", "key", "repository", "revision")
+    )
+    checkpoints = [f"{of}@{at}" if of and at else "" for of, at in zip(repositories, revisions, strict=True)]
+    return list(zip(labels, keys, checkpoints, strict=True))
+
+
+def _reasons(dataset: xr.Dataset, exclusions: tuple[Exclusion, ...]) -> list[str]:
+    """(K,) reason of the first exclusion that matches each model; an empty string when none does."""
+    return [
+        next((exclusion.reason for exclusion in exclusions if exclusion.matches(*names)), "")
+        for names in names_of(dataset)
+    ]
+
+
+def _matrix(dataset: xr.Dataset) -> da.Array:
+    """The snapshot's (K, N) log-likelihoods as Dask, texts in one chunk."""
+    missing = [name for name in ("log_likelihood", "text_bytes") if name not in dataset]
+    if missing:
+        raise KlrayError(
+            f"an analysis needs a snapshot with log_likelihood (model, text) and text_bytes (text), this lacks "
+            f"{missing}: open one with klray.open_dataset(url)"
+        )
+    values = dataset["log_likelihood"].transpose("model", "text").data
+    values = values if isinstance(values, da.Array) else da.from_array(values)
+    return values.rechunk({1: -1})
+
+
+def _mean_bytes(dataset: xr.Dataset, removed: Sequence[int]) -> float:
+    """B-bar, the mean UTF-8 bytes of the texts that are not removed."""
+    return float(np.delete(dataset["text_bytes"].values, list(removed)).mean(dtype=np.float64))
+
+
+def _clip_block(block: np.ndarray, kept: np.ndarray, threshold: float) -> np.ndarray:
+    clipped = block[:, kept]
+    return np.maximum(clipped, block.dtype.type(threshold), out=clipped)
+
+
+def _text_scores(
+    dataset: xr.Dataset, values: da.Array, threshold: float, min_step: int, excluded: np.ndarray
+) -> np.ndarray | None:
+    """(N,) largest |change| in nats between consecutive checkpoints after clipping; None without any such pair."""
+    changes = []
+    for run in runs(dataset, excluded):
+        models = run.models[run.steps >= min_step]
+        included = ~excluded[models]
+        if not (included[1:] & included[:-1]).any():
+            continue
+        block = values[np.sort(models)].rechunk((-1, -1))
+        order = np.argsort(np.argsort(models))
+        changes.append(
+            block.map_blocks(
+                _largest_change, order, included, threshold, chunks=((1,), block.chunks[1]), dtype=np.float64
+            )
+        )
+    return da.concatenate(changes).max(axis=0).compute() if changes else None
+
+
+def _smaller_min_step(dataset: xr.Dataset, excluded: np.ndarray) -> str:
+    """What to do when no run has two consecutive checkpoints at the smallest step or later: the largest that has."""
+    starts = [
+        int(run.steps[:-1][included[1:] & included[:-1]].max())
+        for run in runs(dataset, excluded)
+        if ((included := ~excluded[run.models])[1:] & included[:-1]).any()
+    ]
+    if not starts:
+        return "score more checkpoints of one run"
+    return f"analysis.outlier_min_step={max(starts)} or less scores the texts by shorter runs too (analysis=tiny: 100)"
+
+
+def _largest_change(block: np.ndarray, order: np.ndarray, included: np.ndarray, threshold: float) -> np.ndarray:
+    """(T, N) values, the t-th checkpoint in row order[t] -> (1, N) largest change between included neighbours."""
+    largest = np.zeros((1, block.shape[1]))
+    for t in np.flatnonzero(included[1:] & included[:-1]):
+        earlier, later = (np.maximum(block[order[place]].astype(np.float64), threshold) for place in (t, t + 1))
+        np.maximum(largest, np.abs(later - earlier), out=largest)
+    return largest

@@ -1,0 +1,231 @@
+"""The analysis "scale": from a snapshot to KL in every setting, in one Dataset, and its rows as a table.
+
+Shapes: P = pairs over all settings (a pair that is in two settings is there twice), S = settings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import xarray as xr
+
+from klray.analysis.kl.chosen_pairs import ROWS_BYTES, pair_divergence
+from klray.analysis.recipe import Recipe
+from klray.analysis.runs_table import significant, with_error
+from klray.analysis.scale.bootstrap import bootstrap_standard_error
+from klray.analysis.scale.lineage import lineages
+from klray.analysis.scale.models import Models
+from klray.analysis.scale.pairs import DEFAULT_CHOICE, Choice, setting_pairs
+from klray.analysis.scale.settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_named
+from klray.errors import KlrayError
+from klray.words.tables import text_table
+
+SCALE_HEADER = ("setting", "n", "median (± SE)", "quartiles", "range", "SE of a pair", "published")
+_TEN = tuple(setting.name for setting in SETTINGS)
+_NUMBERS = {
+    "median": "median KL",
+    "lower_quartile": "lower quartile of KL",
+    "upper_quartile": "upper quartile of KL",
+    "smallest": "smallest KL",
+    "largest": "largest KL",
+    "pair_standard_error": "median of the pairs' standard errors over texts",
+    "median_standard_error": "standard error of the median by bootstrap over pairs",
+    "published_low": "published median, or low end of the published range",
+    "published_high": "published median, or high end of the published range",
+}
+
+
+@dataclass(frozen=True)
+class ScaleRow:
+    """One setting in a result; KL in bits/byte, NaN where there is no pair or nothing is published.
+
+    ``pair_standard_error`` is the median of the pairs' standard errors over texts, ``median_standard_error`` that of
+    the median by bootstrap over pairs.
+    """
+
+    setting: str
+    n: int
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    smallest: float
+    largest: float
+    pair_standard_error: float
+    median_standard_error: float
+    published_low: float
+    published_high: float
+
+
+def measure_scale(
+    dataset: xr.Dataset,
+    recipe: Recipe,
+    choice: Choice = DEFAULT_CHOICE,
+    resamples: int = 1000,
+    rows_bytes: int = ROWS_BYTES,
+) -> xr.Dataset:
+    """KL and standard error of every setting's pairs in a snapshot, of values preprocessed by ``recipe``.
+
+    Parameters
+    ----------
+    dataset : snapshot, as ``klray.open_dataset`` gives it
+    recipe : Recipe
+        Clipping, texts and exclusions.
+    choice : Choice
+        Spacing and numbers of consecutive pairs, number and seed of random ones (also the seed of the bootstrap).
+    resamples : int
+        Of the bootstrap.
+    rows_bytes : int
+        Most bytes of rows in memory at a time.
+
+    Returns
+    -------
+    xarray.Dataset
+        By pair: kl, kl_standard_error (bits/byte), pair_setting, first and second (labels of the models). By setting
+        (the ten, then those counted apart that have pairs): n and the numbers of ``ScaleRow``. In the attributes the
+        recipe, the choice, and what was kept apart: merges, adapters, quantised models, children without their parent.
+
+    Raises
+    ------
+    KlrayError
+        The recipe is for other texts, or values are not finite.
+    """
+    values = recipe.apply(dataset)
+    models = Models.of(dataset, np.array([reason != "" for reason in recipe.reasons(dataset)]))
+    found = {name: pairs for name, pairs in setting_pairs(models, choice).items() if name in _TEN or len(pairs)}
+    pairs = np.concatenate(list(found.values()))
+    kl, standard_error = pair_divergence(values, pairs, rows_bytes)
+    of = np.repeat(np.arange(len(found)), [len(each) for each in found.values()])
+    rows = [
+        _row(name, kl[of == place], standard_error[of == place], resamples, choice) for place, name in enumerate(found)
+    ]
+    names = dataset["model"].values if "model" in dataset.coords else np.arange(dataset.sizes["model"]).astype(str)
+    labels = np.array([str(name) for name in names], dtype=np.dtypes.StringDType())
+    settings = np.array(list(found), dtype=np.dtypes.StringDType())
+    bits = {"units": "bit/byte", "references": SOURCE}
+    family = lineages(models)
+    return xr.Dataset(
+        {
+            "kl": ("pair", kl, {**bits, "long_name": "Kullback-Leibler divergence of the pair"}),
+            "kl_standard_error": ("pair", standard_error, {**bits, "long_name": "its standard error over texts"}),
+            "pair_setting": ("pair", settings[of], {"long_name": "setting that the pair belongs to"}),
+            "first": ("pair", labels[pairs[:, 0]], {"long_name": "model, the child of a fine-tuning pair"}),
+            "second": ("pair", labels[pairs[:, 1]], {"long_name": "other model"}),
+            "n": ("setting", np.array([row.n for row in rows]), {"long_name": "pairs"}),
+            **{
+                name: ("setting", np.array([getattr(row, name) for row in rows]), {**bits, "long_name": meaning})
+                for name, meaning in _NUMBERS.items()
+            },
+        },
+        coords={"setting": settings},
+        attrs={
+            name: dataset.attrs[name]
+            for name in ("snapshot", "text_set", "text_set_name", "domain")
+            if name in dataset.attrs
+        }
+        | {
+            "title": "Scale of KL divergence between language models",
+            "recipe": recipe.to_json(),
+            "mean_bytes": recipe.mean_bytes,
+            "dtype": models.dtype,
+            "choice": json.dumps(asdict(choice)),
+            "resamples": resamples,
+            "generations": json.dumps({name: n for name, n in family.generation.items() if n}),
+            "kept_apart": json.dumps(family.apart),
+            "absent_parents": json.dumps(family.absent),
+            "references": SOURCE,
+        },
+    )
+
+
+def _row(name: str, kl: np.ndarray, standard_error: np.ndarray, resamples: int, choice: Choice) -> ScaleRow:
+    low, high = setting_named(name).published(choice.spacing)
+    quartiles = np.quantile(kl, [0.0, 0.25, 0.5, 0.75, 1.0]).tolist() if len(kl) else [math.nan] * 5
+    smallest, lower, median, upper, largest = quartiles
+    return ScaleRow(
+        setting=name,
+        n=len(kl),
+        median=median,
+        lower_quartile=lower,
+        upper_quartile=upper,
+        smallest=smallest,
+        largest=largest,
+        pair_standard_error=float(np.median(standard_error)) if len(kl) else math.nan,
+        median_standard_error=bootstrap_standard_error(kl, resamples, choice.seed),
+        published_low=low,
+        published_high=high,
+    )
+
+
+def scale_rows(result: xr.Dataset) -> list[ScaleRow]:
+    """The settings of a result of ``measure_scale``."""
+    names = [str(name) for name in result["setting"].values]
+    columns = {name: result[name].values.tolist() for name in ("n", *_NUMBERS)}
+    return [ScaleRow(name, **{key: column[i] for key, column in columns.items()}) for i, name in enumerate(names)]
+
+
+def setting_kl(result: xr.Dataset, setting: str) -> np.ndarray:
+    """(P,) KL in bits/byte of a setting's pairs, sorted."""
+    return np.sort(result["kl"].values[np.array([str(name) for name in result["pair_setting"].values]) == setting])
+
+
+def format_scale(result: xr.Dataset) -> str:
+    """The settings as a table, next to the published values, with a line for what was kept apart."""
+    rows = [scale_cells(row) for row in scale_rows(result)]
+    return text_table(SCALE_HEADER, rows, text_columns=1) + "\n" + "\n".join(notes(result))
+
+
+def notes(result: xr.Dataset) -> Sequence[str]:
+    """What the numbers of a result mean, and what is not among them, in sentences."""
+    apart = {name: n for name, n in json.loads(result.attrs["kept_apart"]).items() if n}
+    absent = json.loads(result.attrs["absent_parents"])
+    choice = json.loads(result.attrs["choice"])
+    found = [
+        "KL in bits/byte. SE of a pair: median of the pairs' standard errors over texts. ± SE of the median: "
+        f"bootstrap over pairs ({result.attrs['resamples']:,} resamples, seed {choice['seed']}). Published: {SOURCE}.",
+        f"later, early: pairs {choice['spacing']:,} steps apart that end after step {choice['min_step']:,}, "
+        f"{choice['number']:,} of each run.",
+    ]
+    if choice["spacing"] != PUBLISHED_SPACING:
+        found.append(f"Published for later and early are pairs {PUBLISHED_SPACING:,} steps apart, which these are not.")
+    if not sum(row.n for row in scale_rows(result) if row.setting in ("later", "early")):
+        found.append(
+            "No run has two such pairs: set scale.spacing= and scale.min_step= to what the runs were saved at "
+            "(scale=tiny: 20 and 100)."
+        )
+    if apart:
+        kept = ", ".join(f"{name} {n:,}" for name, n in apart.items())
+        found.append(f"Kept apart from fine-tuning: {kept}.")
+    if absent:
+        found.append(f"Without their parent in the snapshot: {len(absent):,} models.")
+    return found
+
+
+def scale_cells(row: ScaleRow) -> tuple[str, ...]:
+    """A setting's cells under ``SCALE_HEADER``, for a reader."""
+    low, high = row.published_low, row.published_high
+    published = "–" if math.isnan(low) else significant(low, 2) if low == high else f"{low:g}-{high:g}"
+    if not row.n:
+        return (row.setting, "0", "–", "–", "–", "–", published)
+    return (
+        row.setting,
+        f"{row.n:,}",
+        with_error(row.median, row.median_standard_error),
+        f"{significant(row.lower_quartile)} to {significant(row.upper_quartile)}",
+        f"{significant(row.smallest)} to {significant(row.largest)}",
+        significant(row.pair_standard_error, 2),
+        published,
+    )
+
+
+def require_pairs(result: xr.Dataset) -> None:
+    """KlrayError unless some setting has a pair."""
+    if not int(result["n"].values.sum()):
+        raise KlrayError(
+            "no setting of the scale has a pair in this snapshot: it needs checkpoints of a run at equal distances, "
+            "seeds, sizes, quantised models, fine-tuned models with their parents, or layers (for short runs set "
+            "scale.spacing= and scale.min_step=)"
+        )

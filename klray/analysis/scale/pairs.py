@@ -1,0 +1,207 @@
+"""Which pairs of a snapshot's models make each setting, arXiv:2505.15353, Figure 3.
+
+Shapes: K = models of the snapshot, P = pairs. A pair is two positions in the snapshot.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from klray.analysis.relatives import NO_QUANTIZATION, SELF_FACTS, selves
+from klray.analysis.scale.lineage import Lineages, lineages
+from klray.analysis.scale.models import Models
+from klray.errors import KlrayError
+
+EIGHT_BITS = ("int8",)
+FOUR_BITS = ("fp4", "nf4")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How pairs are chosen where the paper chose numbers.
+
+    Attributes
+    ----------
+    spacing : int
+        Steps between two consecutive checkpoints.
+    min_step : int
+        The later of the two must have more steps than this.
+    number : int
+        Pairs of each run that are early, and that are later; in a run with fewer than twice as many, half of its pairs
+        (rounded down) are, so that no pair is both.
+    draws : int
+        Random pairs, within each architecture type and over all; 0: as many as there are fine-tuning pairs.
+    seed : int
+        Of these draws.
+    """
+
+    spacing: int = 1000
+    min_step: int = 2000
+    number: int = 50
+    draws: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("spacing", 1), ("min_step", -1), ("number", 1), ("draws", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise KlrayError(f"scale.{name}={getattr(self, name)} was asked for: set it to {least} or more")
+
+
+DEFAULT_CHOICE = Choice()
+
+
+def setting_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> dict[str, np.ndarray]:
+    """Pairs of the ten settings and of those counted apart, (P, 2) int64 each; no pair has an excluded model.
+
+    Plain models (their own output, not quantised) are compared in one dtype, that of most of them. Runs are those of
+    pretraining: models with a parent have none.
+
+    later, early
+        Consecutive saved checkpoints of every run, exactly ``spacing`` steps apart, later step above ``min_step``: the
+        last and the first ``number`` of each run, over all runs.
+    seed
+        Within each family and size, all pairs of runs with different seeds at the last step that all of them have.
+    size
+        Within each family and seed (or no seed), all pairs of runs of different sizes at the last step that all have.
+    8-bit, 4-bit
+        A quantised checkpoint (int8; fp4 and nf4, counted apart too) against the same commit unquantised, in the same
+        dtype if there is one. Other quantisations are settings of their own name.
+    fine-tuning
+        A distinct model (its repository's final checkpoint) against its single parent, see ``lineage``.
+    intra-type
+        Distinct models of the same architecture class, drawn without replacement from all such pairs: as many within
+        each class as it has fine-tuned children in "fine-tuning".
+    random
+        Distinct models, drawn without replacement from all pairs: as many as "fine-tuning" has.
+    layer
+        Adjacent layers of one checkpoint under the logit lens; under a tuned lens counted apart.
+    """
+    family = lineages(models)
+    early, later = consecutive_pairs(models, choice)
+    found = {
+        "later": later,
+        "early": early,
+        "seed": seed_pairs(models),
+        "size": size_pairs(models),
+        "8-bit": quantization_pairs(models, EIGHT_BITS),
+        "4-bit": quantization_pairs(models, FOUR_BITS),
+        "fine-tuning": family.pairs,
+        "intra-type": intra_type_pairs(models, family, choice),
+        "random": random_pairs(models, family, choice),
+        "layer": layer_pairs(models, "logit"),
+    }
+    found |= {f"4-bit {name}": quantization_pairs(models, (name,)) for name in FOUR_BITS}
+    others = sorted(set(models.labels["quantization"].tolist()) - {*NO_QUANTIZATION, *EIGHT_BITS, *FOUR_BITS})
+    found |= {f"quantization {name}": quantization_pairs(models, (name,)) for name in others}
+    found["layer, tuned lens"] = layer_pairs(models, "tuned")
+    return found
+
+
+def consecutive_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> tuple[np.ndarray, np.ndarray]:
+    """Early and later pairs of consecutive checkpoints, pooled over the runs."""
+    early, later = [], []
+    for places in models.runs().values():
+        steps = models.numbers["step"][places]
+        usable = (np.diff(steps) == choice.spacing) & (steps[1:] > choice.min_step)
+        pairs = np.stack([places[:-1], places[1:]], axis=1)[usable]
+        n = min(choice.number, len(pairs) // 2)
+        early.append(pairs[:n])
+        later.append(pairs[len(pairs) - n :])
+    return _joined(early), _joined(later)
+
+
+def seed_pairs(models: Models) -> np.ndarray:
+    """Pairs of runs that differ in their seed alone, at their last common step."""
+    return _common_step_pairs(models, ("family", "size"), "seed")
+
+
+def size_pairs(models: Models) -> np.ndarray:
+    """Pairs of runs that differ in their size alone, at their last common step."""
+    return _common_step_pairs(models, ("family", "seed"), "size")
+
+
+def quantization_pairs(models: Models, names: Sequence[str]) -> np.ndarray:
+    """Unquantised and quantised, for each quantised checkpoint with one of these quantisations."""
+    whole = np.isin(models.labels["lens"], NO_QUANTIZATION) & (models.numbers["layer"] < 0) & ~models.excluded
+    of = selves({name: models.labels[name] for name in SELF_FACTS}, whole)
+    chosen = np.flatnonzero((of >= 0) & np.isin(models.labels["quantization"], list(names)))
+    return np.stack([of[chosen], chosen], axis=1)
+
+
+def intra_type_pairs(models: Models, family: Lineages, choice: Choice = DEFAULT_CHOICE) -> np.ndarray:
+    """Random pairs of distinct models within each architecture class."""
+    finals = np.array(sorted(models.finals().values()), dtype=np.int64)
+    types = models.labels["architecture"]
+    drawn = []
+    for name in sorted(set(types[finals].tolist()) - {""}):
+        wanted = choice.draws or int((types[family.pairs[:, 0]] == name).sum())
+        # a stream for each class: what is drawn within one does not depend on the others
+        generator = np.random.default_rng([choice.seed, 1, zlib.crc32(name.encode())])
+        drawn.append(_draw(finals[types[finals] == name], wanted, generator))
+    return _joined(drawn)
+
+
+def random_pairs(models: Models, family: Lineages, choice: Choice = DEFAULT_CHOICE) -> np.ndarray:
+    """Random pairs of distinct models."""
+    finals = np.array(sorted(models.finals().values()), dtype=np.int64)
+    return _draw(finals, choice.draws or len(family.pairs), np.random.default_rng([choice.seed, 2]))
+
+
+def layer_pairs(models: Models, lens: str) -> np.ndarray:
+    """Adjacent layers of each unquantised checkpoint under a lens, "logit" or "tuned" (all tuned lenses)."""
+    columns: dict[tuple[str, ...], dict[int, int]] = {}
+    lenses = models.labels["lens"]
+    chosen = (lenses == lens) | np.char.startswith(lenses, f"{lens}-")
+    chosen &= (
+        (models.numbers["layer"] >= 0) & np.isin(models.labels["quantization"], NO_QUANTIZATION) & ~models.excluded
+    )
+    for place in np.flatnonzero(chosen).tolist():
+        group = (*_checkpoint(models, place), str(models.labels["dtype"][place]), str(lenses[place]))
+        columns.setdefault(group, {})[int(models.numbers["layer"][place])] = place
+    return _array((at[layer], at[layer + 1]) for at in columns.values() for layer in sorted(at) if layer + 1 in at)
+
+
+def _common_step_pairs(models: Models, shared: tuple[str, str], differing: str) -> np.ndarray:
+    groups: dict[tuple[str, ...], dict[str, dict[int, int]]] = {}
+    facts = {**models.labels, **models.numbers}
+    for run, places in models.runs().items():
+        first = places[0]
+        if str(facts[differing][first]) not in ("", "-1"):
+            group = tuple(str(facts[name][first]) for name in shared)
+            at = dict(zip(models.numbers["step"][places].tolist(), places.tolist(), strict=True))
+            groups.setdefault(group, {})[run] = at
+    pairs = []
+    for runs in groups.values():
+        common = set.intersection(*(set(at) for at in runs.values()))
+        if common:
+            last = [at[max(common)] for at in runs.values()]
+            pairs += [(i, j) for i, j in itertools.combinations(last, 2) if facts[differing][i] != facts[differing][j]]
+    return _array(pairs)
+
+
+def _draw(places: np.ndarray, wanted: int, generator: np.random.Generator) -> np.ndarray:
+    """``wanted`` different unordered pairs of places, or all if there are no more."""
+    n = len(places)
+    total = n * (n - 1) // 2
+    codes = np.sort(generator.choice(total, min(wanted, total), replace=False)) if total else np.empty(0, np.int64)
+    ends = np.cumsum(np.arange(n - 1, 0, -1))  # pairs (0, .), (1, .), ... end here
+    first = np.searchsorted(ends, codes, side="right")
+    second = codes - (np.concatenate([[0], ends])[first]) + first + 1
+    return np.stack([places[first], places[second]], axis=1).astype(np.int64).reshape(-1, 2)
+
+
+def _checkpoint(models: Models, place: int) -> tuple[str, str]:
+    return str(models.labels["repository"][place]), str(models.labels["commit"][place])
+
+
+def _array(pairs: Iterable[tuple[int, int]]) -> np.ndarray:
+    return np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else _array([])

@@ -1,0 +1,161 @@
+"""Where a KL falls on the scale: which settings it is like."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from klray.analysis.runs_table import significant
+from klray.analysis.scale.analysis import scale_rows, setting_kl
+from klray.analysis.scale.settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_named
+from klray.errors import KlrayError
+
+_NEAR = math.log(1.25)  # settings that are no more than a quarter farther off than the nearest are named beside it
+_FAR = math.log(1.5)  # farther from every setting, a number is like none of them
+_QUANTILE_PAIRS = 5  # fewer pairs say nothing about a share
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One setting as seen from a number.
+
+    Attributes
+    ----------
+    setting : str
+    phrase : str
+        What it is, after "like".
+    low, high : float
+        What it is compared with, bits/byte: the median (both), or a published range.
+    log_ratio : float
+        Natural logarithm of the number over the nearer of the two; 0 within the range, -inf for a number of 0.
+    quantile : float or None
+        Share of the setting's pairs with a smaller KL, ties counted by half; None with published values, which are
+        medians and ranges only.
+    n : int
+        Pairs of the setting; 0 with published values.
+    """
+
+    setting: str
+    phrase: str
+    low: float
+    high: float
+    log_ratio: float
+    quantile: float | None = None
+    n: int = 0
+
+
+@dataclass(frozen=True, repr=False)
+class Placement:
+    """Where a KL, in bits/byte, falls. ``neighbours`` are all settings, the nearest in log KL first."""
+
+    kl: float
+    neighbours: tuple[Neighbour, ...]
+    source: str
+
+    @property
+    def nearest(self) -> Neighbour:
+        """The setting whose KL is nearest in ratio."""
+        return self.neighbours[0]
+
+    def __repr__(self) -> str:
+        return f"{significant(self.kl)} bits/byte: {self._likeness()} [{self.source}]"
+
+    def _likeness(self) -> str:
+        if self.kl == 0:
+            return f"no difference at all; the smallest setting is {_words(self.nearest)}"
+        least = abs(self.nearest.log_ratio)
+        if least > _FAR:
+            far = "times more than" if self.nearest.log_ratio > 0 else "times less than"
+            return f"{significant(math.exp(least), 2)} {far} {_words(self.nearest)}, the nearest setting"
+        near = [each for each in self.neighbours[:3] if abs(each.log_ratio) <= least + _NEAR]
+        return "like " + ", or ".join(_words(each) for each in near)
+
+
+def place(kl: float, scale: xr.Dataset | None = None) -> Placement:
+    """Where a KL divergence falls among the settings of the scale.
+
+    >>> place(1.0)
+    1.00 bits/byte: like taking another model of the same architecture (0.95) [arXiv:2505.15353]
+
+    Parameters
+    ----------
+    kl : float
+        Bits per byte, 0 or more.
+    scale : xarray.Dataset, optional
+        Result of ``klray scale`` (``klray.open_result(url, "scale")``): its medians, and the quantile of ``kl`` among
+        each setting's pairs. None: the published values of arXiv:2505.15353.
+
+    Raises
+    ------
+    KlrayError
+        ``kl`` is negative, infinite or no number, or ``scale`` is no such result or has no pairs.
+    """
+    try:
+        kl = float(kl)
+    except (TypeError, ValueError) as error:
+        raise KlrayError(f"kl={kl!r} is no number: pass a KL divergence in bits per byte") from error
+    if not math.isfinite(kl) or kl < 0:
+        raise KlrayError(f"kl={kl} cannot be placed: a KL divergence is a finite number of 0 or more, in bits per byte")
+    if scale is None:
+        known = [each for each in SETTINGS if not math.isnan(each.low)]
+        found = [
+            Neighbour(each.name, each.words(), each.low, each.high, _log_ratio(kl, each.low, each.high))
+            for each in known
+        ]
+        return Placement(kl, _sorted(found), SOURCE)
+    if not isinstance(scale, xr.Dataset):
+        raise KlrayError(
+            f'scale={scale!r} is no result of klray scale: open one with klray.open_result(url, "scale"), or leave it '
+            "out for the published values"
+        )
+    missing = [name for name in ("kl", "pair_setting", "median", "n") if name not in scale]
+    if missing:
+        raise KlrayError(
+            f"scale= needs a result of klray scale, this lacks {', '.join(missing)}: open one with "
+            'klray.open_result(url, "scale"), or leave it out for the published values'
+        )
+    spacing = json.loads(scale.attrs.get("choice", "{}")).get("spacing", PUBLISHED_SPACING)
+    found = []
+    for row in scale_rows(scale):
+        if row.n and row.median > 0:
+            pairs = setting_kl(scale, row.setting)
+            below, up_to = np.searchsorted(pairs, kl, "left"), np.searchsorted(pairs, kl, "right")
+            share = float(below + up_to) / (2 * row.n)
+            found.append(
+                Neighbour(
+                    row.setting,
+                    setting_named(row.setting).words(spacing),
+                    row.median,
+                    row.median,
+                    _log_ratio(kl, row.median, row.median),
+                    share,
+                    row.n,
+                )
+            )
+    if not found:
+        raise KlrayError(
+            "scale= has no setting with pairs: score more models, or leave it out for the published values"
+        )
+    return Placement(kl, _sorted(found), f"snapshot {scale.attrs.get('snapshot', 'unnamed')}")
+
+
+def _log_ratio(kl: float, low: float, high: float) -> float:
+    if kl == 0:
+        return -math.inf
+    return math.log(kl) - math.log(min(max(kl, low), high))
+
+
+def _sorted(found: list[Neighbour]) -> tuple[Neighbour, ...]:
+    return tuple(sorted(found, key=lambda each: (abs(each.log_ratio), each.low)))
+
+
+def _words(neighbour: Neighbour) -> str:
+    value = f"{neighbour.low:.3g}" if neighbour.low == neighbour.high else f"{neighbour.low:g} to {neighbour.high:g}"
+    share = ""
+    if neighbour.quantile is not None and neighbour.n >= _QUANTILE_PAIRS:
+        share = f", above {neighbour.quantile:.0%} of {neighbour.n:,} pairs"
+    return f"{neighbour.phrase} ({value}{share})"

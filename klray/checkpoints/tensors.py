@@ -1,0 +1,107 @@
+"""What a checkpoint's folder holds, as it is stored, and what is said where it cannot be read."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from klray.checkpoints import model_config
+from klray.errors import CheckpointError, Reason
+
+_WEIGHT_FILES = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+
+
+def stored_tensors(directory: str | Path) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint's folder by name, as they are stored, mapped from the files; CheckpointError."""
+    folder = Path(directory)
+    with explained(folder):
+        return read_tensors(weight_files(folder))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's folder that hold its weights, whole or in shards.
+
+    Raises
+    ------
+    CheckpointError
+        There are none that can be read without running code (no_safe_weights), or an adapter's alone (load_failed).
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds an adapter (adapter_config.json): merge it into its base model and save the whole model",
+            "load_failed",
+        )
+    for whole, index in _WEIGHT_FILES:
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            shards = json.loads((folder / index).read_text("utf-8"))["weight_map"].values()
+            return [folder / shard for shard in sorted(set(shards))]
+    found = sorted(file.name for file in folder.glob("*") if file.is_file())
+    raise CheckpointError(
+        f"{folder} has no weights that can be read without running code: neither {_WEIGHT_FILES[0][0]} nor "
+        f"{_WEIGHT_FILES[1][0]}, only {', '.join(found) or 'nothing'}; convert its weights to safetensors",
+        "no_safe_weights",
+    )
+
+
+def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
+    """Stored tensors by name, mapped from the files: read when used."""
+    stored: dict[str, torch.Tensor] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            stored |= load_file(file)
+        else:
+            stored |= torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    return stored
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; a CPU's allocator raises a plain RuntimeError, known by its words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def explained(folder: Path, what: str = "model") -> Iterator[None]:
+    """Turn whatever transformers raises into a CheckpointError that names the folder and its architecture."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{folder} has weights that hold more than tensors, and reading them could run code: refused; "
+            f"convert them to safetensors where you trust them ({first_line(error)})",
+            "no_safe_weights",
+        ) from error
+    except Exception as error:
+        reason: Reason = "out_of_memory" if is_out_of_memory(error) else "load_failed"
+        raise CheckpointError(
+            f"{folder}: its {what} ({_architecture(folder)}) cannot be loaded: {type(error).__name__}: "
+            f"{first_line(error)}; check that its files are complete and that transformers {version('transformers')} "
+            "knows its architecture without remote code",
+            reason,
+        ) from error
+
+
+def _architecture(folder: Path) -> str:
+    try:
+        config = model_config(folder)
+        return str((config.get("architectures") or [config.get("model_type", "no config.json")])[0])
+    except (ValueError, AttributeError):
+        return "config.json cannot be read"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's words, 300 characters at most."""
+    return next(iter(str(error).strip().splitlines()), "")[:300]

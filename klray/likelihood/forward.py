@@ -1,0 +1,84 @@
+"""One batch in, the log-probabilities of its tokens out.
+
+Shape suffixes: N texts (rows of a batch), T tokens, M predicted tokens of a batch, V vocabulary entries, D width of the
+hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from klray.likelihood.head import OutputHead, compute_dtype, hidden_states, own_logits
+from klray.likelihood.tokens import Tokens
+
+# Where the model computes its own logits, those of this many tokens at a time are brought to fp32.
+_TOKENS_PER_CAST = 256
+
+
+class LayerReader(Protocol):
+    """What :class:`klray.likelihood.lens.Lens` is to this room: how the layers of a model are read for its head."""
+
+    def reader(self, model: Any, probe_T: torch.Tensor) -> Callable[[torch.Tensor], Iterator[torch.Tensor]]:
+        """Function from rows of token ids (N, T) to what the head reads for each layer, each (N, T, D), own last."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """Positions (M,) in ``Tokens.ids`` of all tokens of a batch that have a prediction, and log p of each
+    (layers, M) in nats; one layer, the model's own output, without a lens.
+    """
+
+    positions: np.ndarray
+    log_probabilities: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """What computes one batch at a time: a model, its head (None: its own logits), and how a lens reads its layers."""
+
+    model: Any
+    head: OutputHead | None
+    layers: Callable[[torch.Tensor], Iterator[torch.Tensor]] | None
+    tokens: Tokens
+    ids: torch.Tensor
+
+    def predict(self, batch: np.ndarray) -> Predicted:
+        """Log-probabilities of the tokens of a batch (N,) of texts, on the device of the head."""
+        starts_N1, lengths_N1 = self.tokens.offsets[batch][:, None], self.tokens.lengths[batch][:, None]
+        column_T = np.arange(lengths_N1.max())
+        # A row is padded with its text's own last token: an id that every model knows, after everything that counts.
+        position_NT = starts_N1 + np.minimum(column_T, lengths_N1 - 1)
+        predicts_NT = column_T < lengths_N1 - 1
+        predicted_M = position_NT[predicts_NT] + 1
+        ids_NT = self.ids[on_device(position_NT, self.ids.device)]
+        targets_M = self.ids[on_device(predicted_M, self.ids.device)]
+        if self.head is None:
+            return Predicted(predicted_M, _own_log_probabilities(self.model, ids_NT, targets_M)[None])
+        kept = np.flatnonzero(predicts_NT)
+        parts = []
+        for hidden_NTD in self.layers(ids_NT) if self.layers is not None else (hidden_states(self.model, ids_NT),):
+            hidden_MD = hidden_NTD.flatten(0, 1)[on_device(kept, hidden_NTD.device)]
+            parts.append(self.head.log_probabilities(hidden_MD, targets_M))
+        return Predicted(predicted_M, torch.stack(parts))
+
+
+def _own_log_probabilities(model: Any, ids_NT: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
+    """(M,) log p by the model's own logits for the one text in ``ids_NT`` (1, M + 1)."""
+    logits_MV = own_logits(model, ids_NT)[0, :-1]
+    pairs = zip(logits_MV.split(_TOKENS_PER_CAST), targets_M.to(logits_MV.device).split(_TOKENS_PER_CAST), strict=True)
+    return torch.cat(
+        [-F.cross_entropy(logits.to(compute_dtype(logits)), targets, reduction="none") for logits, targets in pairs]
+    )
+
+
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array as a tensor on ``device``."""
+    tensor = torch.from_numpy(array)
+    # From pinned memory the copy does not wait for the work queued on the GPU.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,0 +1,372 @@
+"""Models and tokenizers from a checkpoint's folder: the only door to transformers."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import transformers
+from transformers.utils import logging as transformers_logging
+
+from klray.checkpoints import model_config
+from klray.checkpoints.tensors import explained, first_line, read_tensors, weight_files
+from klray.errors import CheckpointError, KlrayError
+from klray.likelihood import quantization as quantizations
+from klray.likelihood.score import context_length
+
+logger = logging.getLogger("klray")
+
+Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
+
+# What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
+_TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*"),
+    *("*.model", "*.tiktoken", "*.spm", "tekken*"),
+)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """All of a checkpoint but its numbers: where two are equal, one's numbers can take the place of the other's."""
+
+    config: str
+    dtype: str
+    quantization: str
+    device: str
+    tensors: tuple[tuple[str, tuple[int, ...], str], ...]  # name, shape, dtype
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model's shape its config tells: layers, width of the hidden states, vocabulary entries."""
+
+    layers: int
+    width: int
+    vocabulary: int
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model from a checkpoint, in eval mode, and the facts about it.
+
+    Parameters
+    ----------
+    model
+        The transformers model. It owns its memory: the checkpoint's files may go.
+    architecture
+        Its class, such as GPTNeoXForCausalLM.
+    parameters
+        Number of parameters; tied ones count once.
+    context
+        Most tokens that it reads at once; None for no limit.
+    stored_quantization
+        How its files are quantised, such as bitsandbytes or gptq; "" if they are not.
+    """
+
+    model: Any
+    architecture: str
+    parameters: int
+    context: int | None
+    stored_quantization: str
+    _layout: _Layout
+    _slots: dict[str, torch.Tensor] | None  # where each stored tensor went; None if not all of them can be told
+
+
+def load(
+    directory: str | Path,
+    dtype: Dtype = "float32",
+    device: str | torch.device = "cpu",
+    *,
+    quantization: str = "none",
+    reuse: Loaded | None = None,
+    look: Callable[[Mapping[str, torch.Tensor]], None] | None = None,
+) -> Loaded:
+    """Load a causal language model from a checkpoint's folder, in eval mode, never running code that it brings.
+
+    Parameters
+    ----------
+    directory
+        Folder with config.json and model.safetensors or pytorch_model.bin, whole or in shards.
+    dtype
+        Of the parameters in memory; "auto" for the checkpoint's own.
+    device
+        Where the model goes; "auto": layer by layer to all GPUs that the process sees, which takes accelerate, and to
+        the CPU where there is none.
+    quantization
+        One of ``quantization.NAMES``. A checkpoint that is stored quantised is loaded as it is, with "none".
+    reuse
+        What an earlier call returned, to be given up: if the two checkpoints differ in numbers alone, those of its
+        model are overwritten in place (addresses stay) and it is returned; if not, and always if it is quantised, its
+        memory is freed before the new model is built. Either way the result is the same, bit for bit.
+    look
+        Called with the stored tensors by name, in the files' own dtypes, before the model is made of them.
+
+    Raises
+    ------
+    CheckpointError
+        With reason load_failed (unknown architecture, broken config or weights, weights missing: a parameter that the
+        checkpoint does not hold would be random), no_safe_weights, or out_of_memory.
+    KlrayError
+        "auto" without accelerate, a quantisation that there is not, or one without its library.
+    """
+    quantizations.check_name(quantization)
+    if lacking := quantizations.lacks_library(quantization):
+        raise KlrayError(lacking)
+    if device == "auto" and (lacking := lacks_accelerate()):
+        raise KlrayError(lacking)
+    if dtype not in get_args(Dtype):
+        raise KlrayError(f"dtype is {dtype!r}: it must be one of {', '.join(get_args(Dtype))}")
+    folder = Path(directory)
+    with _quiet(), explained(folder):
+        files = weight_files(folder)
+        config = model_config(folder)
+        method = quantizations.stored_method(config)
+        if method and quantization != quantizations.NONE:
+            raise CheckpointError(
+                f"{folder} is stored quantised ({method}), and scoring.quantization={quantization} would quantise it "
+                "again: score it as it is with scoring.quantization=none, or its unquantised original",
+                "load_failed",
+            )
+        plain = not method and quantization == quantizations.NONE
+        if not plain:
+            quantizations.import_library()
+        read = read_tensors(files) if plain or look is not None else {}
+        if look is not None:
+            look(read)
+        stored = read if plain else {}
+        layout = _Layout(
+            config=json.dumps(config, sort_keys=True),
+            dtype=dtype,
+            quantization=quantization,
+            device=str(device),
+            tensors=tuple((name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in sorted(stored.items())),
+        )
+        if reuse is not None:
+            if reuse._layout == layout and reuse._slots is not None:
+                with torch.no_grad():
+                    for name, slot in reuse._slots.items():
+                        slot.copy_(stored[name])
+                return reuse
+            _free(reuse.model)
+            reuse._slots = None
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # other sizes would not fit into the blocks that the old model leaves
+        with _quantized_explained(folder, method):
+            model = _build(folder, dtype, device, quantization, safetensors=files[0].suffix == ".safetensors")
+        return Loaded(
+            model=model,
+            architecture=type(model).__name__,
+            parameters=model.num_parameters(),
+            context=context_length(model),
+            stored_quantization=method,
+            _layout=layout,
+            _slots=_find_slots(model, stored) if plain else None,
+        )
+
+
+def shape(directory: str | Path) -> Shape:
+    """Shape of the language model whose config.json is in ``directory``. Raises CheckpointError, load_failed."""
+    folder = Path(directory)
+    with _quiet(), explained(folder):
+        config = _config(folder).get_text_config()
+        return Shape(int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size))
+
+
+def import_early() -> None:
+    """Import what transformers imports with the first model, 2 s, for processes that are forked from this one."""
+    for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "PreTrainedModel", "GenerationMixin"):
+        getattr(transformers, name)
+
+
+def lacks_accelerate() -> str:
+    """What to do about a missing accelerate, which spreads a model over several GPUs; "" if it is there."""
+    if importlib.util.find_spec("accelerate") is not None:
+        return ""
+    return "a model on several GPUs (ray.gpus_per_worker above 1) needs accelerate: pip install 'klray[multi_gpu]'"
+
+
+def load_tokenizer(directory: str | Path) -> Any:
+    """The tokenizer in a checkpoint's folder, never running code that it brings; CheckpointError (load_failed)."""
+    folder = Path(directory)
+    with _quiet(), explained(folder, "tokenizer"):
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def tokenizer_fingerprint(directory: str | Path) -> str:
+    """SHA-256 (64 hex digits) over the files of a checkpoint's folder that define its tokenizer.
+
+    Equal fingerprints give equal tokens, so that texts are encoded once for all checkpoints that share one. It covers
+    names and bytes of the tokenizer's files and, as that can choose the class, ``model_type`` of config.json.
+    Raises CheckpointError (load_failed) if there are none.
+    """
+    folder = Path(directory)
+    with explained(folder, "tokenizer"):
+        files = sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()})
+        if not files:
+            raise CheckpointError(
+                f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)}; add the tokenizer's files",
+                "load_failed",
+            )
+        digest = hashlib.sha256(json.dumps(model_config(folder).get("model_type")).encode())
+        for file in files:
+            digest.update(json.dumps([file.name, hashlib.sha256(file.read_bytes()).hexdigest()]).encode())
+        return digest.hexdigest()
+
+
+def _free(model: Any) -> None:
+    """Free a model's memory, whoever still holds the model; its own .to warns, or refuses quantised parameters."""
+    for module in model.modules():
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                nothing = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                module._parameters[name] = torch.nn.Parameter(nothing, requires_grad=False)
+        for name, tensor in module._buffers.items():
+            if tensor is not None:
+                module._buffers[name] = tensor.to("meta")
+        if type(module).__module__.startswith("bitsandbytes"):  # they hold weights and scales here, too
+            module.state = module.quant_state = None
+
+
+def _config(folder: Path) -> Any:
+    return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _build(folder: Path, dtype: str, device: str | torch.device, quantization: str, safetensors: bool) -> Any:
+    config = _config(folder)
+    # A config.json may name an attention kernel to be fetched from the hub: only the built-in ones are used.
+    config._attn_implementation = None
+    stored_quantized = hasattr(config, "quantization_config")
+    quantized = quantization != quantizations.NONE
+    more: dict[str, Any] = {}
+    if quantized:
+        more["quantization_config"] = transformers.BitsAndBytesConfig(**quantizations.options(quantization, dtype))
+    if device == "auto":
+        more["device_map"] = "auto"
+    elif quantized or stored_quantized:
+        more["device_map"] = {"": device}  # quantised where they stay, and not on a GPU just because there is one
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=safetensors,
+        weights_only=True,
+        ignore_mismatched_sizes=True,  # they are refused below: transformers only prints which
+        output_loading_info=True,
+        **more,
+    )
+    if others := sorted(info["mismatched_keys"]):
+        found = [f"{name} is {tuple(stored)}, not {tuple(own)}" for name, stored, own in others]
+        raise CheckpointError(
+            f"{folder} holds {len(found)} weights of other shapes than {type(model).__name__} of its config.json has: "
+            f"{'; '.join(found[:3])}{'; ...' if len(found) > 3 else ''}; take config and weights from one checkpoint",
+            "load_failed",
+        )
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    missing = sorted(parameters & set(info["missing_keys"]))
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of the weights of {type(model).__name__}: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}; they would be random: use a complete checkpoint of a causal model",
+            "load_failed",
+        )
+    if info["unexpected_keys"]:
+        logger.info("%s: %d tensors are not part of the model", folder, len(info["unexpected_keys"]))
+    if device == "auto":
+        _check_places(model, folder)
+    elif not more:
+        model = model.to(device)
+    if next(model.parameters()).device.type == "cpu":
+        model = _own_memory(model, stored_quantized)
+    quantizations.settle(model)
+    return model.eval()
+
+
+def _own_memory(model: Any, stored_quantized: bool) -> Any:
+    """The model without memory that is mapped from its files: what needed no conversion is mapped from the file, which
+    may be evicted or written over, at odd addresses.
+    """
+    if stored_quantized:  # its parameters hold scales, too, each kind in places of its own
+        return copy.deepcopy(model)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if type(tensor) in (torch.Tensor, torch.nn.Parameter):  # others were quantised just now
+            tensor.data = tensor.data.clone()
+    return model
+
+
+def _check_places(model: Any, folder: Path) -> None:
+    """Refuse a model that found no room on the GPUs: what is left over would be moved to them in every pass."""
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if torch.cuda.is_available() and places & {"cpu", "disk"}:
+        raise CheckpointError(
+            f"{folder} does not fit into the memory of {torch.cuda.device_count()} GPUs: "
+            "raise ray.gpus_per_worker, or choose a 16-bit dtype",
+            "out_of_memory",
+        )
+
+
+def _find_slots(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """Where transformers put each stored tensor, told from the values; None unless the whole model is accounted for.
+
+    A tensor of the same name in the model is the slot; a renamed one (``embed_out.weight`` of GPT-NeoX is
+    ``lm_head.weight`` in memory) is found by its values. Converted ones (fused, split, transposed) are not found, and
+    neither are two stored tensors that went to one place: whether those stay tied depends on the numbers.
+    """
+    state = model.state_dict()
+
+    def holds(slot: torch.Tensor, name: str) -> bool:
+        return slot.shape == stored[name].shape and torch.equal(slot, stored[name].to(slot.device, slot.dtype))
+
+    slots = {name: state[name] for name in stored if name in state}
+    filled = {slot.data_ptr() for slot in slots.values()}
+    if len(filled) < len(slots) or not all(holds(slot, name) for name, slot in slots.items()):
+        return None
+    empty = {slot.data_ptr(): slot for slot in state.values() if slot.data_ptr() not in filled}
+    for name in stored.keys() - slots.keys():
+        found = [address for address, slot in empty.items() if holds(slot, name)]
+        if len(found) > 1:
+            return None
+        if found:
+            slots[name] = empty.pop(found[0])
+    return None if empty else slots
+
+
+@contextmanager
+def _quantized_explained(folder: Path, method: str) -> Iterator[None]:
+    """Of a checkpoint that is stored quantised, say so when the library that reads such files is not here."""
+    try:
+        yield
+    except ImportError as error:
+        if not method:
+            raise
+        cure = "pip install 'klray[quant]'" if method == "bitsandbytes" else "install what it names"
+        raise CheckpointError(
+            f"{folder} is stored quantised ({method}), and what reads that is not here: {first_line(error)[:200]}; "
+            f"{cure}, or choose its unquantised original",
+            "load_failed",
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Errors only and no progress bars from transformers inside; as they were after."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if bars:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

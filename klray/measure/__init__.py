@@ -1,0 +1,1 @@
+"""What loads models beside a sweep: the noise floor, exact weight distances, the training of a lens."""

@@ -1,0 +1,158 @@
+"""Exact weight distances of a run: its checkpoints are streamed through a cache in their order, each read once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub
+from klray.checkpoints.tensors import stored_tensors
+from klray.errors import CheckpointError, KlrayError
+from klray.weights.parameters import parameters
+from klray.weights.windows import Distance, Named, Windows, window_bytes
+
+log = logging.getLogger("klray")
+
+# From a checkpoint's parameters and config.json to a distance that knows which of its units can be permuted.
+Aligner = Callable[[Named, Mapping[str, Any]], Distance]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The checkpoints of one run that could be read, by step, and their squared distances (T, T), NaN beyond a window.
+
+    ``distances`` has "raw" and, if it was asked for, "aligned"; ``failures`` says why others are missing.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    distances: dict[str, np.ndarray]
+    failures: dict[str, str] = field(default_factory=dict)  # label: why
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(T,) int64."""
+        return np.array([each.facts.step for each in self.checkpoints], dtype=np.int64)
+
+
+def measure_run(
+    hub: Hub,
+    cache: Cache,
+    checkpoints: Sequence[Checkpoint],
+    window: int,
+    *,
+    limit_bytes: int,
+    aligner: Aligner | None = None,
+    advance: Callable[[str], None] = lambda label: None,
+) -> Measured:
+    """Squared distances of each checkpoint of a run to the ``window`` before it, float64, of the stored values.
+
+    Each is fetched and read once, the next while the present one is compared; ``window_bytes`` are in memory. One that
+    cannot be read, or compared with those before it, is left out with its reason, as if it had not been saved.
+    ``advance`` is told of each one. Checkpoints without a step are left out.
+
+    Raises
+    ------
+    KlrayError
+        A window needs more than ``limit_bytes``, or the architecture cannot be aligned.
+    """
+    with_step = [(each.facts.step, each) for each in checkpoints if each.facts.step is not None]
+    ordered = [each for _, each in sorted(with_step, key=lambda pair: pair[0])]
+    largest = max((sum(file.size_bytes for file in each.files if file.is_weight) for each in ordered), default=0)
+    needed = window_bytes(largest, window, aligned=aligner is not None)
+    if needed > limit_bytes:
+        raise KlrayError(
+            f"a window of {window} checkpoints of {ordered[0].repository}, {largest / 1e9:.2f} GB of weights each, "
+            f"takes {needed / 1e9:.2f} GB, the budget is {limit_bytes / 1e9:.2f} GB: raise weights.memory_gigabytes, "
+            "lower analysis.window, or rest on the sketches that klray score keeps"
+        )
+    windows: Windows | None = None
+    read: list[Checkpoint] = []
+    failures: dict[str, str] = {}
+    fetcher = Fetcher(hub, cache)
+    for place, checkpoint in enumerate(ordered):
+        try:
+            directory = fetcher.take(checkpoint, ordered[place + 1 : place + 2])
+            try:
+                stored = stored_tensors(directory)
+                if windows is None:
+                    aligned = {"aligned": aligner(parameters(stored), _config(directory))} if aligner else {}
+                    windows = Windows(window, aligned)
+                try:
+                    windows.add(checkpoint.label, stored)
+                except KlrayError as error:  # its parameters have other names or shapes, or no values to compare
+                    raise CheckpointError(str(error), "load_failed") from error
+                read.append(checkpoint)
+            finally:
+                cache.evict(checkpoint)
+        except CheckpointError as error:
+            failures[checkpoint.label] = error.message
+            log.warning("%s: %s", checkpoint.label, error.message)
+        advance(checkpoint.label)
+    names = windows.distances if windows else {}
+    return Measured(tuple(read), {name: windows.matrix(name) for name in names if windows}, failures)
+
+
+def as_dataset(runs: Sequence[Measured], window: int, alignment: str) -> xr.Dataset:
+    """Runs as the result that ``klray analyze`` reads: ``squared_distance`` (model, back), NaN where there is none.
+
+    ``back`` counts saved checkpoints before the model, ``other_commit`` and ``other_step`` say which it is. Aligned
+    distances are in ``squared_distance_aligned``.
+    """
+    facts: dict[str, list[Any]] = {name: [] for name in ("model", "repository", "revision", "commit", "run", "step")}
+    n_models = sum(len(run.checkpoints) for run in runs)
+    names = {name: "squared_distance" + ("" if name == "raw" else f"_{name}") for run in runs for name in run.distances}
+    values = {name: np.full((n_models, window), np.nan) for name in names}
+    others = np.full((n_models, window), "", dtype=np.dtypes.StringDType())
+    other_steps = np.full((n_models, window), -1, dtype=np.int64)
+    row = 0
+    for run in runs:
+        for t, each in enumerate(run.checkpoints):
+            own = (each.label, each.repository, each.revision, each.commit, each.facts.run, each.facts.step)
+            for column, fact in zip(facts.values(), own, strict=True):
+                column.append(fact)
+            for back in range(1, min(window, t) + 1):
+                others[row, back - 1] = run.checkpoints[t - back].commit
+                other_steps[row, back - 1] = run.steps[t - back]
+                for name, matrix in run.distances.items():
+                    values[name][row, back - 1] = matrix[t, t - back]
+            row += 1
+    text = np.dtypes.StringDType()
+    return xr.Dataset(
+        {
+            **{names[name]: (("model", "back"), array, {"units": "1"}) for name, array in values.items()},
+            "other_commit": (("model", "back"), others),
+            "other_step": (("model", "back"), other_steps),
+        },
+        coords={
+            "back": np.arange(1, window + 1),
+            **{
+                name: ("model", np.array(column, dtype=np.int64 if name == "step" else text))
+                for name, column in facts.items()
+            },
+        },
+        attrs={
+            "title": "Squared distances of the stored parameters of checkpoints, exact",
+            "references": "arXiv:2505.15353",
+            "window": window,
+            "alignment": alignment,
+            "made": datetime.now(UTC).isoformat(),
+        },
+    )
+
+
+def is_exact(result: xr.Dataset) -> bool:
+    """Whether a result is one of ``as_dataset``."""
+    return {"squared_distance", "other_commit"} <= set(result.data_vars) and "made" in result.attrs
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((directory / "config.json").read_text("utf-8"))
+    return config

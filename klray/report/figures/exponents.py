@@ -1,0 +1,87 @@
+"""Diffusion exponents along training."""
+
+from __future__ import annotations
+
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
+
+from klray.analysis.runs_table import exponent_windows, trajectories
+from klray.errors import KlrayError
+from klray.report.figures.style import (
+    MAX_RUNS_IN_LEGEND,
+    MUTED,
+    dress,
+    legend_below,
+    new_figure,
+    run_handles,
+    run_labels,
+    run_styles,
+)
+
+
+def diffusion_exponents(result: xr.Dataset) -> Figure:
+    """c_q by the step where its window starts (arXiv 2505.15353, section 4), one line a run; below it the fits' R^2.
+
+    The dashed line at 1 is ordinary diffusion.
+
+    Raises
+    ------
+    KlrayError
+        When no checkpoint starts a window with an exponent.
+    """
+    runs = trajectories(result)
+    drawn = [
+        (run, style, label, exponent_windows(result, run))
+        for run, style, label in zip(runs, run_styles(runs), run_labels(runs), strict=True)
+    ]
+    drawn = [entry for entry in drawn if entry[3][0].size]
+    if not drawn:
+        raise KlrayError(
+            f"diffusion exponents were asked for, but no checkpoint of this result has one: a window needs "
+            f"{_attr(result, 'window')} further checkpoints of its run after a start at step "
+            f"{_attr(result, 'min_step')} or later; score more steps, or analyze with smaller analysis.window= and "
+            "analysis.min_step=, as analysis=tiny has them for runs of hundreds of steps"
+        )
+    figure = new_figure(4.3)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
+    mark_points = 3.2 if len(drawn) <= MAX_RUNS_IN_LEGEND else 1.5
+    for _, style, label, (start, exponent, r_squared) in drawn:
+        for axes, values in ((upper, exponent), (lower, r_squared)):
+            axes.plot(
+                start,
+                values,
+                color=style.color,
+                ls=style.line,
+                lw=1.2,
+                marker=style.marker,
+                ms=mark_points,
+                mew=0,
+                label=label,
+            )
+    ordinary = upper.axhline(1.0, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1, label="ordinary diffusion, c = 1")
+    lowest = min(float(values[1].min()) for *_, values in drawn)
+    highest = max(float(values[1].max()) for *_, values in drawn)
+    upper.set_ylim(min(0.0, lowest - 0.05), max(1.15, highest + 0.05))
+    lower.set_ylim(0, 1.03)
+    dress(upper, "", "Diffusion exponent $c_q$")
+    dress(lower, "Training step at the start of the window", "$R^2$ of the fit")
+    lower.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    figure.align_ylabels([upper, lower])
+    legend_below(figure, [*run_handles([entry[0] for entry in drawn], [entry[1] for entry in drawn]), ordinary])
+    return figure
+
+
+def diffusion_exponents_caption(result: xr.Dataset) -> str:
+    """What the figure shows, as one paragraph of plain text."""
+    window, min_step = _attr(result, "window"), _attr(result, "min_step")
+    return (
+        f"Diffusion exponent c_q: the slope of ln KL on ln(t − t0) over the {window} checkpoints after the start t0, "
+        f"for t0 of at least {min_step}; below, the R² of each fit. Neighbouring windows share most checkpoints. "
+        "c_q = 1 is ordinary diffusion, smaller is slower; the fractal dimension of the path is 2/c_q."
+    )
+
+
+def _attr(result: xr.Dataset, name: str) -> str:
+    value = result.attrs.get(name)
+    return "the required number of" if value is None else f"{int(value):,}"

@@ -1,0 +1,147 @@
+"""The KL divergence of every pair of models as one picture."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from klray.analysis.relatives import NO_QUANTIZATION, own_output
+from klray.analysis.runs import fact_strings, facts
+from klray.analysis.runs_table import significant, single_models, strings, trajectories
+from klray.errors import KlrayError
+from klray.report.figures.style import (
+    INK,
+    LABEL_POINTS,
+    MAX_RUNS_IN_LEGEND,
+    TICK_POINTS,
+    new_figure,
+    plain_log_ticks,
+    run_blocks,
+)
+
+MAX_MODELS = 1500  # about the pixels across the picture: more could not be seen
+_LOWEST_QUANTILE = 0.002  # a few almost identical pairs would otherwise use up the log scale
+_SMALLEST_NAMED = 0.025  # share of the axis that a block needs for its name
+
+
+def kl_heatmap(result: xr.Dataset) -> Figure:
+    """KL of all pairs in bits/byte, logarithmic colours: by run and step, then models outside runs.
+
+    These are single models, quantised ones, and layers. White lines separate all of them and the runs, or the sizes
+    when there are too many runs to name. More than `MAX_MODELS` models are thinned evenly within that order. Pairs
+    without a KL are grey; pairs below the 0.2 % quantile, the diagonal among them, take the darkest colour.
+
+    Raises
+    ------
+    KlrayError
+        When no pair of models has a KL above zero.
+    """
+    order, blocks = _ordered(result)
+    kl = result["kl"].isel(model=order, other=order).values
+    low, high = _color_limits(kl)
+    if not high > 0:
+        raise KlrayError(
+            "a KL heat map was asked for, but no pair of models of this result has a KL above 0: "
+            "check which models the analysis excluded, or score at least two that differ"
+        )
+    colors = matplotlib.colormaps["viridis"].with_extremes(bad="0.68")
+    figure = new_figure(5.8, layout="compressed")
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        np.where(np.isfinite(kl), np.maximum(kl, low), np.nan),
+        norm=LogNorm(low, high),
+        cmap=colors,
+        extent=(0, len(order), len(order), 0),
+        rasterized=True,
+    )
+    edges = np.cumsum([0, *(size for _, size in blocks)])
+    for edge in edges[1:-1]:
+        axes.axhline(edge, color="white", lw=1.0)
+        axes.axvline(edge, color="white", lw=1.0)
+    named = [i for i, (_, size) in enumerate(blocks) if size >= _SMALLEST_NAMED * len(order)]
+    middles = [(edges[i] + edges[i + 1]) / 2 for i in named]
+    names = [blocks[i][0] for i in named]
+    axes.set_xticks(middles, names, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(middles, names)
+    axes.tick_params(labelsize=TICK_POINTS, colors=INK, length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, extend="min" if kl[kl < low].size else "neither")
+    bar.set_label("KL divergence (bits/byte)", fontsize=LABEL_POINTS, color=INK)
+    bar.ax.tick_params(labelsize=TICK_POINTS, colors=INK)
+    plain_log_ticks(bar.ax.yaxis)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def kl_heatmap_caption(result: xr.Dataset) -> str:
+    """What the figure shows, as one paragraph of plain text."""
+    total = result.sizes["model"]
+    order, _ = _ordered(result)
+    kl = result["kl"].isel(model=order, other=order).values
+    low, _ = _color_limits(kl)
+    sentences = ["KL divergence of every pair of models, on a logarithmic colour scale."]
+    if low > 0:
+        below = int((kl[~np.eye(len(kl), dtype=bool)] < low).sum())
+        whose = f"the diagonal and {below:,} of the other pairs" if below else "the diagonal"
+        sentences.append(
+            f"The scale starts at {significant(low, 2)} bits/byte: everything below it ({whose}) has one colour, the "
+            "darkest, and differences there are not visible."
+        )
+    runs = trajectories(result)
+    if runs:
+        blocks = "runs" if len(runs) <= MAX_RUNS_IN_LEGEND else "sizes"
+        sentences.append(
+            f"Models are ordered by run and, within a run, by step (downwards and to the right); white lines separate "
+            f"the {blocks}."
+        )
+    if single_models(result, runs).size:
+        sentences.append("Models outside any run are ordered by family and number of parameters.")
+        if not own_output(result).all():
+            sentences.append("Layers under a lens come last, by lens and model, each model's from first to last.")
+    if total > MAX_MODELS:
+        sentences.append(f"Of {total:,} models, {MAX_MODELS:,} are shown, taken evenly in that order.")
+    without = int(result["excluded"].values.astype(bool).sum())
+    if without:
+        sentences.append(f"Grey: pairs without a KL ({without:,} models were excluded).")
+    return " ".join(sentences)
+
+
+def _color_limits(kl: np.ndarray) -> tuple[float, float]:
+    """Lower and upper end of the colour scale for these pairs, in bits/byte; zeros when none has a KL above zero."""
+    positive = kl[np.isfinite(kl) & (kl > 0)]
+    if not positive.size:
+        return 0.0, 0.0
+    low, high = float(np.quantile(positive, _LOWEST_QUANTILE)), float(positive.max())
+    return (low, high) if low < high else (low / 2, high * 2)
+
+
+def _ordered(result: xr.Dataset) -> tuple[np.ndarray, list[tuple[str, int]]]:
+    """Model positions in drawing order, thinned, and the (name, size) of the blocks that they form."""
+    runs = trajectories(result)
+    singles = single_models(result, runs)
+    family, parameters = strings(result, "family")[singles], result["parameters"].values[singles]
+    singles = singles[np.lexsort((parameters, family))]
+    own = own_output(result)[singles]
+    quantised = ~np.isin(fact_strings(result, "quantization", NO_QUANTIZATION[0]), NO_QUANTIZATION)
+    layers = singles[~own]
+    keys, lenses = (fact_strings(result, name)[layers] for name in ("key", "lens"))
+    layers = layers[np.lexsort((facts(result, "layer", 0)[layers], keys, lenses))]
+    apart = {
+        "single models": singles[own & ~quantised[singles]],
+        "quantised": singles[own & quantised[singles]],
+        "layers": layers,
+    }
+    apart = {name: part for name, part in apart.items() if part.size}
+    names, parts = [*run_blocks(runs), *apart], [*(run.positions for run in runs), *apart.values()]
+    blocks = list(dict.fromkeys(names))
+    block = np.repeat([blocks.index(name) for name in names], [len(part) for part in parts])
+    order = np.concatenate(parts)[np.argsort(block, kind="stable")]
+    block = np.sort(block)
+    if order.size > MAX_MODELS:
+        taken = np.linspace(0, order.size - 1, MAX_MODELS).round().astype(int)
+        order, block = order[taken], block[taken]
+    sizes = np.bincount(block, minlength=len(blocks))
+    return order, [(name, int(size)) for name, size in zip(blocks, sizes, strict=True) if size]

@@ -1,0 +1,86 @@
+"""Side by side: a map by principal components and the same by t-SNE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from klray.report.figures.style import INK, PALETTE, TICK_POINTS, dress
+
+# The palette with unlike hues first: here neighbours are not related, as two seeds of one size are.
+COLORS = (*PALETTE[0:6:2], *PALETTE[1:6:2], PALETTE[6])
+
+Draw = Callable[[Axes, np.ndarray], None]
+
+
+def two_columns(coordinates: np.ndarray) -> np.ndarray:
+    """(K, 2) of (K, n) coordinates: two models span one dimension only, and the second axis is then zero."""
+    if coordinates.shape[1] < 2:
+        return np.column_stack([coordinates, np.where(np.isfinite(coordinates), 0.0, np.nan)])
+    return coordinates[:, :2]
+
+
+def has_points(result: xr.Dataset, name: str) -> bool:
+    """Whether the result has the variable, and in it a model with coordinates."""
+    return name in result and bool(np.isfinite(two_columns(result[name].values)).all(1).any())
+
+
+def panels_of(result: xr.Dataset, stem: str) -> list[str]:
+    """Those of ``stem``_pca and ``stem``_tsne that the result has."""
+    return [name for name in (f"{stem}_pca", f"{stem}_tsne") if has_points(result, name)]
+
+
+def draw_panels(figure: Figure, result: xr.Dataset, stem: str, draw: Draw, box: bool = False) -> list[Axes]:
+    """Call ``draw(axes, points (K, 2))`` once for each panel, and dress its axes; each panel has one scale.
+
+    With ``box`` the limits that ``draw`` sets are kept, and the panel is made square for them.
+    """
+    panels = panels_of(result, stem)
+    drawn = []
+    for index, name in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), index + 1)
+        draw(axes, two_columns(result[name].values))
+        if name.endswith("_pca"):
+            named = result[name].attrs.get("explained_variance_ratio", [])
+            shown = ["", ""] if isinstance(named, str) else [f", {share:.0%} of variance" for share in named]
+            shown += [""] * (2 - len(shown))
+            dress(axes, f"PC 1{shown[0]} [√(bits/byte)]", f"PC 2{shown[1]} [√(bits/byte)]")
+        else:
+            dress(axes, "t-SNE 1", "t-SNE 2")
+            axes.set_xticks([])
+            axes.set_yticks([])
+        axes.set_aspect("equal", adjustable="box" if box else "datalim")
+        axes.margins(0.08)
+        drawn.append(axes)
+    return drawn
+
+
+def write_beside(axes: Axes, point: np.ndarray, text: str) -> None:
+    """A small name beside a mark at ``point`` (2,)."""
+    axes.annotate(
+        text,
+        tuple(point.tolist()),
+        xytext=(4, 4),
+        textcoords="offset points",
+        fontsize=TICK_POINTS - 1,
+        color=INK,
+        zorder=6,
+    )
+
+
+def arrow(axes: Axes, start: np.ndarray, end: np.ndarray, color: str, line: str = "-") -> None:
+    """An arrow from the mark at ``start`` (2,) to the one at ``end`` (2,)."""
+    style = {
+        "arrowstyle": "-|>",
+        "color": color,
+        "lw": 1.0,
+        "mutation_scale": 7,
+        "ls": line,
+        "shrinkA": 2,
+        "shrinkB": 2,
+    }
+    axes.annotate("", xy=tuple(end.tolist()), xytext=tuple(start.tolist()), arrowprops=style, zorder=3)

@@ -1,0 +1,138 @@
+"""Trajectories of training runs on the map, coloured by training step, with warm-up and what follows told apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from klray.analysis.relatives import NO_QUANTIZATION
+from klray.analysis.runs_table import Trajectory, strings, trajectories
+from klray.errors import KlrayError
+from klray.report.figures.panels import draw_panels, has_points, two_columns
+from klray.report.figures.style import INK, MARKERS, MUTED, TICK_POINTS, legend_below, new_figure, run_labels
+
+MAX_MARKERS = len(MARKERS)
+_COLORS = "viridis"  # even in lightness, and told apart without red and green
+_BRIGHTEST = 0.93  # the palest yellow is not seen on white
+
+
+def training_paths(result: xr.Dataset) -> Figure:
+    """Two panels, PCA in sqrt(bits/byte) and t-SNE: each run a path, each checkpoint coloured by its step, log scale.
+
+    Checkpoints before the end of warm-up (the smallest step by which the recipe scores texts) are open, joined by a
+    dotted line; later ones are filled, joined by a full line. Up to 7 runs have markers of their own.
+
+    Raises
+    ------
+    KlrayError
+        No run has two checkpoints on the map.
+    """
+    runs = _located(result)
+    if not runs:
+        raise KlrayError(
+            "trajectories of training runs were asked for, but no run of this result has two checkpoints with "
+            "coordinates in 'map_pca': score more steps of a run, publish, and analyze again"
+        )
+    last = max(int(run.steps.max()) for run in runs)
+    norm = LogNorm(1, max(last, 1) + 1)  # of step + 1: runs begin at step 0
+    colors = matplotlib.colors.LinearSegmentedColormap.from_list(
+        "steps", matplotlib.colormaps[_COLORS](np.linspace(0, _BRIGHTEST, 256))
+    )
+    warm_up = warm_up_end(result)
+    markers = MARKERS if len(runs) <= MAX_MARKERS else ("o",)
+    figure = new_figure(3.9)
+
+    def draw(axes: Axes, points: np.ndarray) -> None:
+        for number, run in enumerate(runs):
+            path = points[run.positions]
+            early = run.steps < warm_up
+            for a, b in zip(range(len(path) - 1), range(1, len(path)), strict=True):
+                axes.plot(path[[a, b], 0], path[[a, b], 1], color="0.72", lw=0.8, ls=":" if early[b] else "-", zorder=2)
+            shades = colors(norm(run.steps + 1.0))
+            for chosen, faces in ((early, np.full_like(shades, 1.0)), (~early, shades)):
+                axes.scatter(
+                    path[chosen, 0],
+                    path[chosen, 1],
+                    s=15 if len(runs) <= MAX_MARKERS else 7,
+                    marker=markers[number % len(markers)],
+                    facecolors=faces[chosen],
+                    edgecolors=shades[chosen],
+                    linewidths=0.9,
+                    zorder=3,
+                )
+
+    panels = draw_panels(figure, result, "map", draw)
+    bar = figure.colorbar(ScalarMappable(norm, colors), ax=panels, shrink=0.85, pad=0.02, aspect=28)
+    ticks = [0, *(10**power for power in range(len(str(last))) if 10**power <= last)]
+    bar.set_ticks([tick + 1 for tick in ticks], labels=[f"{tick:,}" for tick in ticks])
+    bar.ax.minorticks_off()
+    bar.set_label("Training step (log scale)", fontsize=TICK_POINTS, color=INK)
+    bar.ax.tick_params(labelsize=TICK_POINTS, colors=INK)
+    handles = []
+    if len(runs) <= MAX_MARKERS:
+        handles = [
+            Line2D([], [], ls="", marker=marker, color=MUTED, ms=4.5, label=label)
+            for marker, label in zip(markers, run_labels(runs), strict=False)
+        ]
+    if any((run.steps < warm_up).any() for run in runs):
+        handles += [
+            Line2D(
+                [], [], ls=":", color="0.6", marker="o", mfc="w", mec=MUTED, ms=4.5, label=f"before step {warm_up:,}"
+            ),
+            Line2D([], [], ls="-", color="0.6", marker="o", mfc=MUTED, mec=MUTED, ms=4.5, label="after"),
+        ]
+    legend_below(figure, handles)
+    return figure
+
+
+def training_paths_caption(result: xr.Dataset) -> str:
+    """What the figure shows, as one paragraph of plain text."""
+    runs = _located(result)
+    warm_up = warm_up_end(result)
+    sentences = [
+        f"Trajectories of {len(runs):,} training {'run' if len(runs) == 1 else 'runs'}, coloured by training step. "
+        "Left: principal components of the map coordinates, in which squared distance is KL."
+    ]
+    if has_points(result, "map_tsne"):
+        perplexity = result["map_tsne"].attrs.get("perplexity")
+        used = f" (perplexity {perplexity:.3g})" if perplexity is not None else ""
+        sentences.append(f"Right: t-SNE{used}, which keeps neighbourhoods but not distances.")
+    if any((run.steps < warm_up).any() for run in runs):
+        sentences.append(
+            f"Open marks and dotted lines: before step {warm_up:,}, when learning-rate warm-up and the first descent "
+            "dominate; filled marks and full lines: after."
+        )
+    return " ".join(sentences)
+
+
+def warm_up_end(result: xr.Dataset) -> int:
+    """The smallest step after warm-up, by which the recipe scores texts; 0 when the result does not say."""
+    return int(json.loads(result.attrs.get("recipe", "{}")).get("min_step", 0))
+
+
+def shows_runs(result: xr.Dataset) -> bool:
+    """Whether the result has a run at all."""
+    return bool(trajectories(result))
+
+
+def _located(result: xr.Dataset) -> list[Trajectory]:
+    """Runs with two checkpoints or more on the map, cut to these; quantised runs have a figure of their own."""
+    found = []
+    located = np.isfinite(two_columns(result["map_pca"].values)).all(1)
+    plain = np.isin(strings(result, "quantization"), NO_QUANTIZATION)
+    for run in trajectories(result):
+        chosen = located[run.positions] & plain[run.positions]
+        if chosen.sum() > 1:
+            name = str(result["run"].values[run.positions[0]])  # without what sets it apart from its variants
+            kept = {"positions": run.positions[chosen], "steps": run.steps[chosen], "included": run.included[chosen]}
+            found.append(replace(run, name=name, **kept))
+    return found

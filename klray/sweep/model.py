@@ -1,0 +1,178 @@
+"""A checkpoint's folder to the log-likelihoods of the texts, in this process: tokens, model, sketch, forward passes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+
+from klray.checkpoints import Checkpoint
+from klray.errors import KlrayError
+from klray.likelihood import loading, tokens
+from klray.likelihood.lens import LOGIT, Lens, load_translators
+from klray.likelihood.score import score
+from klray.sweep.settings import Computed, ScoringSettings
+from klray.texts import TextSet
+from klray.weights.sketch import Sketch, sketch
+
+log = logging.getLogger("klray")
+
+
+class Compute:
+    """Scores checkpoints one after another; parameters go into the last one's model where they fit.
+
+    Raises
+    ------
+    KlrayError
+        The lens that the settings ask for is not there.
+    """
+
+    def __init__(self, settings: ScoringSettings, text_set: TextSet):
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.text_set = text_set
+        self.lens = load_lens(settings)
+        self.model: loading.Loaded | None = None
+        self._tokens_per_batch: int | None = None
+        self._tokens: dict[str, tokens.Tokens] = {}
+        self._tokens_of: list[tuple[str, str]] = []
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="sketch")
+
+    def score(self, checkpoint: Checkpoint, directory: Path, read: Callable[[], None]) -> Computed:
+        """As ``klray.sweep.settings.Computing.score``."""
+        timings: dict[str, float] = {}
+        start = time.monotonic()
+        settings, before = self.settings, self.model
+        sketching: list[Future[Sketch | None]] = []
+        needed = _Needed(read)
+        try:
+            self.model = loading.load(
+                directory,
+                dtype=settings.dtype,
+                device=settings.device,
+                quantization=settings.quantization,
+                reuse=self.model,
+                look=self._sketch_into(sketching, checkpoint, needed, timings) if settings.sketch else None,
+            )
+            encoded = self._encode(checkpoint, directory)
+        except BaseException:
+            wait(sketching)
+            raise
+        finally:
+            needed.no_longer()
+        timings["load_seconds"] = time.monotonic() - start
+        start = time.monotonic()
+        if self.model is not before:
+            self._tokens_per_batch = settings.tokens_per_batch
+        try:
+            scores = score(self.model.model, encoded, tokens_per_batch=self._tokens_per_batch, lens=self.lens)
+        except BaseException:
+            wait(sketching)  # nothing of this checkpoint goes on beside the next one
+            raise
+        self._tokens_per_batch = scores.tokens_per_batch  # halved where memory ran out: the next one is no smaller
+        timings["score_seconds"] = time.monotonic() - start
+        sketched = sketching[0].result() if sketching else None
+        facts = {
+            "architecture": self.model.architecture,
+            "parameters": self.model.parameters,
+            "stored_quantization": self.model.stored_quantization,
+            "head": scores.head,
+            "tokens_per_batch": scores.tokens_per_batch,
+            "sketch": sketched.label if sketched else "",
+        }
+        if self.lens is not None and self.lens.translators is not None:
+            facts["tuned_lens"] = self.lens.translators.facts
+        rows = scores.values[None, :] if scores.layers is None else scores.layers
+        return Computed(
+            log_likelihood=rows,
+            layers=(-1,) if scores.layers is None else tuple(range(len(rows))),
+            n_tokens=scores.n_tokens,
+            facts=facts,
+            timings=timings,
+            weight_sketch=sketched.buckets if sketched else None,
+        )
+
+    def _sketch_into(
+        self,
+        sketching: list[Future[Sketch | None]],
+        checkpoint: Checkpoint,
+        needed: _Needed,
+        timings: dict[str, float],
+    ) -> Callable[[Mapping[str, torch.Tensor]], None]:
+        """Begin the sketch of the stored tensors once they are read for the model, beside what else is done with them;
+        a checkpoint that has none is scored, too.
+        """
+
+        def take(stored: Mapping[str, torch.Tensor]) -> Sketch | None:
+            start = time.monotonic()
+            try:
+                return sketch(stored, self.settings.sketch)
+            except KlrayError as error:
+                log.warning("%s has no weight sketch: %s", checkpoint.label, error)
+                return None
+            finally:
+                needed.no_longer()
+                timings["sketch_seconds"] = time.monotonic() - start
+
+        def begin(stored: Mapping[str, torch.Tensor]) -> None:
+            needed.once_more()
+            sketching.append(self._beside.submit(take, stored))
+
+        return begin
+
+    def _encode(self, checkpoint: Checkpoint, directory: Path) -> tokens.Tokens:
+        """The texts under the checkpoint's tokenizer, tokenised once per tokenizer."""
+        # By the verified hashes, when config and tokenizer are the last one's: reading them again takes 5 to 20 ms.
+        described = [(file.path, file.content) for file in checkpoint.files if not file.is_weight]
+        if described != self._tokens_of or not all(content for _, content in described):
+            fingerprint = loading.tokenizer_fingerprint(directory)
+            if fingerprint not in self._tokens:
+                self._tokens = {fingerprint: tokens.encode(loading.load_tokenizer(directory), self.text_set.texts)}
+            self._tokens_of = described
+        return next(iter(self._tokens.values()))
+
+
+class _Needed:
+    """Files that are read from: once nobody does any longer, ``then`` is called."""
+
+    def __init__(self, then: Callable[[], None]):
+        self._then = then
+        self._users = 1
+        self._lock = threading.Lock()
+
+    def once_more(self) -> None:
+        with self._lock:
+            self._users += 1
+
+    def no_longer(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = not self._users
+        if last:
+            self._then()
+
+
+def load_lens(settings: ScoringSettings) -> Lens | None:
+    """The lens that the settings ask for; None for scoring without one.
+
+    Raises
+    ------
+    KlrayError
+        The folder does not hold the tuned lens that is asked for.
+    """
+    if settings.lens == "none":
+        return None
+    if settings.lens == LOGIT:
+        return Lens(norm=settings.lens_norm)
+    lens = Lens(load_translators(settings.lens_folder), settings.lens_norm)
+    if lens.name != settings.lens:
+        raise KlrayError(
+            f"{settings.lens_folder} holds {lens.name} on this machine, {settings.lens} was asked for: give every "
+            "worker the same folder"
+        )
+    return lens

@@ -1,0 +1,170 @@
+"""A process for each architecture: models are loaded and scored in a child of the worker, which keeps downloads going.
+
+What an architecture leaves behind (memory that allocators keep, kernels, caches of libraries) ends with its process.
+New ones are forked from a server that has imported PyTorch and used none of it, in some 0.05 s.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from multiprocessing import connection, forkserver
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+from klray.checkpoints import Checkpoint, architecture
+from klray.errors import CheckpointError, KlrayError
+from klray.sweep.settings import Computed, Computing, ScoringSettings
+from klray.texts import TextSet
+
+log = logging.getLogger("klray")
+
+_READ, _COMPUTED, _FAILED = "read", "computed", "failed"
+_IMPORTS = ("klray.sweep.preload", "klray.sweep.model_process")
+
+
+class ModelProcess:
+    """Scores as ``klray.sweep.model.Compute`` does, in a process that is replaced when another architecture comes."""
+
+    def __init__(self, settings: ScoringSettings, text_set: TextSet):
+        self._arguments = (settings, text_set)
+        self._context = multiprocessing.get_context("forkserver")
+        # A child imports the main module, too, which for a Ray worker is Ray's.
+        self._context.set_forkserver_preload([*_IMPORTS, *(name for name in ("ray",) if name in sys.modules)])
+        forkserver.ensure_running()  # its imports go on while the first checkpoint is fetched
+        self._architecture = ""
+        self._process: Any = None
+        self._pipe: connection.Connection | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that has the model now."""
+        return self._process.pid if self._process is not None else None
+
+    def score(self, checkpoint: Checkpoint, directory: Path, read: Callable[[], None]) -> Computed:
+        """As ``Computing.score``; CheckpointError (worker_died) if the process ends before its answer."""
+        pending = [read]
+        begun, before = time.monotonic(), self.pid
+        try:
+            pipe = self._for(architecture(directory))
+            pipe.send((checkpoint, directory))
+            kind, value = pipe.recv()
+            while kind == _READ:
+                pending.pop()()
+                kind, value = pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise CheckpointError(f"the process of its model {self._ended()}", "worker_died") from error
+        except CheckpointError:
+            raise
+        except BaseException:
+            self.close()  # its answer, still to come, is to nothing that will be asked
+            raise
+        finally:
+            for each in pending:
+                each()
+        if kind == _FAILED:
+            raise value
+        computed: Computed = value
+        if self.pid == before:
+            return computed
+        started = time.monotonic() - begun - computed.timings["load_seconds"] - computed.timings["score_seconds"]
+        return replace(computed, timings={**computed.timings, "start_seconds": started})
+
+    def close(self) -> None:
+        """End the process, and with it whatever it holds."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process = self._pipe = None
+
+    def _for(self, wanted: str) -> connection.Connection:
+        """The pipe to a process that has had no other architecture."""
+        if self._pipe is None or wanted != self._architecture:
+            self.close()
+            self._pipe, theirs = self._context.Pipe()
+            process = self._context.Process(
+                target=_serve, args=(theirs, *self._arguments), name="klray-model", daemon=True
+            )
+            try:
+                process.start()
+            finally:
+                theirs.close()
+            self._process = process
+            self._architecture = wanted
+        return self._pipe
+
+    def _ended(self) -> str:
+        """How the process ended, in words; it is gone after this."""
+        if self._process is None:  # the server it is forked from was ended meanwhile
+            self.close()
+            return "could not be started"
+        self._process.join(timeout=10)
+        code = self._process.exitcode
+        self.close()
+        if code is not None and code < 0:
+            return f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        return f"ended with exit code {code}"
+
+
+def _serve(pipe: connection.Connection, settings: ScoringSettings, text_set: TextSet) -> None:
+    """Answer until the worker is gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    compute: Computing | None = None
+    lock = threading.Lock()
+
+    def say(kind: str, value: object = None) -> None:
+        with lock:  # files may be done with on another thread
+            pipe.send((kind, value))
+
+    while True:
+        try:
+            checkpoint, directory = pipe.recv()
+        except EOFError:
+            return
+        try:
+            compute = compute or _compute(settings, text_set)
+            computed = compute.score(checkpoint, directory, partial(say, _READ))
+        except Exception as error:  # noqa: BLE001 - it is raised in the worker, by which it is recorded
+            say(_FAILED, _sendable(error))
+        else:
+            say(_COMPUTED, computed)
+
+
+def _compute(settings: ScoringSettings, text_set: TextSet) -> Computing:
+    from klray.sweep.model import Compute  # noqa: PLC0415 - in the child alone: its parent takes no PyTorch
+
+    return Compute(settings, text_set)
+
+
+def _sendable(error: Exception) -> Exception:
+    """An error as another process can raise it; a RuntimeError if it has no pickle. An unexpected one has the words of
+    its traceback as a note.
+    """
+    if not isinstance(error, KlrayError):
+        error.add_note(traceback.format_exc())
+    try:
+        if type(ForkingPickler.loads(ForkingPickler.dumps(error))) is type(error):
+            return error
+    except Exception:
+        log.debug("%s cannot be sent", type(error).__name__, exc_info=True)
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

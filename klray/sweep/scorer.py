@@ -1,0 +1,171 @@
+"""Scorer: one checkpoint in, one committed column out. The same object in a Ray actor, on a laptop or in a test."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub, Patience
+from klray.errors import CheckpointError, StoreError
+from klray.store import Column, Store
+from klray.store.twins import take_over
+from klray.sweep.settings import Computing, ScoringSettings
+from klray.texts import TextSet
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one checkpoint: a column (this worker's, or another's that stood first)."""
+
+    key: str
+    first: bool  # False: another job had committed the same column meanwhile
+    tokens: int
+    taken_over: bool = False  # the values were there, of a checkpoint with the same files
+
+
+class Scorer:
+    """Scores checkpoints one after another, fetching the next ones while the present one is scored.
+
+    Parameters
+    ----------
+    hub : where checkpoints come from, with its token
+    store_url, storage_options : where columns go
+    text_set : the texts, the same as the store's
+    settings : how to score
+    compute : where models are loaded and scored, in a process of their own or in this one
+    patience : the pauses that a hub asked for, if they are shared with other scorers
+
+    Raises
+    ------
+    StoreError
+        The store cannot be opened, or is for other texts.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        store_url: str,
+        storage_options: Mapping[str, Any],
+        text_set: TextSet,
+        settings: ScoringSettings,
+        compute: Computing,
+        patience: Patience | None = None,
+    ):
+        self.store = Store.open(store_url, storage_options)
+        self.text_set = text_set
+        self.settings = settings
+        self.cache = Cache(Path(settings.cache_dir), settings.cache_bytes, patience)
+        self.fetcher = Fetcher(hub, self.cache)
+        self.compute = compute
+        self._loaded: Checkpoint | None = None
+
+    def score(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint] = ()) -> Outcome:
+        """Score ``checkpoint`` and commit its column: ``column`` and ``commit`` in one. Raises as they do."""
+        return self.commit(self.column(checkpoint, upcoming))
+
+    def column(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint] = ()) -> Column:
+        """Score ``checkpoint``; meanwhile fetch those that are ``upcoming``, in their order.
+
+        Raises
+        ------
+        CheckpointError
+            This checkpoint cannot be scored; the scorer can go on with others.
+        """
+        start = time.monotonic()
+        timings: dict[str, float] = {}
+        directory = self.fetcher.take(checkpoint, upcoming)
+        timings["fetch_seconds"] = time.monotonic() - start
+        try:
+            return self._column(checkpoint, directory, timings)
+        except CheckpointError as error:  # where this worker keeps its files says nothing to whoever reads the record
+            raise CheckpointError(error.message.replace(str(directory), checkpoint.label), error.reason) from error
+        finally:
+            if not upcoming:  # nothing will be copied from it
+                self.cache.discard(checkpoint)
+
+    def commit(self, column: Column) -> Outcome:
+        """Commit a column. It may be called while the next checkpoint is scored, from another thread.
+
+        Raises
+        ------
+        StoreError
+            The store refused the column; no other column can be written either.
+        """
+        try:
+            _, first = self.store.add_column(column)
+        except OSError as error:
+            raise _store_refused(self.store.url, error) from error
+        return Outcome(column.identity.key, first, int(column.n_tokens.sum()))
+
+    def take_over(self, checkpoint: Checkpoint, source: str) -> Outcome | None:
+        """Commit for ``checkpoint`` the values of the column with the key ``source``, whose checkpoint holds the same
+        files; None when that column is not there, or not whole.
+
+        Raises
+        ------
+        StoreError
+            The store refused the column.
+        """
+        identity = self.settings.identity(checkpoint, self.text_set.fingerprint)
+        facts = {**dataclasses.asdict(checkpoint.facts), "revision": checkpoint.revision}
+        try:
+            taken = take_over(self.store.objects, source, identity, facts)
+        except OSError as error:
+            raise _store_refused(self.store.url, error) from error
+        return None if taken is None else Outcome(identity.key, taken[1], 0, taken_over=True)
+
+    def _column(self, checkpoint: Checkpoint, directory: Path, timings: dict[str, float]) -> Column:
+        settings = self.settings
+        computed = self.compute.score(checkpoint, directory, partial(self._give_back, checkpoint))
+        return Column(
+            identity=settings.identity(checkpoint, self.text_set.fingerprint),
+            log_likelihood=computed.log_likelihood,
+            layers=computed.layers,
+            n_tokens=computed.n_tokens,
+            facts={
+                **dataclasses.asdict(checkpoint.facts),
+                "revision": checkpoint.revision,
+                "bytes": checkpoint.bytes,
+                "device": settings.device,
+                "threads": settings.threads,
+                **computed.facts,
+            },
+            versions=dict(versions()),
+            timings={**timings, **computed.timings},
+            weight_sketch=computed.weight_sketch,
+        )
+
+    def _give_back(self, checkpoint: Checkpoint) -> None:
+        """The model owns its memory: make room for the next ones while this one is scored. Its files stay until then,
+        or until the room is needed, because config and tokenizer of the next one are copied from them.
+        """
+        self.cache.release(checkpoint)
+        if self._loaded is not None and self._loaded != checkpoint:
+            self.cache.discard(self._loaded)
+        self._loaded = checkpoint
+
+
+@cache  # 15 ms
+def versions() -> Mapping[str, str]:
+    """Versions of what decides the numbers, for a commit."""
+    found = {name: version(name) for name in ("klray", "torch", "transformers", "tokenizers", "numpy")}
+    if find_spec("bitsandbytes") is not None:
+        found["bitsandbytes"] = version("bitsandbytes")
+    return {**found, "python": platform.python_version(), "machine": platform.machine(), "cpus": str(os.cpu_count())}
+
+
+def _store_refused(url: str, error: OSError) -> StoreError:
+    reason = "it is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+    return StoreError(
+        f"store {url} cannot be written: {reason}; columns committed so far are safe: "
+        "make room or mend the store, and run the same command again to score what is missing"
+    )

@@ -1,0 +1,86 @@
+"""How checkpoints are scored, and what comes of one: what passes between a scorer and the process of its model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from klray.checkpoints import Checkpoint
+from klray.store import Identity
+
+if TYPE_CHECKING:
+    from klray.likelihood.loading import Dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringSettings:
+    """How checkpoints are scored; ``dtype``, ``quantization`` and ``lens`` are part of a column's identity."""
+
+    dtype: Dtype = "float32"
+    quantization: str = "none"
+    device: str = "cpu"
+    threads: int = 1  # CPU threads of one worker: fixed, because they decide the last bits
+    tokens_per_batch: int | None = None  # None: what suits the device
+    cache_dir: str = ""
+    cache_bytes: int = 20 * 2**30  # of one worker
+    lens: str = "none"  # "logit" or the name of a tuned lens: a row for every layer
+    lens_folder: str = ""  # of a tuned lens, where every worker can read it
+    lens_norm: str | None = None  # path to the final norm, where it cannot be found
+    sketch: int = 65_536  # buckets of the weight sketch, 0 for none; no part of a column's identity
+
+    def identity(self, checkpoint: Checkpoint, text_set: str) -> Identity:
+        """Identity of the column that these settings give for ``checkpoint``."""
+        return Identity(
+            repository=checkpoint.repository,
+            commit=checkpoint.commit,
+            text_set=text_set,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            lens=self.lens,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Computed:
+    """What a model gives for the N texts.
+
+    Parameters
+    ----------
+    log_likelihood
+        (layers, N) float64, nats; one row, the model's own output, without a lens.
+    layers
+        Their numbers: (-1,) without a lens, else 0 to L.
+    n_tokens
+        (N,) int64 tokens counted in each text.
+    facts
+        What is known of the model and of how it was scored.
+    timings
+        Seconds by part: ``load_seconds``, ``score_seconds``, ``sketch_seconds``, and ``start_seconds`` where a process
+        was started for it.
+    weight_sketch
+        (buckets,) float32, if one was taken.
+    """
+
+    log_likelihood: np.ndarray
+    layers: tuple[int, ...]
+    n_tokens: np.ndarray
+    facts: Mapping[str, Any]
+    timings: Mapping[str, float]
+    weight_sketch: np.ndarray | None
+
+
+class Computing(Protocol):
+    """What scores a checkpoint from its folder, here or in a process of its own."""
+
+    def score(self, checkpoint: Checkpoint, directory: Path, read: Callable[[], None]) -> Computed:
+        """Score the texts; ``read`` is called once, as soon as the folder's files are needed no longer, come what may.
+
+        Raises
+        ------
+        CheckpointError
+            This checkpoint cannot be scored.
+        """

@@ -1,0 +1,237 @@
+"""The embedded family on disk: trained when missing, kept between runs, laid out as a hub's repositories.
+
+``<cache>/<fingerprint of the recipe>/`` holds ``hub/<organization>/<name>/<revision>/``, the files of each checkpoint
+as on the hub. A run, child or merge is complete when its ``complete.json`` is there; an interrupted one is made again
+from its first step. Children wait for their parents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import filelock
+
+from klray.errors import KlrayError
+from klray.tiny.recipe import DEFAULT, Child, Merge, Recipe, Run
+from klray.words.progress import Progress
+
+logger = logging.getLogger("klray")
+
+Made = Run | Child | Merge
+_COMPLETE = "complete.json"
+
+
+def family_root(recipe: Recipe = DEFAULT, cache_root: Path | None = None) -> Path:
+    """Folder of the family's repositories, there or not: ``<root>/<organization>/<name>/<revision>/<files>``.
+
+    Parameters
+    ----------
+    cache_root
+        Where families are kept; None takes ``$XDG_CACHE_HOME/klray/embedded``, or ``~/.cache/klray/embedded``.
+    """
+    return _family_folder(recipe, cache_root) / "hub"
+
+
+def is_complete(recipe: Recipe = DEFAULT, cache_root: Path | None = None) -> bool:
+    """Whether every model of the family has been trained to its end."""
+    return not _missing(recipe, family_root(recipe, cache_root))
+
+
+def train_family(
+    recipe: Recipe = DEFAULT,
+    cache_root: Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Train the models that are missing, and return :func:`family_root`.
+
+    They are trained by processes of one thread each. Of several processes that ask for one family at the same time,
+    one trains it and the others wait.
+
+    Parameters
+    ----------
+    recipe, cache_root
+        As for :func:`family_root`.
+    workers
+        Models trained at the same time; None takes the number of processors that this process may use.
+    progress
+        Show steps, losses and remaining time: a bar on a terminal, log lines elsewhere.
+
+    Raises
+    ------
+    KlrayError
+        A training process failed (with its last words), or this Python has no documents to train on.
+    """
+    if workers is not None and workers < 1:
+        raise KlrayError(f"workers={workers}: training needs at least one; set workers to 1 or more, or leave it out")
+    folder = _family_folder(recipe, cache_root)
+    root = folder / "hub"
+    if not _missing(recipe, root):
+        return root
+    root.mkdir(parents=True, exist_ok=True)
+    with _only_process(folder / "lock"):
+        runs = _missing(recipe, root)
+        if runs:
+            _train(recipe, runs, folder, min(workers or _processors(), len(runs)), progress)
+    return root
+
+
+def _family_folder(recipe: Recipe, cache_root: Path | None) -> Path:
+    if cache_root is None:
+        cache_root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klray" / "embedded"
+    return cache_root.absolute() / recipe.fingerprint()
+
+
+def _missing(recipe: Recipe, root: Path) -> list[Made]:
+    return [made for made in recipe.all if not (root / made.repository / _COMPLETE).exists()]
+
+
+@contextlib.contextmanager
+def _only_process(path: Path) -> Iterator[None]:
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        logger.info("embedded family: another process is training it, waiting for %s", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(recipe: Recipe, models: Sequence[Made], folder: Path, workers: int, progress: bool) -> None:
+    start = time.monotonic()
+    steps = sum(map(recipe.updates, models))
+    logger.info(
+        "embedded family: training %d of %d models, %d steps in all, %d at a time, into %s",
+        len(models), len(recipe.all), steps, workers, folder,
+    )  # fmt: skip
+    recipe.write(folder)
+    jobs = _Jobs()
+    if not (folder / "texts").exists():
+        jobs.run("klray.tiny.tokenizer", str(folder))
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(Progress(steps, "train", "step")) if progress else None
+        losses = _Losses(bar, recipe)
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        stack.callback(jobs.stop)  # before the pool waits for its threads
+        waiting = {made.repository: made for made in models}
+        running: dict[Future[None], str] = {}
+        try:
+            while waiting or running:
+                unmade = {*waiting, *running.values()}
+                for made in [each for each in waiting.values() if unmade.isdisjoint(each.parents)]:
+                    arguments = ("klray.tiny.training", str(folder), made.repository)
+                    running[pool.submit(jobs.run, *arguments, take=losses.follow(made))] = made.repository
+                    del waiting[made.repository]
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    del running[future]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    logger.info("embedded family: trained in %.0f s", time.monotonic() - start)
+
+
+class _Losses:
+    """The progress of all models in one line: the steps done by any of them, and the losses of those at work."""
+
+    def __init__(self, bar: Progress | None, recipe: Recipe):
+        self._bar = bar
+        self._recipe = recipe
+        self._lock = threading.Lock()
+        self._latest: dict[str, str] = {}
+        self._done: set[str] = set()
+
+    def follow(self, made: Made) -> Callable[[str], None]:
+        """A function that takes the lines of the model's process."""
+        name = made.repository.partition("/tiny-")[2]
+        before = 0
+
+        def take(line: str) -> None:
+            nonlocal before
+            said = json.loads(line)
+            with self._lock:
+                for other in self._done - {name}:
+                    self._latest.pop(other, None)
+                self._latest[name] = f"{name} {said['loss']:.2f}"
+                if said["step"] == self._recipe.updates(made):
+                    self._done.add(name)
+                if self._bar is not None:
+                    self._bar.advance(said["step"] - before, "loss " + ", ".join(self._latest.values()))
+                before = said["step"]
+
+        return take
+
+
+class _Jobs:
+    """Python modules run as processes, several at a time.
+
+    Not multiprocessing: its processes run the user's script again, which then has to be written for that.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: list[subprocess.Popen[str]] = []
+        self._stopped = False
+
+    def run(self, module: str, *arguments: str, take: Callable[[str], None] = logger.debug) -> None:
+        """Run ``module`` to its end, handing the lines of its standard output to ``take``."""
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
+            with self._lock:
+                if self._stopped:
+                    return
+                process = subprocess.Popen(  # noqa: S603 (the modules are klray's own)
+                    # -P: a file in the working directory must not stand in for a module.
+                    [sys.executable, "-P", "-m", module, *arguments],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, text=True, env=_environment(),
+                )  # fmt: skip
+                self._processes.append(process)
+            with process:
+                for line in process.stdout or ():
+                    take(line)
+            if process.returncode and not self._stopped:
+                complaints.seek(0)
+                raise KlrayError(
+                    f"training the embedded family failed: {module} {' '.join(arguments)} ended with status "
+                    f"{process.returncode}: {complaints.read()[-2000:].strip() or 'it said nothing'}\n"
+                    "Complete runs are kept: start again to train the others."
+                )
+
+    def stop(self) -> None:
+        """End the processes that still run, and start no more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._processes:
+                process.terminate()
+
+
+def _environment() -> dict[str, str]:
+    """One thread, no GPU, no network; and this very klray, installed or not."""
+    here = str(Path(__file__).resolve().parents[2])
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")])),
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
