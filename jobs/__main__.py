@@ -18,7 +18,7 @@ import jobs
 
 def main() -> None:
     """Entry point of the ``klray`` command."""
-    verbs = sorted(module.name for module in pkgutil.iter_modules(jobs.__path__))
+    verbs = sorted({module.name for module in pkgutil.iter_modules(jobs.__path__)} - {"__main__"})
     asked = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if asked in ("-h", "--help", "help"):
         print(_usage(verbs))

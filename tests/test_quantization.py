@@ -214,7 +214,7 @@ def test_without_its_library_a_stored_quantised_checkpoint_says_so(trained: Path
 import importlib.metadata, importlib.util, sys
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name == "bitsandbytes" else found(name, *more)
-from klray import models
+from klray.likelihood import loading as models
 try:
     models.load({str(folder)!r})
 except models.CheckpointError as error:
@@ -235,7 +235,7 @@ def test_noise_is_measured_on_models_as_they_are() -> None:
 def test_nothing_is_printed_while_a_quantised_model_is_loaded_and_scored(trained: Path) -> None:
     program = f"""
 import klray
-from klray import models
+from klray.likelihood import loading as models
 for name in ("int8", "nf4"):
     loaded = models.load({str(trained / "step120")!r}, quantization=name)
     klray.log_likelihood(loaded.model, models.load_tokenizer({str(trained / "step120")!r}), ["a text of some words"])
