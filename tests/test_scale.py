@@ -1,12 +1,9 @@
-"""The scale: every setting against plain Python and NumPy, out of core, from a store, on domains; placing numbers."""
+"""The scale: every setting against plain Python and NumPy, out of core; lineage, table and figure."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
-import shutil
-from pathlib import Path
 
 import dask.array as da
 import numpy as np
@@ -14,11 +11,8 @@ import pytest
 import xarray as xr
 
 import klray
-from jobs.analyze import analyze
-from jobs.scale import scale
 from klray.analysis.kl.chosen_pairs import pair_divergence
-from klray.analysis.recipe import Recipe, of_domain, result_name
-from klray.analysis.runs_table import significant
+from klray.analysis.recipe import Recipe
 from klray.analysis.scale import (
     Choice,
     Models,
@@ -30,13 +24,10 @@ from klray.analysis.scale import (
     scale_rows,
     setting_pairs,
 )
-from klray.config import AnalysisConfig, Config, ScaleConfig, StoreConfig
 from klray.errors import KlrayError
 from klray.report.figures import scale_violins, scale_violins_caption
-from klray.store import Store
-from klray.texts import TextSet
 from tests.scale_check import check_scale, expected_pairs, read_facts
-from tests.scale_data import fill_store, scale_snapshot
+from tests.scale_data import scale_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +47,6 @@ def models_of(snapshot: xr.Dataset) -> Models:
 
 def place_of(snapshot: xr.Dataset, label: str) -> int:
     return int(np.flatnonzero(snapshot["model"].values == label)[0])
-
-
-# ---- pairs and numbers
 
 
 @pytest.mark.parametrize(
@@ -128,9 +116,6 @@ def test_choices_that_mean_nothing_are_refused() -> None:
         Choice(number=0)
 
 
-# ---- lineage
-
-
 def test_generations_and_what_is_kept_apart(snapshot: xr.Dataset) -> None:
     family = lineages(models_of(snapshot))
     assert {name: n for name, n in family.generation.items() if n} == {
@@ -151,9 +136,6 @@ def test_cards_that_name_each_other_end_somewhere(snapshot: xr.Dataset) -> None:
     models.labels["base_model"] = np.where(base, "some/child-a", models.labels["base_model"])
     family = lineages(models)
     assert family.generation["llama/base-0"] == family.generation["some/child-a"] == 1
-
-
-# ---- evaluation
 
 
 def test_pairs_are_evaluated_from_the_rows_they_need_in_bounded_parts(snapshot: xr.Dataset) -> None:
@@ -204,9 +186,6 @@ def test_a_snapshot_of_single_models_has_no_scale(snapshot: xr.Dataset) -> None:
         klray.place(1.0, scale=empty)
 
 
-# ---- table and figure
-
-
 def test_the_table_stands_beside_the_published_values(result: xr.Dataset) -> None:
     table = format_scale(result)
     row = {line.split("  ")[0].strip(): line for line in table.splitlines()}
@@ -232,183 +211,3 @@ def test_the_figure_speaks_of_published_ranges_only_where_it_has_them(snapshot: 
     other = measure_scale(snapshot, Recipe.fit(snapshot), Choice(spacing=2000), resamples=20)
     labels = [text.get_text() for text in scale_violins(other).legends[0].get_texts()]
     assert labels == ["median", "quartiles", "published"] and "ranges" not in scale_violins_caption(other)
-
-
-# ---- placing
-
-
-def test_a_number_is_placed_among_the_published_settings() -> None:
-    placed = klray.place(0.42)
-    assert [each.setting for each in placed.neighbours[:3]] == ["8-bit", "fine-tuning", "4-bit"]
-    assert placed.nearest.log_ratio == pytest.approx(math.log(0.42 / 0.44))
-    assert repr(placed).startswith("0.420 bits/byte: like quantising to 8 bits (0.44), or fine-tuning (0.4)")
-    assert klray.place(0.02).nearest == klray.place(0.03).nearest or klray.place(0.02).nearest.setting == "later"
-    assert klray.place(0.02).nearest.log_ratio == 0.0  # within the range
-    assert "10 times more than going up one layer" in repr(klray.place(30))
-    assert "no difference at all" in repr(klray.place(0))
-
-
-def test_a_number_is_placed_among_the_pairs_of_a_result(result: xr.Dataset) -> None:
-    kl = result["kl"].values[result["pair_setting"].values == "4-bit"]
-    placed = klray.place(float(np.median(kl)), scale=result)
-    assert placed.nearest.setting == "4-bit"
-    assert placed.nearest.quantile == 0.5 and placed.nearest.n == 10
-    by_name = {each.setting: each for each in placed.neighbours}
-    early = result["kl"].values[result["pair_setting"].values == "early"]
-    assert by_name["early"].quantile == pytest.approx(np.mean(early < placed.kl))
-    assert f"like quantising to 4 bits ({placed.kl:.3g}, above 50% of 10 pairs)" in repr(placed)
-
-
-def test_what_was_published_for_another_spacing_is_not_compared(snapshot: xr.Dataset) -> None:
-    other = measure_scale(snapshot, Recipe.fit(snapshot), Choice(spacing=2000), resamples=20)
-    published = {row.setting: row.published_low for row in scale_rows(other)}
-    assert math.isnan(published["later"]) and published["8-bit"] == 0.44
-    assert "are pairs 1,000 steps apart, which these are not" in format_scale(other)
-    narrow = snapshot.isel(model=np.flatnonzero(snapshot["step"].values % 2000 == 0))
-    scaled = measure_scale(narrow, Recipe.fit(narrow), Choice(spacing=2000), resamples=20)
-    later = float(scaled["median"].sel(setting="later"))
-    assert "training for 2,000 steps late in pretraining" in repr(klray.place(later, scale=scaled))
-
-
-@pytest.mark.parametrize("wrong", [-0.1, math.nan, math.inf])
-def test_what_is_no_divergence_cannot_be_placed(wrong: float) -> None:
-    with pytest.raises(KlrayError, match="cannot be placed: a KL divergence is a finite number of 0 or more"):
-        klray.place(wrong)
-
-
-def test_placing_says_what_it_needs() -> None:
-    with pytest.raises(KlrayError, match="kl='much' is no number"):
-        klray.place("much")  # type: ignore[arg-type]
-    with pytest.raises(KlrayError, match="needs a result of klray scale, this lacks kl, pair_setting, median, n"):
-        klray.place(0.4, scale=xr.Dataset())
-
-
-# ---- domains, and the verb on a store
-
-
-def test_a_domain_is_another_text_set(snapshot: xr.Dataset) -> None:
-    prose = of_domain(snapshot, "prose")
-    assert prose.sizes["text"] == 100 and set(prose["domain"].values) == {"prose"}
-    with pytest.raises(KlrayError, match="the recipe was made for text set"):
-        Recipe.fit(snapshot).apply(prose)
-    assert of_domain(snapshot, "") is snapshot
-    with pytest.raises(
-        KlrayError, match=r"domain 'law' .* 0 texts, at least 2 .* choose one of code \(50 texts\), prose"
-    ):
-        of_domain(snapshot, "law")
-    assert result_name("scale", "web/en") == "scale-web_en" and result_name("scale", "") == "scale"
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = tuple(f"text {i} " * (40 + i) for i in range(60))
-    folder = tmp_path_factory.mktemp("filled") / "store"
-    store = Store.create(str(folder), TextSet("test", texts, tuple("ab"[i % 2] for i in range(60))))
-    fill_store(store, scale_snapshot(n_texts=60, last_step=16_000))
-    return folder
-
-
-@pytest.fixture
-def config(filled: Path, tmp_path: Path) -> Config:
-    shutil.copytree(filled, tmp_path / "store")
-    return Config(
-        store=StoreConfig(url=str(tmp_path / "store")),
-        analysis=AnalysisConfig(name="trajectory"),
-        scale=ScaleConfig(resamples=20, dir=str(tmp_path / "figures")),
-    )
-
-
-def test_klray_scale_prints_keeps_and_draws(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scale(config)
-    said = capsys.readouterr().out
-    assert "quantization int4wo" in said and "0.01-0.05" in said
-    store = Store.open(str(config.store.url))
-    kept = klray.open_result(store.url, "scale").load()
-    check_scale(store.dataset(), kept)
-    assert klray.place(0.02, scale=kept).nearest.quantile is not None
-    assert (tmp_path / "figures" / "scale.png").stat().st_size > 10_000
-
-
-def test_a_scale_for_longer_runs_says_what_to_set(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    config.scale.spacing = 777
-    scale(config)
-    said = capsys.readouterr().out
-    assert "No run has two such pairs: set scale.spacing= and scale.min_step=" in said
-    assert "takes the place" not in said
-    config.scale.spacing = 1000
-    scale(config)
-    said = capsys.readouterr().out
-    assert "takes the place of an earlier result scale of this snapshot; scale.name= keeps both" in said
-    assert "No run has" not in said
-
-
-def test_a_scale_with_another_recipe_than_the_analysis_says_so(
-    config: Config, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("klray"), "propagate", True)
-    analyze(config)
-    scale(config)
-    assert "its recipe is not taken" not in caplog.text
-    config.analysis.outlier_min_step = 5000
-    scale(config)
-    assert "the result trajectory of this snapshot was made with other settings" in caplog.text
-
-
-def test_a_domain_that_is_not_there_is_found_before_any_is_measured(config: Config) -> None:
-    config.scale.domains = ["a", "law"]
-    with pytest.raises(KlrayError, match=r"domain 'law' .* choose one of a \(30 texts\), b \(30 texts\)"):
-        scale(config)
-    store = Store.open(str(config.store.url))
-    assert store.result_names(store.manifest().id) == []
-
-
-def test_domains_stand_side_by_side(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    config.scale.domains = ["a", "b"]
-    config.scale.dir = None
-    results = scale(config)
-    said = capsys.readouterr().out
-    store = Store.open(str(config.store.url))
-    assert set(store.result_names(store.manifest().id)) == {"scale-a", "scale-b"}
-    medians = {}
-    for domain, kept in results.items():
-        check_scale(of_domain(store.dataset(), domain), kept)
-        medians[domain] = float(kept["median"].sel(setting="size"))
-    (line,) = (line for line in said.splitlines() if line.startswith("size ") and "to" not in line)
-    assert line.split()[-1] == significant(medians["b"] / medians["a"])
-    assert "run: c_q" in said and "org/pythia-14m " in said
-    assert "org/pythia-14m-seed1" not in said  # 4 checkpoints have no exponent
-
-
-def test_an_analysis_of_a_domain_has_a_recipe_and_a_name_of_its_own(config: Config) -> None:
-    config.analysis.domain = "b"
-    config.scale.dir = None
-    analyze(config)
-    store = Store.open(str(config.store.url))
-    snapshot = store.manifest().id
-    result = store.result(snapshot, "trajectory-b").load()
-    assert result.attrs["domain"] == "b" and set(result["domain"].values) == {"b"}
-    dataset = of_domain(store.dataset(), "b")
-    assert Recipe.from_json(result.attrs["recipe"]) == Recipe.fit(dataset)
-    rows = Recipe.fit(dataset).apply(dataset).values.astype(float)
-    expected = np.var(rows[0] - rows[7]) / (2 * result.attrs["mean_bytes"] * math.log(2))
-    assert float(result["kl"][0, 7]) == pytest.approx(expected, rel=1e-9)
-    measured = scale(config)["b"]
-    assert measured.attrs["recipe"] == result.attrs["recipe"]
-    assert store.result_names(snapshot) == ["scale-b", "trajectory-b"]
-
-
-def test_a_recipe_that_is_given_is_for_one_domain(config: Config, tmp_path: Path) -> None:
-    config.scale.domains = ["a", "b"]
-    config.analysis.recipe = str(tmp_path / "recipe.json")
-    with pytest.raises(KlrayError, match="a recipe is for one domain's texts; leave it out"):
-        scale(config)
-
-
-def test_the_smallest_number_there_is_can_be_placed() -> None:
-    assert klray.place(5e-324).nearest.setting == "later"
-
-
-@pytest.mark.parametrize("scale", ["kl pair_setting median n", 3, {}])
-def test_what_is_no_result_is_no_scale(scale: object) -> None:
-    with pytest.raises(KlrayError, match="is no result of klray scale: open one with"):
-        klray.place(0.1, scale=scale)  # type: ignore[arg-type]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,67 +14,13 @@ import transformers
 
 import klray
 from klray import watch
-from klray.errors import CheckpointError, KlrayError, StoreError
 from klray.likelihood import loading as models
-from klray.store import Commit, Store
-from klray.texts import TextSet
+from klray.store import Store
 from klray.watch.fingerprint import weights_sha256
 from tests import tiny_models
-from tests.stores import TEXTS as OTHER_TEXTS
+from tests.training_run import RUN, STEPS, TEXTS, columns, draw, trainer, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-TEXTS = TextSet("tiny", tuple(tiny_models.texts()), ("all",) * len(tiny_models.texts()))
-RUN = "my-lab/run-1"
-STEPS = 6
-
-
-def collate(rows: list[list[int]]) -> dict[str, torch.Tensor]:
-    """Draws from every generator that a training may draw from."""
-    ids = torch.tensor(rows)
-    ids[random.randrange(len(rows)), int(np.random.randint(ids.shape[1]))] = int(torch.randint(256, (1,)))
-    return {"input_ids": ids, "labels": ids.clone()}
-
-
-def collate_alike(rows: list[list[int]]) -> dict[str, torch.Tensor]:
-    """Draws nothing: accelerate fetches a batch ahead, so that a resumed Trainer would draw others than before."""
-    return {"input_ids": torch.tensor(rows), "labels": torch.tensor(rows)}
-
-
-def draw(module: Any, _: Any) -> None:
-    """What a model might do in a forward pass of its own: it draws where scoring would, and nowhere else."""
-    if not module.training:
-        random.random(), np.random.rand(), torch.rand(1)
-
-
-def trainer(folder: Path, *callbacks: Any, collator: Any = collate, **arguments: Any) -> transformers.Trainer:
-    """A Trainer of GPT-2's kind, which has dropout, about to train for ``STEPS`` steps."""
-    model = tiny_models.tiny_model("gpt2").train()
-    model.base_model.register_forward_pre_hook(draw)
-    rows = np.random.default_rng(0).integers(2, tiny_models.VOCABULARY, (64, 24)).tolist()
-    settings = {"max_steps": STEPS, "save_strategy": "no", "logging_steps": 2, "learning_rate": 1e-2, **arguments}
-    return transformers.Trainer(
-        model=model,
-        args=transformers.TrainingArguments(
-            str(folder), use_cpu=True, report_to=[], disable_tqdm=True, per_device_train_batch_size=4, **settings
-        ),
-        train_dataset=rows,
-        data_collator=collator,
-        processing_class=tiny_models.tokenizer_for("gpt2"),
-        callbacks=list(callbacks),
-    )
-
-
-def columns(store: Store) -> dict[int, Commit]:
-    """Commits by step; each step has one."""
-    commits = store.commits()
-    found = {commit.facts["step"]: commit for commit in commits}
-    assert len(found) == len(commits)
-    return dict(sorted(found.items()))
-
-
-def weights(model: Any) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
 
 
 def test_a_run_is_the_same_with_and_without_the_callback(tmp_path: Path) -> None:
@@ -163,103 +106,6 @@ def test_the_trainer_s_log_says_how_far_the_run_moved(tmp_path: Path) -> None:
     assert [e["klray/since"] for e in run.state.log_history if "klray/kl" in e] == [0, 4]
 
 
-class Kill(transformers.TrainerCallback):
-    """The process is gone after a step, as if the machine were."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-        if state.global_step == self.step:
-            os._exit(9)
-
-
-def train_in_a_process(folder: str, kill: int) -> None:
-    """What the processes of the next tests run."""
-    torch.set_num_threads(1)
-    callback = klray.KlrayCallback(f"{folder}/store", TEXTS, run=RUN)
-    run = trainer(
-        Path(folder) / "run", callback, Kill(kill), collator=collate_alike, save_strategy="steps", save_steps=2
-    )
-    run.train(resume_from_checkpoint=bool(list(Path(folder).glob("run/checkpoint-*"))))
-    # a file each: what two processes print can be mixed up within a line
-    Path(folder, f"end-{run.args.process_index}").write_text(weights_sha256(run.model))
-
-
-def python(folder: Path, kill: int = 0, *launcher: str) -> subprocess.CompletedProcess[str]:
-    program = folder / "train.py"
-    program.write_text(
-        f"from tests.test_watch import train_in_a_process\ntrain_in_a_process({str(folder)!r}, {kill})\n"
-    )
-    root = str(Path(__file__).resolve().parents[1])
-    return subprocess.run(
-        [sys.executable, *launcher, str(program)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-
-
-def test_a_killed_run_goes_on_and_scores_no_step_twice(tmp_path: Path) -> None:
-    assert python(tmp_path, kill=3).returncode == 9
-    store = Store.open(str(tmp_path / "store"))
-    before = columns(store)
-    assert list(before) == [0, 1, 2, 3]
-    resumed = python(tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    after = columns(store)
-    assert list(after) == list(range(STEPS + 1))
-    assert all(after[step] == commit for step, commit in before.items())  # attempts, times: as they were
-    assert "took another way" not in resumed.stderr  # checkpoint-2 leads to the same step 3
-    # and the run is that of a run which nothing happened to
-    callback = klray.KlrayCallback(str(tmp_path / "whole"), TEXTS, run=RUN)
-    trainer(tmp_path / "other", callback, collator=collate_alike).train()
-    whole = columns(Store.open(str(tmp_path / "whole")))
-    assert [commit.key for commit in whole.values()] == [commit.key for commit in after.values()]
-
-
-def test_of_several_processes_one_records(tmp_path: Path) -> None:
-    run = python(tmp_path, 0, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
-                 f"--master-port={free_port()}")  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    ends = {path.name: path.read_text() for path in tmp_path.glob("end-*")}
-    assert set(ends) == {"end-0", "end-1"}
-    found = columns(Store.open(str(tmp_path / "store")))
-    assert list(found) == list(range(STEPS + 1))
-    assert set(ends.values()) == {found[STEPS].identity.commit}
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("way", ["fully_shard", "FullyShardedDataParallel", "ZeRO-3"])
-def test_sharded_parameters_are_refused_before_anybody_waits_for_them(tmp_path: Path, way: str) -> None:
-    """One process that is a group of its own. The parameters of fully_shard are DTensors; of DeepSpeed, which is not
-    here, there is only its mark on a parameter.
-    """
-    from torch.distributed import fsdp
-
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    try:
-        model = tiny_models.tiny_model("gpt2")
-        if way == "fully_shard":
-            fsdp.fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
-        elif way == "ZeRO-3":
-            next(model.parameters()).ds_id = 0
-        else:
-            model = fsdp.FullyShardedDataParallel(model, device_id=torch.device("cpu"))
-        with pytest.raises(CheckpointError, match=r"is not here whole: .* score the checkpoints that"):
-            watch.record(model, tiny_models.tokenizer_for("gpt2"), str(tmp_path / "store"), TEXTS, run=RUN, step=0)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 class Away(transformers.TrainerCallback):
     """The store's place is taken by something else after one step, and there again after another."""
 
@@ -322,33 +168,6 @@ def test_a_step_that_overflows_is_recorded_as_a_failure_and_the_run_goes_on(
     assert {failure.revision for failure in failures} <= {f"step{step}" for step in range(4, STEPS + 1)}
 
 
-def test_what_is_wrong_from_the_start_is_said_before_the_first_step(tmp_path: Path) -> None:
-    store = str(tmp_path / "store")
-
-    def refusal(callback: Any, error: type[Exception], words: str, **changes: Any) -> None:
-        run = trainer(tmp_path / "run", callback)
-        for name, value in changes.items():
-            setattr(run, name, value)
-        with pytest.raises(error, match=words):
-            run.train()
-        assert run.state.global_step == 0
-
-    long = TextSet("long", ("word " * 2000,), ("all",))
-    refusal(
-        klray.KlrayCallback(f"{store}-long", long, run=RUN), CheckpointError, "tokens and the model's context holds"
-    )
-    Store.create(store, TEXTS)
-    refusal(klray.KlrayCallback(store, OTHER_TEXTS, run=RUN), StoreError, "text set")
-    run = trainer(tmp_path / "run", klray.KlrayCallback(store, TEXTS, run=RUN))
-    run.callback_handler.processing_class = None
-    with pytest.raises(KlrayError, match=r"has no tokenizer, and the Trainer neither: give Trainer\(processing_class="):
-        run.train()
-    with pytest.raises(KlrayError, match="every=0: a callback scores every so many steps; write 1 or more"):
-        klray.KlrayCallback(store, TEXTS, run=RUN, every=0)
-    with pytest.raises(KlrayError, match="a run needs a name"):
-        klray.KlrayCallback(store, TEXTS, run=" ")
-
-
 def test_a_run_that_took_another_way_keeps_its_first_columns_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -402,45 +221,3 @@ def test_the_commit_of_a_model_follows_from_its_numbers_alone() -> None:
         weight = model.transformer.h[1].mlp.c_fc.weight
         weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))  # its last bit
     assert name != weights_sha256(model)
-
-
-def test_a_model_that_is_not_here_whole_is_refused(tmp_path: Path) -> None:
-    model = tiny_models.tiny_model("gpt2").to("meta")
-    store = str(tmp_path / "store")
-    with pytest.raises(CheckpointError, match=r"is not here whole: it is spread over processes \(FSDP, DeepSpeed"):
-        watch.record(model, tiny_models.tokenizer_for("gpt2"), store, TEXTS, run=RUN, step=0)
-
-
-@pytest.mark.parametrize("step", ["8", 7.0, None, -1, 2**63, torch.ones(2)])
-def test_a_step_that_a_snapshot_could_not_hold_is_refused(tmp_path: Path, step: Any) -> None:
-    model, tokenizer = tiny_models.tiny_model("gpt2"), tiny_models.tokenizer_for("gpt2")
-    with pytest.raises(KlrayError, match="step is a whole number of 0 or more"):
-        klray.watch.record(model, tokenizer, str(tmp_path), TEXTS, run=RUN, step=step)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_list_of_strings_is_no_text_set(tmp_path: Path) -> None:
-    model, tokenizer = tiny_models.tiny_model("gpt2"), tiny_models.tokenizer_for("gpt2")
-    with pytest.raises(KlrayError, match=r"text_set is a list: give a klray\.texts\.TextSet"):
-        klray.watch.record(model, tokenizer, str(tmp_path), ["a text"], run=RUN, step=1)  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("facts", [{"seed": "x"}, {"seed": 1.5}, {"size": 70}, {"family": None}, {"name": None}])
-def test_facts_of_a_run_that_a_snapshot_could_not_hold_are_refused(facts: dict[str, Any]) -> None:
-    with pytest.raises(KlrayError, match=f"^{'run' if 'name' in facts else next(iter(facts))}="):
-        watch.Run(**{"name": RUN, **facts})
-
-
-def test_numbers_of_numpy_and_torch_are_numbers(tmp_path: Path) -> None:
-    model, tokenizer = tiny_models.tiny_model("gpt2"), tiny_models.tokenizer_for("gpt2")
-    for seed, step in enumerate((np.int64(5), torch.tensor(6))):
-        run = watch.Run(f"{RUN}-{seed}", seed=np.int64(seed))  # type: ignore[arg-type]
-        klray.watch.record(model, tokenizer, str(tmp_path / "store"), TEXTS, run=run, step=step)  # type: ignore[arg-type]
-    manifest, _ = Store.open(str(tmp_path / "store")).publish()
-    dataset = klray.open_dataset(str(tmp_path / "store"))
-    assert manifest.n_models == 2
-    assert sorted(zip(dataset["step"].values.tolist(), dataset["seed"].values.tolist(), strict=True)) == [
-        (5, 0),
-        (6, 1),
-    ]

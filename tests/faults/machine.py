@@ -49,7 +49,7 @@ from klray.store.objects import FolderObjects
 from tests.faults.damage import chunks, damage, folders
 from tests.faults.ending import N_KEYS, Ending
 from tests.faults.gates import TO_THE_BRINK, UNLIMITED, Actor, Fault
-from tests.faults.model import TEXTS, Inline, Model, make_column, sha256, small_snapshots
+from tests.faults.model import TEXTS, Clock, Inline, Model, make_column, sha256, small_snapshots
 
 MOST_ACTORS = 4
 GRACE = timedelta(days=1)
@@ -64,18 +64,6 @@ FAULTS = [Fault.NONE] * 6 + [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.ERROR_
 OPERATIONS = [*[TO_THE_BRINK] * 5, 1, 1, 2, 3, 4, 6, 9, 14, 25, 1000]
 
 tally: collections.Counter[str] = collections.Counter()
-
-
-class Clock:
-    """Stands in for ``datetime`` in ``klray.store.publishing``: moves when the schedule says so."""
-
-    def __init__(self) -> None:
-        self.milliseconds = 0
-
-    strptime = staticmethod(datetime.strptime)
-
-    def now(self, _: Any) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(milliseconds=self.milliseconds)
 
 
 class StoreMachine(Ending, RuleBasedStateMachine):

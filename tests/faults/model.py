@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
@@ -65,6 +66,18 @@ def small_snapshots() -> Iterator[None]:
         zarr.config.set({"threading.max_workers": ZARR_THREADS}),
     ):
         yield
+
+
+class Clock:
+    """Stands in for ``datetime`` in ``klray.store.publishing``: moves when the schedule says so."""
+
+    def __init__(self) -> None:
+        self.milliseconds = 0
+
+    strptime = staticmethod(datetime.strptime)
+
+    def now(self, _: Any) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(milliseconds=self.milliseconds)
 
 
 @dataclasses.dataclass

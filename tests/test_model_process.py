@@ -167,7 +167,7 @@ def test_a_process_that_dies_is_a_refusal_and_the_next_checkpoint_has_another(
 
 def test_it_ends_with_its_parent_in_the_middle_of_a_forward_pass(checkpoints: list[Checkpoint]) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom tests.test_processes import *\n"
+        "import sys\nfrom pathlib import Path\nfrom tests.test_model_process import *\n"
         "big = python_stdlib('train')\n"
         "process = ModelProcess(ScoringSettings(sketch=0), big)\n"
         "def read():\n    print(process.pid, flush=True)\n"
