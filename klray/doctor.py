@@ -20,13 +20,13 @@ import dask
 import torch
 
 from klray.checkpoints import Hub, contact
-from klray.checkpoints.hub import without_secrets
 from klray.errors import KlrayError, StoreError
 from klray.store.objects import open_objects
 from klray.store.objects.endpoint import impatient, why_silent
 from klray.store.objects.probe import CONDITIONAL, Finding, found_and_cure, probe
 from klray.sweep.cluster import RaySettings, Resources, Shape, connected, dask_scheduler, resources
 from klray.sweep.settings import ScoringSettings
+from klray.words.secrets import without_secrets
 
 log = logging.getLogger("klray")
 
@@ -36,8 +36,6 @@ PATIENCE_SECONDS = 15.0  # with one step of what may never answer
 RAY_SECONDS = 150.0  # a cluster of this machine takes 5 s to start, and much longer on a busy one
 TRIAL_BYTES = 1 << 20
 LIBRARIES = ("torch", "transformers", "huggingface_hub", "ray", "dask", "zarr", "xarray", "numpy", "s3fs", "obstore")
-SECRET_LENGTH = 4  # what is shorter keeps no secret, and would take words apart
-SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -63,24 +61,23 @@ def examine(
     ``hub`` opens the hub; ``scheduler`` and its address are Dask's. Whatever does not answer is given up after 15 s.
     With ``single_writer`` a store's place need not create conditionally: that it does not is then a warning.
     """
-    secrets = [os.environ.get(name, "") for name in SECRETS]
     log.info("checking libraries")
     yield _versions()
     log.info("checking Ray")
     finding, cluster = _cluster(ray_settings)
-    yield _without(finding, secrets)
+    yield _without(finding)
     log.info("checking device and disk")
     yield _device(scoring, cluster)
     yield _disk(Path(scoring.cache_dir), scoring.cache_bytes, cluster.resources.actors_here if cluster else 1)
     log.info("checking Dask")
-    yield _without(_dask(scheduler, scheduler_address), secrets)
+    yield _without(_dask(scheduler, scheduler_address))
     log.info("checking the hub")
-    yield _without(_hub(hub), secrets)
+    yield _hub(hub)
     log.info("checking the store")
     for finding in _store(store_url, storage_options):
         if single_writer and finding.verdict == "refused" and finding.check in CONDITIONAL:
             finding = replace(finding, verdict="warning", cure="keep to store.single_writer=true: one job at a time")
-        yield _without(finding, secrets)
+        yield _without(finding)
 
 
 def _versions() -> Finding:
@@ -217,7 +214,7 @@ def _hub(hub: Callable[[], contextlib.AbstractContextManager[Hub]]) -> Finding:
     except TimeoutError as error:
         return Finding("hub", "refused", f"{address} {error}", "check the network and HF_ENDPOINT")
     except (KlrayError, OSError) as error:
-        return _without(_refusal("hub", error), [token])
+        return _without(_refusal("hub", error), token)
     words = f"{address} answers in {1000 * found.seconds:.0f} ms"
     if token:
         words += f"; the token is {found.user}'s" if found.user else "; the token is accepted"
@@ -230,7 +227,7 @@ def _hub(hub: Callable[[], contextlib.AbstractContextManager[Hub]]) -> Finding:
     finding = Finding("hub", "ok", words)
     if found.requests_left == 0:
         finding = replace(finding, verdict="warning", cure="wait: klray does too, when the hub says so")
-    return _without(finding, [token])
+    return _without(finding, token)
 
 
 def _store(url: str | None, storage_options: Mapping[str, Any]) -> Iterator[Finding]:
@@ -291,13 +288,7 @@ def _refusal(check: str, error: Exception) -> Finding:
     return Finding(check, "refused", *found_and_cure(error))
 
 
-def _without(finding: Finding, secrets: list[str]) -> Finding:
-    """A finding with URLs' passwords and known secrets taken out: messages of other libraries may hold them."""
-
-    def clean(words: str) -> str:
-        words = without_secrets(words)
-        for secret in secrets:
-            words = words.replace(secret, "...") if len(secret) >= SECRET_LENGTH else words
-        return words
-
-    return replace(finding, found=clean(finding.found), cure=clean(finding.cure))
+def _without(finding: Finding, token: str = "") -> Finding:
+    """A finding without secrets: messages of other libraries may hold them."""
+    found, cure = (without_secrets(words, token) for words in (finding.found, finding.cure))
+    return replace(finding, found=found, cure=cure)

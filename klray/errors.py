@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
-
-# Of a URL, user and password before the host and the signature in the query give access; the rest may be shown.
-URL = re.compile(r"""(\w+://)(?:([^\s/?#]*)@)?([^\s?#'"<>]*)([?#][^\s'"<>]*)?""")
-# httpx says of a token that no header can hold: Illegal header value b'Bearer hf_...'
-HEADER = re.compile(r"""(['"](?:Bearer|Basic) )[^'"]*""")
 
 Reason = Literal[
     "repository_not_found",  # missing, private, or a wrong name
@@ -69,12 +63,3 @@ class StoreDamagedError(StoreError):
 
 class StoreUnreachableError(StoreError):
     """The store's server is silent, busy or refuses: of what it holds nothing was learnt, least of all damage."""
-
-
-def without_secrets(words: str) -> str:
-    """Take user, password, query and fragment out of each URL in ``words``, and the credentials out of a header.
-
-    >>> without_secrets("404 for url 'https://me:word@host/a/b?signature=1f', twice")
-    "404 for url 'https://host/a/b', twice"
-    """
-    return HEADER.sub(r"\1...", URL.sub(r"\1\3", words))

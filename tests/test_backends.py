@@ -280,7 +280,7 @@ def test_options_and_backends_that_mean_nothing_are_named(monkeypatch: pytest.Mo
         opened("boto")
     monkeypatch.delitem(sys.modules, "klray.store.objects.s3_obstore", raising=False)
     monkeypatch.setitem(sys.modules, "obstore.store", None)
-    with pytest.raises(StoreError, match=r"needs obstore, which is not installed; pip install 'klray\[obstore\]'"):
+    with pytest.raises(StoreError, match=r"needs obstore, which is not installed: pip install 'klray\[obstore\]'"):
         opened()
 
 

@@ -34,7 +34,6 @@ from klray.checkpoints.hub import NETWORK_ERRORS, TOO_MANY, Hub, failure, is_dis
 from klray.checkpoints.identity import RemoteFile
 from klray.checkpoints.patience import Patience
 from klray.checkpoints.proof import Proof, verify
-from klray.errors import without_secrets
 
 log = logging.getLogger("klray")
 
@@ -97,8 +96,7 @@ class Downloader:
                     if asked is not None and asked > LONGEST_PAUSE_SECONDS:
                         raise failure(hub, repository, commit, error, file.path) from error
                     seconds = PAUSES_SECONDS[failed - 1] if asked is None else asked
-                    words = without_secrets(str(error)).splitlines()[0:1]
-                    log.warning("%s: %s; going on in %g s at byte %d", where, *words or [""], seconds, proof.taken)
+                    log.warning("%s: %s; going on in %g s at byte %d", where, hub.said(error), seconds, proof.taken)
                     if response_of(error) is None:
                         time.sleep(seconds)  # a broken connection concerns this file alone
                     else:
@@ -148,14 +146,13 @@ class Downloader:
         except (*NETWORK_ERRORS, ValueError) as error:
             if is_disk_full(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-            words = " ".join(without_secrets(str(error)).split())[:300]
             log.warning(
                 "%s of %s@%s cannot be fetched through Xet (%s: %s): going on with plain HTTP from %s",
                 file.path,
                 repository,
                 commit[:8],
                 type(error).__name__,
-                words,
+                hub.said(error),
                 hub.address,
             )
             return False

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from huggingface_hub import get_token
 from huggingface_hub.errors import (
@@ -36,7 +36,8 @@ from huggingface_hub.utils import (
 
 from klray.checkpoints.identity import RemoteFile
 from klray.checkpoints.lineage import Lineage, lineage_of
-from klray.errors import URL, CheckpointError, Reason, without_secrets
+from klray.errors import CheckpointError, Reason
+from klray.words.secrets import bare_address, without_secrets
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -70,17 +71,20 @@ class Hub:
     @property
     def address(self) -> str:
         """The endpoint without user and password."""
-        return without_secrets(self.endpoint) if "://" in self.endpoint else self.endpoint.rpartition("@")[2]
+        return bare_address(self.endpoint)
 
     @property
     def headers(self) -> dict[str, str]:
         """The ``authorization`` of an endpoint with user and password (Basic, RFC 7617), else no headers."""
-        url = URL.match(self.endpoint)
-        if url is None or not url[2]:
+        url = urlsplit(self.endpoint)
+        if not (url.username or url.password):
             return {}
-        user, _, password = url[2].partition(":")
-        credentials = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+        credentials = base64.b64encode(f"{unquote(url.username or '')}:{unquote(url.password or '')}".encode()).decode()
         return {"authorization": f"Basic {credentials}"}
+
+    def said(self, error: BaseException) -> str:
+        """An error's words on one line, without secrets, 300 characters at most."""
+        return " ".join(without_secrets(str(error), self.token).split())[:300]
 
     @classmethod
     def from_environment(cls) -> Hub:
@@ -137,7 +141,7 @@ def contact(hub: Hub) -> Contact:
     except CheckpointError:
         raise
     except (*NETWORK_ERRORS, ValueError) as error:
-        words = " ".join(without_secrets(str(error)).split())[:300]
+        words = hub.said(error)
         raise CheckpointError(
             f"{hub.address} did not answer as a model hub ({type(error).__name__}: {words}): check the network and "
             "HF_ENDPOINT",
@@ -309,7 +313,8 @@ def failure(hub: Hub, repository: str, revision: str, error: BaseException, path
         cure = "set HF_TOKEN to a valid token"
     else:
         cause = list(_chain(error))[-1]
-        words = " ".join(without_secrets(str(cause)).split())[:300]
-        found = f"could not be fetched from {hub.address} after all attempts ({type(cause).__name__}: {words})"
+        found = (
+            f"could not be fetched from {hub.address} after all attempts ({type(cause).__name__}: {hub.said(cause)})"
+        )
         cure = "check the network and HF_ENDPOINT, then run again"
     return CheckpointError(f"{asked} {found}: {cure}", reason)

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 import conf
 from klray.config import Config, register
 from klray.errors import KlrayError
+from klray.words.secrets import Discreet, without_secrets
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}  # as OmegaConf calls them
 FREE = "store.storage_options"  # what it holds is the backend's, so that Hydra knows none of its keys
@@ -75,6 +76,7 @@ def _log_to_stderr() -> None:
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.addFilter(Discreet())
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -82,7 +84,7 @@ def _log_to_stderr() -> None:
 
 def _fail(message: str, code: int = 1) -> int:
     sys.stdout.flush()
-    print(f"klray: error: {message}", file=sys.stderr)
+    print(f"klray: error: {without_secrets(message)}", file=sys.stderr)
     return code
 
 

@@ -14,6 +14,7 @@ from klray.store.columns import committed
 from klray.store.identity import Identity
 from klray.store.objects import Objects
 from klray.store.seal import sealed, unsealed
+from klray.words.secrets import without_secrets
 
 log = logging.getLogger("klray")
 
@@ -36,6 +37,7 @@ def record_failure(
 ) -> Failure:
     """Write why the checkpoint of ``identity`` could not be scored this time."""
     created = datetime.now(UTC).isoformat(timespec="microseconds")
+    message = without_secrets(message)  # it will be published
     failure = Failure(identity.key, identity.repository, revision, reason, message, attempt, created)
     objects.put(layout.failure_path(failure.key, attempt), sealed(dataclasses.asdict(failure)))
     return failure

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from botocore.exceptions import NoCredentialsError
 
-from klray.errors import StoreUnreachableError, without_secrets
+from klray.errors import StoreUnreachableError
 from klray.store.objects.base import Listed, Objects
 from klray.store.objects.endpoint import check_endpoint
 from klray.store.objects.roles import Action, who_may
+from klray.words.secrets import without_secrets
 
 T = TypeVar("T")
 

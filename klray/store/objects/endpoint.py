@@ -15,6 +15,7 @@ from botocore.session import Session
 
 from klray.errors import StoreError
 from klray.store.objects.base import Objects
+from klray.words.secrets import bare_address
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
@@ -33,8 +34,8 @@ def check_endpoint(storage_options: Mapping[str, Any]) -> None:
     where = "store.storage_options.endpoint_url" if given else "AWS_ENDPOINT_URL (or endpoint_url of the profile)"
     if not url or _is_address(str(url)):
         return
-    user, at, place = str(url).rpartition("@")
-    shown = f"{'...' if user else ''}{at}{re.split('[?#]', place)[0]}"
+    shown = bare_address(str(url))
+    shown = f"...@{shown.rpartition('://')[2]}" if "@" in str(url) else shown
     raise StoreError(
         f"{where} is {shown!r}, which is no address of a server: write it as https://host or http://host:port"
     )
@@ -86,5 +87,5 @@ def why_silent(objects: Objects) -> str:
     try:
         socket.create_connection((host, parts.port or (80 if parts.scheme == "http" else 443)), CONNECT_SECONDS).close()
     except OSError as error:
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]} does not answer ({error})"
+        return f"{bare_address(f'{parts.scheme}://{parts.netloc}')} does not answer ({error})"
     return ""

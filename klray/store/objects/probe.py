@@ -17,6 +17,7 @@ from typing import Literal
 from klray.errors import KlrayError, StoreError
 from klray.store.objects.base import Objects
 from klray.store.objects.folder import FolderObjects
+from klray.words.secrets import without_secrets
 
 PREFIX = "probes"  # what klray doctor and score write to try the place, gone when they are done
 Verdict = Literal["ok", "warning", "refused", "skipped"]
@@ -257,7 +258,7 @@ def _failed(check: str, error: Exception) -> Finding:
 
 def found_and_cure(error: Exception) -> tuple[str, str]:
     """(what was found, what to do) of an error; klray's own say both, with a semicolon or a colon between."""
-    words = " ".join(str(error).split())
+    words = without_secrets(" ".join(str(error).split()))  # whole: a name and its value may be taken apart below
     if isinstance(error, KlrayError):
         found, _, cure = words.rpartition("; " if "; " in words else ": ")
         return (found, cure) if found else (cure, "")

@@ -1,0 +1,73 @@
+"""Secrets in words: what gives access is taken out of whatever is shown, logged or kept. The only such rule."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+
+VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+WHOLE_WORD_LENGTH, ANYWHERE_LENGTH = 4, 8  # shorter ones keep no secret, and would take words apart
+
+_RULES = (
+    # Of a URL, user and password before the host and the signature in the query give access; the rest may be shown.
+    (re.compile(r"""(\w+://)(?:[^\s/?#]*@)?([^\s?#'"<>]*)(?:[?#][^\s'"<>]*)?"""), r"\1\2"),
+    # httpx says of a token that no header can hold: Illegal header value b'Bearer hf_...'
+    (re.compile(r"""(?i)(['"](?:bearer|basic) )[^'"]*"""), r"\1..."),
+    (
+        re.compile(r"(?i)\b(bearer |authorization\s*[=:]\s*(?:(?:bearer|basic|aws4-hmac-sha256) )?)[^\s'\",;]+"),
+        r"\1...",
+    ),
+    (
+        re.compile(
+            r"(?i)(?<!no )\b((?:[\w-]*(?:hf|hub|face|access|auth|session|security|api|secret|amz)[_-])?"
+            r"(?:token|secret|password|signature|credential|access[_-]key(?:[_-]id)?)['\"]?\s*[=:]\s*['\"]?)[^\s'\",;)]+"
+        ),
+        r"\1...",
+    ),
+    (re.compile(r"\bhf_\w{8,}"), "hf_..."),
+    (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"), r"\1..."),
+)
+
+
+def without_secrets(words: str, *known: str | None) -> str:
+    """``words`` without what gives access: ``known`` secrets, the values of ``VARIABLES``, and what looks like one.
+
+    Such are user, password, query and fragment of a URL, the value of an Authorization header, what a name such as
+    ``token`` or ``password`` is said to be, tokens of a hub (``hf_``) and ids of AWS's keys.
+
+    >>> without_secrets("404 for url 'https://me:word@host/a/b?signature=1f', twice: Authorization: Bearer f00, hush")
+    "404 for url 'https://host/a/b', twice: Authorization: Bearer ..., hush"
+    >>> without_secrets("hush, hushed, and a hush-hush thing", "hush")
+    '..., hushed, and a ...-... thing'
+    """
+    for secret in sorted({*known, *map(os.environ.get, VARIABLES)} - {None, ""}, key=lambda each: -len(str(each))):
+        if secret and len(secret) >= WHOLE_WORD_LENGTH:
+            edge = "" if len(secret) >= ANYWHERE_LENGTH else r"\b"
+            words = re.sub(f"{edge}{re.escape(secret)}{edge}", "...", words)
+    for pattern, replacement in _RULES:
+        words = pattern.sub(replacement, words)
+    return words
+
+
+def bare_address(url: str) -> str:
+    """A URL, or what was meant to be one, without user, password, query and fragment.
+
+    >>> bare_address("http://me:word@host:1/a?b"), bare_address("me:word@host")
+    ('http://host:1/a', 'host')
+    """
+    scheme, separator, rest = url.rpartition("://")
+    return f"{scheme}{separator}{re.split('[?#]', rest.rpartition('@')[2])[0]}"
+
+
+class Discreet(logging.Filter):
+    """Takes secrets out of what a handler is given to log, also of the words of an error that goes with it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always True: every record is logged."""
+        record.msg, record.args = without_secrets(record.getMessage()), ()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        if record.exc_text:
+            record.exc_text = without_secrets(record.exc_text)
+        return True
