@@ -117,7 +117,7 @@ class BatchPlan:
     Each batch holds texts of about equal length as rows, every row as long as the longest. Padding comes after a
     row's own tokens, where a causal model cannot see it: no mask is needed, attention never crosses texts, and every
     causal architecture (recurrent ones too) can follow the plan. Rows packed with several texts behind a block mask
-    would save that padding, 0.3 % at 1,024 tokens per batch and 512 texts, but ran at 0.2 to 0.7 of the speed on a CPU.
+    would save that padding, below 1 %, but are slower on a CPU (docs/measurements.md).
 
     Parameters
     ----------
