@@ -14,8 +14,8 @@ from hypothesis import settings
 from klray.checkpoints import Hub, download
 from klray.store import Store
 from klray.tiny.family import family_root, train_family
-from klray.tiny.hub import HubServer
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
+from klray.tiny.hub_server import HubServer
 from tests.hub_faults import hub_of, write_run
 from tests.s3_server import CephServer, S3Server, ceph_server, moto_server, why_no_ceph
 from tests.stores import TEXTS

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, Unavailable, resolve
-from klray.tiny.hub import HubServer
+from klray.tiny.hub_server import HubServer
 from klray.tiny.routes import HubHandler
 
 RUN = "tiny/run"

@@ -16,7 +16,7 @@ import klray
 from klray import texts
 from klray.likelihood.loading import load, load_tokenizer
 from klray.tiny.family import train_family
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
 
 N_TEXTS = 24
 LAYERS = 4

@@ -24,8 +24,8 @@ from klray.measure.weight_distances import as_dataset, measure_run
 from klray.store import Store
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet, python_stdlib
-from klray.tiny.hub import HubServer
-from klray.tiny.recipe import SMALLEST, Child, Dense, Merge, Recipe, Size
+from klray.tiny.family_recipe import SMALLEST, Child, Dense, FamilyRecipe, Merge, Size
+from klray.tiny.hub_server import HubServer
 from klray.tiny.routes import HubHandler
 from tests.hub_faults import hub_of
 from tests.scorers import scorer_here
@@ -85,7 +85,7 @@ class CountingHub(HubServer):
     handler = CountingHandler
 
 
-def checkpoints_of(server: HubServer, recipe: Recipe = SCALED) -> list[Checkpoint]:
+def checkpoints_of(server: HubServer, recipe: FamilyRecipe = SCALED) -> list[Checkpoint]:
     """Every checkpoint of the family, with its size and seed."""
     runs = {run.repository: run for run in recipe.runs}
     specs = []

@@ -27,8 +27,8 @@ from klray.likelihood.loading import load, load_tokenizer
 from klray.store import Store
 from klray.sweep.settings import ScoringSettings
 from klray.tiny.family import train_family
-from klray.tiny.hub import HubServer
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
+from klray.tiny.hub_server import HubServer
 from tests.hub_faults import hub_of
 from tests.scorers import scorer_here
 

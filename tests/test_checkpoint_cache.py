@@ -18,7 +18,7 @@ import pytest
 
 from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.errors import CheckpointError, KlrayError
-from klray.tiny.hub import HubServer
+from klray.tiny.hub_server import HubServer
 from tests.hub_faults import RUN, WEIGHT_BYTES, FaultyHub, checkpoints_of, hub_of, write_model, write_run
 
 STEPS = 6

@@ -11,7 +11,7 @@ import pytest
 
 from klray.checkpoints import Checkpoint, Facts, Hub, RemoteFile, RepositorySpec, resolve, step_of
 from klray.errors import KlrayError
-from klray.tiny.hub import HubServer
+from klray.tiny.hub_server import HubServer
 from tests.hub_faults import hub_of, only_error, select, write_model
 
 RUN = "tiny/run"

@@ -15,10 +15,10 @@ import ray
 from klray.checkpoints import Checkpoint, Facts, RemoteFile
 from klray.errors import CheckpointError, KlrayError
 from klray.store import Column, Store
-from klray.sweep import run
+from klray.sweep import driver
 from klray.sweep.actor import Pending, ScorerActor
 from klray.sweep.cluster import RaySettings, Shape, connected
-from klray.sweep.run import Run, _Call, _Worker
+from klray.sweep.driver import Driver, _Call, _Worker
 from klray.sweep.scorer import Outcome
 from klray.sweep.settings import ScoringSettings
 from klray.words.progress import Progress
@@ -138,23 +138,23 @@ def shape() -> Iterator[Shape]:
 @pytest.fixture
 def swept(
     shape: Shape, folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[type[Ordinary], int], tuple[Run, dict[str, int]]]:
+) -> Callable[[type[Ordinary], int], tuple[Driver, dict[str, int]]]:
     """A sweep of three checkpoints in their order, and how often each was scored."""
-    monkeypatch.setattr(run, "ScorerActor", Actor)
+    monkeypatch.setattr(driver, "ScorerActor", Actor)
     monkeypatch.setattr("klray.sweep.queue.random.randrange", lambda stop: 0)
     weights = [RemoteFile("model.safetensors", 1, str(number), None) for number in (1, 2, 3)]
     checkpoints = [Checkpoint("org/a", str(file.sha256), f"commit{file.sha256}", (file,), Facts()) for file in weights]
 
-    def sweep(kind: type[Ordinary], max_attempts: int) -> tuple[Run, dict[str, int]]:
+    def sweep(kind: type[Ordinary], max_attempts: int) -> tuple[Driver, dict[str, int]]:
         arguments = (kind, folder_store.url, tmp_path)
-        found = Run(folder_store, SETTINGS, shape, arguments, checkpoints, {}, max_attempts)
+        found = Driver(folder_store, SETTINGS, shape, arguments, checkpoints, {}, max_attempts)
         found.go(Progress(3, "score", "checkpoint"))
         return found, {each.revision: len(list(tmp_path.glob(f"score {each.revision} *"))) for each in checkpoints}
 
     return sweep
 
 
-Sweep = Callable[[type[Ordinary], int], tuple[Run, dict[str, int]]]
+Sweep = Callable[[type[Ordinary], int], tuple[Driver, dict[str, int]]]
 
 
 def test_the_next_checkpoint_is_scored_while_a_column_is_committed(swept: Sweep, folder_store: Store) -> None:
@@ -192,10 +192,10 @@ def test_checkpoints_are_not_blamed_where_no_worker_can_be_started_again(swept: 
 def test_what_a_dead_actor_had_scored_is_not_asked_of_the_one_that_replaced_it(
     shape: Shape, folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "ScorerActor", Actor)
+    monkeypatch.setattr(driver, "ScorerActor", Actor)
     weights = RemoteFile("model.safetensors", 1, "1", None)
     checkpoint = Checkpoint("org/a", "1", "commit1", (weights,), Facts())
-    one = Run(folder_store, SETTINGS, shape, (Ordinary, folder_store.url, tmp_path), [checkpoint], {}, 1)
+    one = Driver(folder_store, SETTINGS, shape, (Ordinary, folder_store.url, tmp_path), [checkpoint], {}, 1)
     one.patience = None
     work = one.queue.take("", set())
     assert work is not None

@@ -18,8 +18,8 @@ from klray.config.models import ModelSource
 from klray.errors import KlrayError
 from klray.sweep.cost import Rates, cost, lens_weights, parameters
 from klray.tiny.family import train_family
-from klray.tiny.hub import HubServer
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
+from klray.tiny.hub_server import HubServer
 from tests.hub_faults import hub_of
 
 RUN = "klray/tiny-46k-seed1"

@@ -20,7 +20,7 @@ from klray.errors import KlrayError
 from klray.store.objects.probe import Finding
 from klray.sweep.cluster import RaySettings, Resources, Shape
 from klray.sweep.settings import ScoringSettings
-from klray.tiny.hub import HubServer
+from klray.tiny.hub_server import HubServer
 from klray.tiny.routes import HubHandler
 from tests.careless_s3 import CarelessS3, careless_s3
 from tests.hub_faults import FaultyHub

@@ -19,7 +19,7 @@ from klray.checkpoints import Cache, Checkpoint, RemoteFile
 from klray.checkpoints.download import Downloader
 from klray.checkpoints.patience import Patience
 from klray.errors import CheckpointError
-from klray.tiny.hub import HubServer
+from klray.tiny.hub_server import HubServer
 from klray.tiny.routes import BLOCK_BYTES, HubHandler
 from tests.hub_faults import RUN, WEIGHT_BYTES, FaultyHub, checkpoints_of, hub_of, write_run
 

@@ -39,7 +39,7 @@ from klray.store import Store
 from klray.sweep.settings import ScoringSettings
 from klray.texts import python_stdlib
 from klray.tiny.family import train_family
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
 from klray.weights.distances import relative_error, squared_distances
 from klray.weights.parameters import parameters
 from klray.weights.sketch import sketch

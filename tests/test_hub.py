@@ -19,7 +19,7 @@ from klray.checkpoints import selection as selecting
 from klray.checkpoints.download import Downloader
 from klray.checkpoints.hub import SilentHubError, listing
 from klray.errors import CheckpointError
-from klray.tiny.hub import HubServer
+from klray.tiny.hub_server import HubServer
 from tests.hub_faults import FaultyHub, hub_of, only_error, select
 
 RUN = "tiny/run"

@@ -24,7 +24,7 @@ from klray.store import Column, Identity, Store
 from klray.sweep.model import load_lens
 from klray.sweep.settings import ScoringSettings
 from klray.tiny.family import train_family
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
 from tests.scorers import scorer_here
 from tests.stores import N_TEXTS, TEXTS, add, column
 

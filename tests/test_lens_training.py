@@ -27,11 +27,11 @@ from klray.likelihood.tokens import Tokens, encode
 from klray.measure.lens_training import LensTraining, prediction_kl, train_lens
 from klray.texts import TextSet, python_stdlib
 from klray.tiny.family import train_family
-from klray.tiny.recipe import Recipe, Size
+from klray.tiny.family_recipe import FamilyRecipe, Size
 from tests import tiny_models
 
 # 11 s on one CPU of a busy machine, once; then it is in the cache.
-RECIPE = Recipe(
+RECIPE = FamilyRecipe(
     sizes=(Size("lens", hidden=64, layers=4, learning_rate=3e-3),),
     seeds=(1,),
     steps=120,

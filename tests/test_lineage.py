@@ -13,9 +13,9 @@ from huggingface_hub import HfApi
 
 from klray.analysis.scale import Models, lineages
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
-from klray.checkpoints.lineage import Lineage, lineage_of, parsed_parents
+from klray.checkpoints.parents import Lineage, lineage_of, parsed_parents
 from klray.store import Store, catalog, layout
-from klray.tiny.hub import HubServer
+from klray.tiny.hub_server import HubServer
 from tests.hub_faults import write_model
 from tests.stores import TEXTS, add, column
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from klray.checkpoints import Hub, RepositorySpec, resolve
-from klray.tiny.hub import HubServer
+from klray.tiny.hub_server import HubServer
 from tests.hub_faults import hub_of, only_error, select, write_model
 
 RUN = "tiny/run"

@@ -25,7 +25,7 @@ from klray.sweep.model_process import ModelProcess, _sendable
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet, python_stdlib
 from klray.tiny.family import train_family
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
 from klray.weights.sketch import sketch
 from tests import tiny_models
 

@@ -26,7 +26,7 @@ from klray.likelihood.tokens import encode
 from klray.measure.exact import exact_log_likelihood
 from klray.measure.noise import Ways, available_devices, measure, spread
 from klray.tiny.family import train_family
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
 from tests import tiny_models
 from tests.noise_data import found
 

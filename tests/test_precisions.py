@@ -23,7 +23,7 @@ from klray.store import Store
 from klray.sweep.actor import Pending, Refusal, ScorerActor
 from klray.sweep.scorer import Outcome
 from klray.tiny.family import train_family
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
 from tests.scorers import scorer_here
 
 TEXTS = texts.python_stdlib(n=16)

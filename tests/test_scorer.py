@@ -18,7 +18,7 @@ from klray.store import Store
 from klray.sweep.scorer import Scorer
 from klray.sweep.settings import ScoringSettings
 from klray.tiny.family import train_family
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
 from tests.scorers import scorer_here
 
 TEXTS = texts.python_stdlib(n=8)

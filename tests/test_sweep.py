@@ -23,8 +23,8 @@ from klray import texts
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.store import Store
 from klray.tiny.family import train_family
-from klray.tiny.hub import HubServer
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
+from klray.tiny.hub_server import HubServer
 from klray.tiny.routes import HubHandler
 
 TEXTS = ["texts=python_stdlib", "texts.n=16"]

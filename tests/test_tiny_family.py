@@ -24,7 +24,7 @@ from klray.errors import KlrayError
 from klray.texts import python_stdlib, stdlib_documents
 from klray.tiny.documents import training_documents
 from klray.tiny.family import family_root, is_complete, train_family
-from klray.tiny.recipe import DEFAULT, SMALLEST, Recipe, Size
+from klray.tiny.family_recipe import DEFAULT, SMALLEST, FamilyRecipe, Size
 from klray.tiny.training import draw_blocks, learning_rate
 
 FIRST, SECOND = (run.repository for run in SMALLEST.runs)
@@ -165,7 +165,7 @@ def test_a_failed_training_says_why_and_leaves_nothing_that_looks_complete(tmp_p
     texts = family_root(recipe, tmp_path).parent / "texts"
     texts.mkdir(parents=True)
     (texts / "code.npy").write_bytes(b"damaged")
-    with pytest.raises(KlrayError, match=r"(?s)family failed: klray\.embedded\.training .*seed1 .*Error.*again"):
+    with pytest.raises(KlrayError, match=r"(?s)family failed: klray\.tiny\.training .*seed1 .*Error.*again"):
         train_family(recipe, tmp_path, progress=False)
     assert not is_complete(recipe, tmp_path)
     with pytest.raises(KlrayError, match=r"workers=0: training needs at least one"):
@@ -197,7 +197,7 @@ def test_import_is_silent_and_light(tmp_path: Path) -> None:
 def test_recipe_goes_through_its_file(tmp_path: Path) -> None:
     for recipe in (DEFAULT, SMALLEST):
         recipe.write(tmp_path)
-        assert Recipe.read(tmp_path) == recipe
+        assert FamilyRecipe.read(tmp_path) == recipe
 
 
 def test_fingerprint_sees_every_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_fingerprint_sees_every_part_of_the_recipe(monkeypatch: pytest.MonkeyPat
         {"bytes_per_domain": 100_001},
     ]
     fingerprints = [dataclasses.replace(SMALLEST, **change).fingerprint() for change in changes]
-    monkeypatch.setattr("klray.tiny.recipe.RECIPE_VERSION", 0)
+    monkeypatch.setattr("klray.tiny.family_recipe.RECIPE_VERSION", 0)
     fingerprints.append(SMALLEST.fingerprint())
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0")
     fingerprints.append(SMALLEST.fingerprint())

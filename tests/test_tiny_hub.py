@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from klray.errors import KlrayError
-from klray.tiny.hub import HubServer, local_hub
+from klray.tiny.hub_server import HubServer, local_hub
 from tests.hub_faults import write_model
 
 REPOSITORY = "tiny/run"
@@ -306,7 +306,7 @@ def test_process_ends_when_its_parent_is_killed(root: Path) -> None:
 
 
 def test_command_prints_what_to_export_and_a_new_token_only(root: Path) -> None:
-    command = [sys.executable, "-m", "klray.tiny.hub", "--root", str(root), "--until-stdin-closes"]
+    command = [sys.executable, "-m", "klray.tiny.hub_server", "--root", str(root), "--until-stdin-closes"]
     environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
     for given in ({}, {"HF_TOKEN": "secret-word"}):
         said = subprocess.run(

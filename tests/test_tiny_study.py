@@ -21,10 +21,10 @@ import conf
 from klray.checkpoints import RepositorySpec, Selection, resolve
 from klray.errors import KlrayError
 from klray.tiny.family import family_root, train_family
-from klray.tiny.hub import HubServer
-from klray.tiny.recipe import DEFAULT, Child, Dense, Merge, Recipe, Run
+from klray.tiny.family_recipe import DEFAULT, Child, Dense, FamilyRecipe, FamilyRun, Merge
+from klray.tiny.hub_server import HubServer
 from klray.tiny.serving import RECIPES
-from klray.tiny.study import STUDY
+from klray.tiny.study_recipe import STUDY
 from klray.tiny.training import draw_blocks, fine_tune
 from tests.hub_faults import hub_of
 from tests.study_data import CODE, GRANDCHILD, LAYERED, MERGED, PARENT, PROSE, SCALED, SEED2, STILL
@@ -116,7 +116,8 @@ def test_what_is_missing_alone_is_made_again_with_the_same_bytes(study_family: P
 
 def test_the_hub_tells_the_parents_and_of_a_merge_none(root: Path) -> None:
     specs = tuple(
-        RepositorySpec(made.repository, "step*" if isinstance(made, Run) else "main", size="46k") for made in SCALED.all
+        RepositorySpec(made.repository, "step*" if isinstance(made, FamilyRun) else "main", size="46k")
+        for made in SCALED.all
     )
     with HubServer(root) as server:
         checkpoints, unavailable = resolve(hub_of(server), Selection("tiny_study", specs))
@@ -142,7 +143,7 @@ def test_rates_of_a_child_go_the_recipes_way_in_its_own_steps(monkeypatch: pytes
 def test_the_study_has_what_the_settings_need(tmp_path: Path) -> None:
     assert RECIPES["study"] is STUDY
     STUDY.write(tmp_path)
-    assert Recipe.read(tmp_path) == STUDY
+    assert FamilyRecipe.read(tmp_path) == STUDY
     sizes = {size.name: size for size in STUDY.sizes}
     assert list(sizes) == ["0.2m", "0.4m", "0.6m"]
     for size in sizes.values():

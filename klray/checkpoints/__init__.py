@@ -5,11 +5,11 @@ and a ``Fetcher`` does so ahead of time.
 """
 
 from klray.checkpoints.cache import Cache, larger_than_cache
+from klray.checkpoints.checkpoint import Checkpoint, Facts, RemoteFile, Unavailable, step_of
 from klray.checkpoints.fetcher import Fetcher
 from klray.checkpoints.files import CONFIG
-from klray.checkpoints.folder import architecture, model_config
 from klray.checkpoints.hub import Contact, Hub, contact
-from klray.checkpoints.identity import Checkpoint, Facts, RemoteFile, Unavailable, step_of
+from klray.checkpoints.local_folder import architecture, model_config
 from klray.checkpoints.patience import Patience
 from klray.checkpoints.selection import RepositorySpec, Selection, resolve
 

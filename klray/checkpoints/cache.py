@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from klray.checkpoints.checkpoint import Checkpoint, RemoteFile
 from klray.checkpoints.delivery import MARKER, deliver, delivered, verify_folder
 from klray.checkpoints.download import Downloader
 from klray.checkpoints.hub import Hub, is_disk_full
-from klray.checkpoints.identity import Checkpoint, RemoteFile
 from klray.checkpoints.patience import Patience
 from klray.errors import CheckpointError, KlrayError
 

@@ -9,9 +9,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 
+from klray.checkpoints.checkpoint import Checkpoint, RemoteFile
 from klray.checkpoints.download import Downloader
 from klray.checkpoints.hub import Hub
-from klray.checkpoints.identity import Checkpoint, RemoteFile
 from klray.checkpoints.proof import verify
 from klray.errors import CheckpointError
 

@@ -30,8 +30,8 @@ from huggingface_hub.utils import (
     silent_tqdm,
 )
 
+from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.hub import NETWORK_ERRORS, TOO_MANY, Hub, failure, is_disk_full, is_transient, response_of
-from klray.checkpoints.identity import RemoteFile
 from klray.checkpoints.patience import Patience
 from klray.checkpoints.proof import Proof, verify
 

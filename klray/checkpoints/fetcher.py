@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from klray.checkpoints.cache import Cache
+from klray.checkpoints.checkpoint import Checkpoint
 from klray.checkpoints.hub import Hub
-from klray.checkpoints.identity import Checkpoint
 
 
 class Fetcher:

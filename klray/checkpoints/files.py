@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from klray.checkpoints.identity import RemoteFile
+from klray.checkpoints.checkpoint import RemoteFile
 from klray.errors import CheckpointError
 
 CONFIG = "config.json"

@@ -34,8 +34,8 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
-from klray.checkpoints.identity import RemoteFile
-from klray.checkpoints.lineage import Lineage, lineage_of
+from klray.checkpoints.checkpoint import RemoteFile
+from klray.checkpoints.parents import Lineage, lineage_of
 from klray.errors import CheckpointError, Reason
 from klray.words.secrets import bare_address, without_secrets
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from klray.checkpoints.identity import RemoteFile
+from klray.checkpoints.checkpoint import RemoteFile
 
 BLOCK_BYTES = 1 << 20
 

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from klray.checkpoints.checkpoint import Checkpoint, Facts, Unavailable, step_of
 from klray.checkpoints.files import loadable_files
-from klray.checkpoints.folder import LOCAL_REVISION, folder_lineage, folder_revisions, local_folder, read_folder
 from klray.checkpoints.hub import (
     COMMIT,
     Hub,
@@ -23,8 +23,8 @@ from klray.checkpoints.hub import (
     references,
     repositories_of,
 )
-from klray.checkpoints.identity import Checkpoint, Facts, Unavailable, step_of
-from klray.checkpoints.lineage import NO_LINEAGE, Lineage, parsed_parents
+from klray.checkpoints.local_folder import LOCAL_REVISION, folder_lineage, folder_revisions, local_folder, read_folder
+from klray.checkpoints.parents import NO_LINEAGE, Lineage, parsed_parents
 from klray.errors import CheckpointError, KlrayError, Reason
 from klray.words.numbers import counted
 

@@ -46,7 +46,7 @@ class _Layout:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What of a model's shape its config tells: layers, width of the hidden states, vocabulary entries."""
 
     layers: int
@@ -173,12 +173,12 @@ def load(
         )
 
 
-def shape(directory: str | Path) -> Shape:
+def model_shape(directory: str | Path) -> ModelShape:
     """Shape of the language model whose config.json is in ``directory``. Raises CheckpointError, load_failed."""
     folder = Path(directory)
     with _quiet(), explained(folder):
         config = _config(folder).get_text_config()
-        return Shape(int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size))
+        return ModelShape(int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size))
 
 
 def import_early() -> None:

@@ -18,7 +18,8 @@ from klray.store.catalog import COORDINATES, Catalog, read_catalog
 from klray.store.chunks import Report, write_chunks
 from klray.store.datasets import encode_dataset
 from klray.store.objects import Objects
-from klray.store.snapshots import Chunk, Manifest, TextFacts, damaged_objects, move_latest
+from klray.store.snapshots import Chunk, Manifest, damaged_objects, move_latest
+from klray.store.text_facts import TextFacts
 
 log = logging.getLogger("klray")
 

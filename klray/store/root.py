@@ -19,8 +19,8 @@ from klray.store import layout
 from klray.store.columns import Commit
 from klray.store.objects import Objects, probe
 from klray.store.seal import sealed, unsealed
-from klray.store.snapshots import TextFacts, read_manifests, snapshot_ids
-from klray.store.text_facts import AGAIN, MARKER, find_texts
+from klray.store.snapshots import read_manifests, snapshot_ids
+from klray.store.text_facts import AGAIN, MARKER, TextFacts, find_texts
 
 log = logging.getLogger("klray")
 

@@ -13,8 +13,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from klray.errors import StoreDamagedError, StoreError
@@ -72,22 +70,6 @@ class Manifest:
         known = {field.name for field in dataclasses.fields(cls)}
         kept = {name: value for name, value in unsealed(fields).items() if name in known}
         return cls(**{**kept, "chunks": tuple(Chunk(**chunk) for chunk in kept.get("chunks", ()))})
-
-
-@dataclasses.dataclass(frozen=True)
-class TextFacts:
-    """What a store keeps of its text set: (N,) bytes, (N,) domain labels, name and fingerprint."""
-
-    name: str
-    fingerprint: str
-    text_bytes: npt.NDArray[np.int32]
-    domains: tuple[str, ...]
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the bytes and the domains, as canonical JSON."""
-        facts = [self.text_bytes.tolist(), self.domains]
-        return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
 
 def snapshot_ids(objects: Objects) -> list[str]:

@@ -19,8 +19,8 @@ from klray.store.columns import Column, Commit
 from klray.store.failures import Failure
 from klray.store.identity import Identity
 from klray.store.objects import FolderObjects, Objects, open_objects, probe
-from klray.store.snapshots import Manifest, TextFacts
-from klray.store.text_facts import read_texts, text_facts, write_texts
+from klray.store.snapshots import Manifest
+from klray.store.text_facts import TextFacts, read_texts, text_facts, write_texts
 from klray.texts import TextSet
 
 

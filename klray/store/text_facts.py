@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.store import layout
 from klray.store.datasets import encode_group
 from klray.store.objects import Objects
-from klray.store.snapshots import TextFacts
 from klray.store.zarr_store import ZarrStore
 from klray.texts import TextSet
 
 MARKER = f"{layout.TEXTS}/zarr.json"  # written last: its being there says that the others are
 UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError)
 AGAIN = "run klray score on it once more, with the same texts="
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFacts:
+    """What a store keeps of its text set: (N,) bytes, (N,) domain labels, name and fingerprint."""
+
+    name: str
+    fingerprint: str
+    text_bytes: npt.NDArray[np.int32]
+    domains: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the bytes and the domains, as canonical JSON."""
+        facts = [self.text_bytes.tolist(), self.domains]
+        return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
 
 def text_facts(text_set: TextSet) -> TextFacts:

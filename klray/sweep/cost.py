@@ -16,7 +16,7 @@ from pathlib import Path
 
 from klray.checkpoints import CONFIG, Cache, Checkpoint, Hub
 from klray.errors import CheckpointError
-from klray.likelihood.loading import shape
+from klray.likelihood.loading import model_shape
 from klray.words.numbers import counted, duration
 
 log = logging.getLogger("klray")
@@ -157,7 +157,7 @@ def lens_weights(hub: Hub, checkpoints: Iterable[Checkpoint], *, tuned: bool) ->
                 continue
             config = dataclasses.replace(each, files=tuple(file for file in each.files if file.path == CONFIG))
             try:
-                model = shape(cache.fetch(hub, config))
+                model = model_shape(cache.fetch(hub, config))
                 translator = model.width if tuned else 0
                 found[each.repository] = model.layers * model.width * (model.vocabulary + translator)
                 cache.release(config)

@@ -14,7 +14,7 @@ import ray
 from klray.checkpoints import Checkpoint, Hub, Unavailable
 from klray.store import Failure, Identity, Store, unresolved
 from klray.sweep.cluster import RaySettings, connected
-from klray.sweep.run import Run
+from klray.sweep.driver import Driver
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
 from klray.words.progress import Progress
@@ -86,19 +86,19 @@ def sweep(
         shape = dataclasses.replace(shape, workers=min(shape.workers, len(todo)))
         arguments = (hub, store.url, dict(storage_options or {}), ray.put(text_set), settings)
         same = {each.content: settings.identity(each, store.texts.fingerprint).key for each in present if each.content}
-        run = Run(store, settings, shape, arguments, todo, same, ray_settings.max_attempts)
+        driver = Driver(store, settings, shape, arguments, todo, same, ray_settings.max_attempts)
         log.info("scoring %d checkpoints on %d %s workers", len(todo), shape.workers, shape.device)
         with Progress(len(todo), "score", "checkpoint") as progress:
-            run.go(progress)
+            driver.go(progress)
     return SweepReport(
-        scored=run.scored,
-        taken_over=run.taken_over,
+        scored=driver.scored,
+        taken_over=driver.taken_over,
         present=len(present),
-        elsewhere=run.elsewhere,
-        failures=tuple(failed + run.failures),
-        tokens=run.tokens,
+        elsewhere=driver.elsewhere,
+        failures=tuple(failed + driver.failures),
+        tokens=driver.tokens,
         seconds=time.monotonic() - start,
-        start_seconds=run.begun - start if run.begun is not None else 0.0,
+        start_seconds=driver.begun - start if driver.begun is not None else 0.0,
     )
 
 

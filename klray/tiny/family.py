@@ -23,16 +23,16 @@ from pathlib import Path
 import filelock
 
 from klray.errors import KlrayError
-from klray.tiny.recipe import DEFAULT, Child, Merge, Recipe, Run
+from klray.tiny.family_recipe import DEFAULT, Child, FamilyRecipe, FamilyRun, Merge
 from klray.words.progress import Progress
 
 logger = logging.getLogger("klray")
 
-Made = Run | Child | Merge
+Made = FamilyRun | Child | Merge
 _COMPLETE = "complete.json"
 
 
-def family_root(recipe: Recipe = DEFAULT, cache_root: Path | None = None) -> Path:
+def family_root(recipe: FamilyRecipe = DEFAULT, cache_root: Path | None = None) -> Path:
     """Folder of the family's repositories, there or not: ``<root>/<organization>/<name>/<revision>/<files>``.
 
     Parameters
@@ -43,13 +43,13 @@ def family_root(recipe: Recipe = DEFAULT, cache_root: Path | None = None) -> Pat
     return _family_folder(recipe, cache_root) / "hub"
 
 
-def is_complete(recipe: Recipe = DEFAULT, cache_root: Path | None = None) -> bool:
+def is_complete(recipe: FamilyRecipe = DEFAULT, cache_root: Path | None = None) -> bool:
     """Whether every model of the family has been trained to its end."""
     return not _missing(recipe, family_root(recipe, cache_root))
 
 
 def train_family(
-    recipe: Recipe = DEFAULT,
+    recipe: FamilyRecipe = DEFAULT,
     cache_root: Path | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -87,13 +87,13 @@ def train_family(
     return root
 
 
-def _family_folder(recipe: Recipe, cache_root: Path | None) -> Path:
+def _family_folder(recipe: FamilyRecipe, cache_root: Path | None) -> Path:
     if cache_root is None:
         cache_root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klray" / "embedded"
     return cache_root.absolute() / recipe.fingerprint()
 
 
-def _missing(recipe: Recipe, root: Path) -> list[Made]:
+def _missing(recipe: FamilyRecipe, root: Path) -> list[Made]:
     return [made for made in recipe.all if not (root / made.repository / _COMPLETE).exists()]
 
 
@@ -111,7 +111,7 @@ def _only_process(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _train(recipe: Recipe, models: Sequence[Made], folder: Path, workers: int, progress: bool) -> None:
+def _train(recipe: FamilyRecipe, models: Sequence[Made], folder: Path, workers: int, progress: bool) -> None:
     start = time.monotonic()
     steps = sum(map(recipe.updates, models))
     logger.info(
@@ -147,7 +147,7 @@ def _train(recipe: Recipe, models: Sequence[Made], folder: Path, workers: int, p
 class _Losses:
     """The progress of all models in one line: the steps done by any of them, and the losses of those at work."""
 
-    def __init__(self, bar: Progress | None, recipe: Recipe):
+    def __init__(self, bar: Progress | None, recipe: FamilyRecipe):
         self._bar = bar
         self._recipe = recipe
         self._lock = threading.Lock()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from klray.errors import KlrayError
 from klray.tiny.family import train_family
-from klray.tiny.hub import local_hub
-from klray.tiny.recipe import DEFAULT, SMALLEST
-from klray.tiny.study import STUDY
+from klray.tiny.family_recipe import DEFAULT, SMALLEST
+from klray.tiny.hub_server import local_hub
+from klray.tiny.study_recipe import STUDY
 
 RECIPES = {"default": DEFAULT, "smallest": SMALLEST, "study": STUDY}
 

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from klray.tiny.documents import training_documents
-from klray.tiny.recipe import CONTEXT_TOKENS, Recipe
+from klray.tiny.family_recipe import CONTEXT_TOKENS, FamilyRecipe
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
@@ -53,7 +53,7 @@ def token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     return np.concatenate([np.array([*encoding.ids, END_OF_TEXT_ID], dtype=np.uint16) for encoding in encodings])
 
 
-def write_texts(recipe: Recipe, folder: Path) -> None:
+def write_texts(recipe: FamilyRecipe, folder: Path) -> None:
     """Write the new folder ``folder``: ``tokenizer/``, and one ``<domain>.npy`` of uint16 tokens per domain."""
     documents = training_documents(recipe.bytes_per_domain)
     unfinished = folder.with_name(f".{folder.name}")
@@ -71,4 +71,4 @@ def write_texts(recipe: Recipe, folder: Path) -> None:
 
 if __name__ == "__main__":
     (family,) = map(Path, sys.argv[1:])
-    write_texts(Recipe.read(family), family / "texts")
+    write_texts(FamilyRecipe.read(family), family / "texts")

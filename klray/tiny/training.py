@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from klray.tiny.recipe import CONTEXT_TOKENS, Child, Merge, Recipe, Run, Size
+from klray.tiny.family_recipe import CONTEXT_TOKENS, Child, FamilyRecipe, FamilyRun, Merge, Size
 from klray.tiny.tokenizer import END_OF_TEXT_ID
 
 _REPORT_EVERY = 5  # steps
@@ -45,7 +45,7 @@ def make_model(size: Size, vocabulary: int) -> GPTNeoXForCausalLM:
     return GPTNeoXForCausalLM(config)
 
 
-def learning_rate(step: float, recipe: Recipe, highest: float) -> float:
+def learning_rate(step: float, recipe: FamilyRecipe, highest: float) -> float:
     """Learning rate of the update that leads to ``step`` (1 to ``recipe.steps``): linear warm-up, then a cosine."""
     if step <= recipe.warmup_steps:
         return highest * step / recipe.warmup_steps
@@ -67,8 +67,8 @@ def draw_blocks(
 
 
 def train(
-    recipe: Recipe,
-    run: Run,
+    recipe: FamilyRecipe,
+    run: FamilyRun,
     streams: Sequence[np.ndarray],
     save: Callable[[GPTNeoXForCausalLM, int], None],
     report: Callable[[int, float], None],
@@ -90,7 +90,7 @@ def train(
 
 
 def fine_tune(
-    recipe: Recipe,
+    recipe: FamilyRecipe,
     child: Child,
     model: GPTNeoXForCausalLM,
     streams: Sequence[np.ndarray],
@@ -107,7 +107,7 @@ def fine_tune(
 
 def _updates(
     model: GPTNeoXForCausalLM,
-    recipe: Recipe,
+    recipe: FamilyRecipe,
     rates: Sequence[float],
     streams: Sequence[np.ndarray],
     generator: np.random.Generator,
@@ -136,7 +136,7 @@ def mean_model(models: Sequence[GPTNeoXForCausalLM]) -> GPTNeoXForCausalLM:
     return models[0]
 
 
-def write_model(recipe: Recipe, made: Run | Child | Merge, texts: Path, hub: Path) -> None:
+def write_model(recipe: FamilyRecipe, made: FamilyRun | Child | Merge, texts: Path, hub: Path) -> None:
     """Make a model in its folder of ``hub``: revisions get their names when whole, ``complete.json`` comes last."""
     repository = hub / made.repository
     if repository.exists():
@@ -162,7 +162,7 @@ def write_model(recipe: Recipe, made: Run | Child | Merge, texts: Path, hub: Pat
         GPTNeoXForCausalLM.from_pretrained(hub / parent / recipe.last_revision(parent), dtype=torch.float32).train()
         for parent in parents
     ]
-    if isinstance(made, Run):
+    if isinstance(made, FamilyRun):
         streams = [np.load(path, mmap_mode="r") for path in sorted(texts.glob("*.npy"))]
         train(recipe, made, streams, lambda model, step: save(model, f"step{step}"), report)
     elif isinstance(made, Child):
@@ -179,6 +179,6 @@ def write_model(recipe: Recipe, made: Run | Child | Merge, texts: Path, hub: Pat
 if __name__ == "__main__":
     torch.set_num_threads(1)
     family, name = Path(sys.argv[1]), sys.argv[2]
-    the_recipe = Recipe.read(family)
+    the_recipe = FamilyRecipe.read(family)
     (the_model,) = (made for made in the_recipe.all if made.repository == name)
     write_model(the_recipe, the_model, family / "texts", family / "hub")

@@ -19,7 +19,7 @@ from klray.checkpoints import Hub, RepositorySpec, Selection, resolve
 from klray.likelihood import loading as models
 from klray.likelihood import score as likelihood
 from klray.likelihood.tokens import Tokens
-from klray.tiny.hub import local_hub
+from klray.tiny.hub_server import local_hub
 from tests.benchmarks.machine import seconds, table
 from tests.benchmarks.overlap import swept
 from tests.benchmarks.trajectory14m import REPOSITORY, write_run

@@ -33,7 +33,7 @@ from klray.sweep.model import Compute
 from klray.sweep.settings import ScoringSettings
 from klray.sweep.sweeping import sweep
 from klray.texts import python_stdlib
-from klray.tiny.hub import local_hub
+from klray.tiny.hub_server import local_hub
 from tests.benchmarks.machine import table
 from tests.benchmarks.trajectory14m import REPOSITORY, write_run
 

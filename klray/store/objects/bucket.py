@@ -10,9 +10,8 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from botocore.exceptions import NoCredentialsError
 
@@ -39,14 +38,6 @@ GONE = {"NoSuchKey", "404"}
 ELSEWHERE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed"}
 FULL = {"QuotaExceeded", "XMinioStorageFull", "507"}
 UNABLE = {"NotImplemented", "501", "MethodNotAllowed", "405"}
-
-
-class Facts(NamedTuple):
-    """What a listing says of an object."""
-
-    key: str
-    etag: str
-    written: datetime
 
 
 class BucketObjects(Objects):
@@ -85,7 +76,7 @@ class BucketObjects(Objects):
         """Names of objects and folders directly below ``prefix``."""
 
     @abc.abstractmethod
-    def _page(self, prefix: str, mark: str) -> tuple[list[Facts], str]:
+    def _page(self, prefix: str, mark: str) -> tuple[dict[str, Listed], str]:
         """Some of the objects below ``prefix``, from ``mark`` on, and the mark of what follows; "" at either end."""
 
     @abc.abstractmethod
@@ -127,7 +118,7 @@ class BucketObjects(Objects):
         return self._patiently(attempt, target)
 
     def fingerprints(self, prefix: str) -> dict[str, str]:
-        return {each.key: each.etag for each in self._find(prefix)}
+        return {key: each.mark for key, each in self.listing(prefix).items()}
 
     def get(self, key: str) -> bytes | None:
         def attempt() -> bytes | None:
@@ -152,15 +143,11 @@ class BucketObjects(Objects):
         return self._patiently(attempt, prefix, "list")
 
     def listing(self, prefix: str) -> dict[str, Listed]:
-        return {each.key: Listed(each.written, each.etag) for each in self._find(prefix)}
-
-    def _find(self, prefix: str) -> Iterator[Facts]:
-        mark = ""
-        while True:
+        found, mark = self._patiently(lambda: self._page(prefix, ""), prefix, "list")
+        while mark:
             page, mark = self._patiently(functools.partial(self._page, prefix, mark), prefix, "list")
-            yield from page
-            if not mark:
-                return
+            found |= page
+        return found
 
     def delete_tree(self, prefix: str) -> None:
         # One by one: of a bulk deletion s3fs passes over what S3 answers for single keys, such as that it is forbidden.

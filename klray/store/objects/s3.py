@@ -16,7 +16,8 @@ from botocore.exceptions import ClientError as Refusal
 from botocore.utils import parse_timestamp
 from fsspec.asyn import sync
 
-from klray.store.objects.bucket import REQUESTS_AT_ONCE, BucketObjects, Facts
+from klray.store.objects.base import Listed
+from klray.store.objects.bucket import REQUESTS_AT_ONCE, BucketObjects
 
 T = TypeVar("T")
 
@@ -111,16 +112,16 @@ class S3Objects(BucketObjects):
         paths: list[str] = self._files.ls(self._path(prefix), detail=False, refresh=True)
         return [name for path in paths if (name := path.rstrip("/").rsplit("/", 1)[-1]) and path != self._path(prefix)]
 
-    def _page(self, prefix: str, mark: str) -> tuple[list[Facts], str]:
+    def _page(self, prefix: str, mark: str) -> tuple[dict[str, Listed], str]:
         # s3fs's own find takes 3.5 times as long for 10,000.
         bucket, _, root = self._root.partition("/")
         asked = {"Bucket": bucket, "Prefix": f"{root}/{prefix}/".replace("//", "/").removeprefix("/")}
         page = self._files.call_s3("list_objects_v2", **asked, **({"ContinuationToken": mark} if mark else {}))
         above = f"{root}/" if root else ""
-        found = [
-            Facts(each["Key"].removeprefix(above), str(each["ETag"]), each["LastModified"])
+        found = {
+            each["Key"].removeprefix(above): Listed(each["LastModified"], str(each["ETag"]))
             for each in page.get("Contents", ())
-        ]
+        }
         return found, page["NextContinuationToken"] if page.get("IsTruncated") else ""
 
     def _remove(self, key: str) -> None:

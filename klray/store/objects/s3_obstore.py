@@ -22,7 +22,8 @@ from obstore.exceptions import BaseError, GenericError, PermissionDeniedError, U
 from obstore.store import S3Store
 
 from klray.errors import StoreError
-from klray.store.objects.bucket import REQUESTS_AT_ONCE, BucketObjects, Facts
+from klray.store.objects.base import Listed
+from klray.store.objects.bucket import REQUESTS_AT_ONCE, BucketObjects
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential, S3CredentialProvider
@@ -134,11 +135,11 @@ class ObstoreObjects(BucketObjects):
         paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         return [path.rsplit("/", 1)[-1] for path in paths]
 
-    def _page(self, prefix: str, mark: str) -> tuple[list[Facts], str]:
+    def _page(self, prefix: str, mark: str) -> tuple[dict[str, Listed], str]:
         with _in_words():
             page = next(self._files.list(prefix, offset=mark or None, chunk_size=PAGE_OBJECTS), ())
-        found = [Facts(each["path"], str(each["e_tag"]), each["last_modified"].astimezone(UTC)) for each in page]
-        return found, found[-1].key if len(found) == PAGE_OBJECTS else ""
+        found = {each["path"]: Listed(each["last_modified"].astimezone(UTC), str(each["e_tag"])) for each in page}
+        return found, page[-1]["path"] if len(page) == PAGE_OBJECTS else ""
 
     def _remove(self, key: str) -> None:
         with _in_words():

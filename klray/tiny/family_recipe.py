@@ -42,7 +42,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Run:
+class FamilyRun:
     """One training from new weights: a size and a seed."""
 
     size: Size
@@ -102,7 +102,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FamilyRecipe:
     """How the family is trained: every size with every seed. On one machine, equal recipes give equal files.
 
     A batch has ``batch_blocks`` blocks of ``block_tokens`` tokens, half of the blocks prose and half code, each
@@ -179,7 +179,7 @@ class Recipe:
             raise KlrayError(f"the recipe of the embedded family has dense steps of {', '.join(lost)}, which is no run")
 
     @classmethod
-    def read(cls, folder: Path) -> Recipe:
+    def read(cls, folder: Path) -> FamilyRecipe:
         """The recipe in ``folder/recipe.json``; inverse of :meth:`write`."""
         values = {name: _tuples(value) for name, value in json.loads((folder / "recipe.json").read_text()).items()}
         for name, kind in (("sizes", Size), ("dense", Dense), ("children", Child), ("merges", Merge)):
@@ -192,26 +192,28 @@ class Recipe:
         (folder / "recipe.json").write_text(json.dumps(asdict(self), indent=1))
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[FamilyRun, ...]:
         """Every size with every seed, the longest training first."""
         longest_first = sorted(self.sizes, key=lambda size: -size.parameters(self.vocabulary))
         return tuple(
-            Run(size, seed) for size in longest_first for seed in (self.seeds if size.seeds is None else size.seeds)
+            FamilyRun(size, seed)
+            for size in longest_first
+            for seed in (self.seeds if size.seeds is None else size.seeds)
         )
 
     @property
-    def all(self) -> tuple[Run | Child | Merge, ...]:
+    def all(self) -> tuple[FamilyRun | Child | Merge, ...]:
         """Every model of the family, parents before those that are made from them."""
         return (*self.runs, *self.children, *self.merges)
 
     def size_of(self, repository: str) -> Size:
         """Shape of a run, of what was fine-tuned from it, and of a merge of that."""
         made = next(each for each in self.all if each.repository == repository)
-        return made.size if isinstance(made, Run) else self.size_of(made.parents[0])
+        return made.size if isinstance(made, FamilyRun) else self.size_of(made.parents[0])
 
-    def updates(self, made: Run | Child | Merge) -> int:
+    def updates(self, made: FamilyRun | Child | Merge) -> int:
         """Number of updates of one training; 0 for a merge."""
-        return self.steps if isinstance(made, Run) else made.steps if isinstance(made, Child) else 0
+        return self.steps if isinstance(made, FamilyRun) else made.steps if isinstance(made, Child) else 0
 
     def last_revision(self, repository: str) -> str:
         """Revision with the last weights of a model: ``step<last>`` of a run, ``main`` of all others."""
@@ -223,7 +225,7 @@ class Recipe:
         steps = {*self.early_steps, *range(0, self.steps, self.save_every), self.steps}
         return tuple(sorted(step for step in steps if 0 <= step <= self.steps))
 
-    def steps_kept(self, run: Run) -> tuple[int, ...]:
+    def steps_kept(self, run: FamilyRun) -> tuple[int, ...]:
         """Steps of one run whose weights are kept, ascending: ``saved_steps``, and its dense ones."""
         more = {step for dense in self.dense if dense.repository == run.repository for step in dense.steps}
         return tuple(sorted({*self.saved_steps, *(step for step in more if 0 <= step <= self.steps)}))
@@ -260,9 +262,9 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-DEFAULT = Recipe()
+DEFAULT = FamilyRecipe()
 # Seconds for both runs, and a window of ten regular checkpoints still fits.
-SMALLEST = Recipe(
+SMALLEST = FamilyRecipe(
     sizes=(Size("46k", hidden=32, layers=1, learning_rate=4e-3),),
     steps=40,
     early_steps=(0, 1, 2),

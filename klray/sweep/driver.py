@@ -1,4 +1,4 @@
-"""One run of a sweep: who works on what, and what came of it."""
+"""The driver of a sweep: who works on what, and what came of it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _Call:
     work: Work | None = None
 
 
-class Run:
+class Driver:
     """Scores ``todo`` on actors of ``shape``.
 
     ``present`` are the keys of committed columns by the content of their checkpoints; ``arguments`` are those of a

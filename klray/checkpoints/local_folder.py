@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from huggingface_hub.repocard import metadata_load
 
+from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.files import CONFIG, loadable_files
-from klray.checkpoints.identity import RemoteFile
-from klray.checkpoints.lineage import NO_LINEAGE, Lineage, lineage_of
+from klray.checkpoints.parents import NO_LINEAGE, Lineage, lineage_of
 
 _NOTES = ("_name_or_path", "transformers_version")  # parts of a config.json that change nothing in the model
 

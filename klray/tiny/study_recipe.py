@@ -7,7 +7,7 @@ merges: 285 in all.
 
 from __future__ import annotations
 
-from klray.tiny.recipe import ORGANIZATION, Child, Dense, Merge, Recipe, Size
+from klray.tiny.family_recipe import ORGANIZATION, Child, Dense, FamilyRecipe, Merge, Size
 
 SMALL, MIDDLE, LARGE = f"{ORGANIZATION}/tiny-0.2m", f"{ORGANIZATION}/tiny-0.4m", f"{ORGANIZATION}/tiny-0.6m"
 BOTH = ("code", "prose")
@@ -16,7 +16,7 @@ BOTH = ("code", "prose")
 STEPS = 60
 SMALL_RATE, MIDDLE_RATE, LARGE_RATE = 4e-4, 2e-4, 1.5e-4
 
-STUDY = Recipe(
+STUDY = FamilyRecipe(
     sizes=(
         Size("0.2m", hidden=32, layers=2, learning_rate=10 * SMALL_RATE, seeds=(1, 2)),
         Size("0.4m", hidden=64, layers=2, learning_rate=10 * MIDDLE_RATE, seeds=(1, 2, 3)),

@@ -2,7 +2,7 @@
 
 It binds 127.0.0.1 and wants its token with every request. The folder's layout: see ``klray.tiny.repositories``.
 
-    python -m klray.tiny.hub --root hub/      # prints what to export
+    python -m klray.tiny.hub_server --root hub/      # prints what to export
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def local_hub(root: Path, bytes_per_second: float | None = None) -> Iterator[tup
     The token travels in the process's environment, not on its command line.
     """
     token = secrets.token_urlsafe(32)
-    command = [sys.executable, "-m", "klray.tiny.hub", "--root", str(root), "--until-stdin-closes"]
+    command = [sys.executable, "-m", "klray.tiny.hub_server", "--root", str(root), "--until-stdin-closes"]
     if bytes_per_second:
         command += ["--bytes-per-second", str(bytes_per_second)]
     with subprocess.Popen(  # noqa: S603
@@ -87,7 +87,7 @@ def local_hub(root: Path, bytes_per_second: float | None = None) -> Iterator[tup
 
 def main(arguments: list[str] | None = None) -> None:
     """Serve a folder until interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m klray.tiny.hub", description="A model hub over a folder.")
+    parser = argparse.ArgumentParser(prog="python -m klray.tiny.hub_server", description="A model hub over a folder.")
     parser.add_argument("--root", type=Path, required=True, help="folder with <organisation>/<name>/<revision>/<files>")
     parser.add_argument("--port", type=int, default=0, help="default: any free port")
     parser.add_argument("--bytes-per-second", type=float, help="limit on all answers together")
