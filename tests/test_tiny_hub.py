@@ -284,7 +284,7 @@ def test_process_of_its_own_serves_and_ends(root: Path) -> None:
 
 PARENT = """
 import os, sys
-from klray.embedded.hub import local_hub
+from klray.tiny.hub_server import local_hub
 with local_hub(sys.argv[1]) as (endpoint, token):
     print(endpoint, flush=True)
     os.kill(os.getpid(), 9)
