@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from klray import config as configs
-from klray.analysis.noise_floor import ROWS_MEAN, Measured, NoiseFloor
+from klray.analysis.noise_floor import ROWS_MEAN, ModelNoise, NoiseFloor
 from klray.checkpoints import Cache, Checkpoint, Hub, resolve
 from klray.config import Config
 from klray.config.job import verb
@@ -93,7 +93,7 @@ def _there(
 
 def _measured(
     hub: Hub, cache: Cache, checkpoint: Checkpoint, text_set: TextSet, ways: Ways, progress: Progress
-) -> Measured:
+) -> ModelNoise:
     directory = Path()
     try:
         directory = cache.fetch(hub, checkpoint)
@@ -106,7 +106,7 @@ def _measured(
         # where this machine keeps its files says nothing to whoever reads the table
         words = error.message.replace(str(directory), checkpoint.label) if directory.name else error.message
         log.warning("%s: %s", checkpoint.label, words)
-        return Measured(checkpoint.label, checkpoint.commit, failures=dict.fromkeys(ways.dtypes, words))
+        return ModelNoise(checkpoint.label, checkpoint.commit, failures=dict.fromkeys(ways.dtypes, words))
 
 
 def _print(found: NoiseFloor, selected: int, ways: Ways) -> None:

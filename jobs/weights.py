@@ -9,24 +9,33 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from jobs.analyze import exclusions
 from klray import config as configs
-from klray.analysis.diffusion import MIN_POINTS
+from klray.analysis.diffusion import MIN_POINTS, fractal_dimension, late
 from klray.analysis.drift import exponents
-from klray.analysis.runs_table import significant
-from klray.checkpoints import Cache, Checkpoint, resolve
+from klray.analysis.recipe import excluded_by
+from klray.checkpoints import Cache, resolve
 from klray.config import Align, Config
 from klray.config.job import verb
 from klray.errors import KlrayError, StoreDamagedError
-from klray.measure.weight_distances import Aligner, Measured, as_dataset, is_exact, measure_run
+from klray.measure.weight_distances import (
+    Aligner,
+    RunDistances,
+    as_dataset,
+    is_exact,
+    measure_run,
+    standing_checkpoints,
+)
 from klray.store import Store
 from klray.weights import alignment
+from klray.words.numbers import significant
 from klray.words.progress import Progress
 from klray.words.tables import text_table
 
 log = logging.getLogger("klray")
 
 
-def weights(config: Config) -> tuple[xr.Dataset, list[Measured]]:
+def weights(config: Config) -> tuple[xr.Dataset, list[RunDistances]]:
     """Measure the runs of the selected models, write the result, and return it with what was read for it."""
     selection = configs.selection(config.models)
     settings = configs.scoring_settings(config.scoring)
@@ -43,25 +52,23 @@ def weights(config: Config) -> tuple[xr.Dataset, list[Measured]]:
         checkpoints, unavailable = resolve(hub, selection)
         for refused in unavailable:
             log.warning("%s@%s: %s", refused.repository, refused.revision, refused.message)
-        runs: dict[str, list[Checkpoint]] = {}
-        for each in checkpoints:
-            if each.facts.step is not None:
-                runs.setdefault(each.facts.run, []).append(each)
+        dataset = store.dataset(snapshot)
+        runs = standing_checkpoints(checkpoints, dataset, excluded_by(dataset, exclusions(config.analysis)))
         if not runs:
             raise KlrayError(
                 f"models.family={selection.family}: no checkpoint names a step, so there is no run to follow; set "
                 'models.revisions="step*"'
             )
-        there = _there(store, snapshot, config, {each.commit for run in runs.values() for each in run})
+        there = _there(store, snapshot, config, {each.commit for run in runs for each in run})
         if there is not None:
             print(f"result {config.weights.name} of snapshot {snapshot} has these runs already")
             return there, []
-        with Progress(sum(map(len, runs.values())), "weights", "checkpoint") as progress:
+        with Progress(sum(map(len, runs)), "weights", "checkpoint") as progress:
             measured = [
                 measure_run(
                     hub, cache, run, window, limit_bytes=limit, aligner=aligner, advance=partial(progress.advance, 1)
                 )
-                for run in runs.values()
+                for run in runs
             ]
     if not any(run.checkpoints for run in measured):
         reasons = [reason for run in measured for reason in run.failures.values()]
@@ -100,29 +107,17 @@ def _aligner(align: Align) -> Aligner | None:
     )
 
 
-def _table(measured: list[Measured], window: int, min_step: int) -> str:
+def _table(measured: list[RunDistances], window: int, min_step: int) -> str:
     """A row for each run and kind of distance: mean over the last half of its windows, as reports have it."""
     rows = []
     for run in (run for run in measured if run.checkpoints):
         for name, squared in run.distances.items():
-            last = np.flatnonzero(
-                np.diff(run.steps, append=run.steps[-1] + 1)
-            )  # of several at one step, as in analyses
-            exponent, r_squared, distance = exponents(run.steps[last], squared[np.ix_(last, last)], window, min_step)
-            windows = np.flatnonzero(np.isfinite(exponent))
-            late = windows[len(windows) // 2 :]
-            mean = float(exponent[late].mean()) if len(late) else float("nan")
-            rows.append(
-                (
-                    run.checkpoints[0].facts.run,
-                    name,
-                    f"{len(run.checkpoints):,}",
-                    significant(float(distance[-1])),
-                    significant(mean),
-                    significant(float(r_squared[late].mean()) if len(late) else float("nan")),
-                    significant(2 / mean if mean > 0 else float("nan")),
-                )
-            )
+            exponent, r_squared, distance = exponents(run.steps, squared, window, min_step)
+            fitted = np.isfinite(exponent)
+            mean, _ = late(exponent[fitted])
+            numbers = (float(distance[-1]), mean, late(r_squared[fitted])[0], float(fractal_dimension(mean)))
+            checkpoints = f"{len(run.checkpoints):,}"
+            rows.append((run.checkpoints[0].facts.run, name, checkpoints, *map(significant, numbers)))
     header = ("run", "distance", "checkpoints", "last move", "c_w", "R^2", "2/c_w")
     return text_table(header, rows, text_columns=2)
 

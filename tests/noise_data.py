@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from klray.analysis.noise_floor import Measured, NoiseFloor, Variant
+from klray.analysis.noise_floor import ModelNoise, NoiseFloor, Variant
 
 
 def variants(*dtypes: str, devices: tuple[str, ...] = ("cpu",)) -> tuple[Variant, ...]:
@@ -12,7 +12,7 @@ def variants(*dtypes: str, devices: tuple[str, ...] = ("cpu",)) -> tuple[Variant
     )
 
 
-def found(*measured: Measured, dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> NoiseFloor:
+def found(*measured: ModelNoise, dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> NoiseFloor:
     return NoiseFloor(dtypes, "float32", "f" * 64, "some texts", 10, 700.0, measured, {"torch": "2"})
 
 

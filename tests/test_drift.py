@@ -16,7 +16,7 @@ from jobs.analyze import analyze
 from jobs.publish import publish
 from jobs.weights import weights
 from klray.analysis.drift import sketched_drift
-from klray.analysis.recipe import Run
+from klray.analysis.runs import Run
 from klray.analysis.runs_table import format_table, run_table
 from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.checkpoints.tensors import stored_tensors
@@ -237,7 +237,7 @@ def test_sketches_of_another_kind_than_ours_are_compared_with_themselves() -> No
     rows = {f"key{step}": np.full(3, float(step)) for step in range(4)}
     data = {"step": range(4), "key": list(rows), "sketch": ["foreign", "foreign", "another-v1-x", "foreign"]}
     dataset = xr.Dataset(coords={name: ("model", values) for name, values in data.items()})
-    run = Run("x", np.arange(4), np.arange(4))
+    run = Run("x", np.arange(4), np.arange(4), np.ones(4, dtype=bool))
     found = sketched_drift(dataset, [run], np.zeros(4, bool), lambda keys: {key: rows[key] for key in keys}, 3, 0)
     values, attributes = found["consecutive_weight_distance"]
     np.testing.assert_array_equal(values, [np.nan, np.sqrt(3), np.nan, np.nan])

@@ -16,7 +16,8 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from klray.analysis.runs_table import consecutive_pairs, trajectories
+from klray.analysis.runs import trajectories
+from klray.analysis.runs_table import consecutive_pairs
 from klray.errors import KlrayError
 from klray.report.figures import PLATES, consecutive_kl, diffusion_exponents, kl_heatmap, model_map, save
 from klray.report.figures.consecutive import consecutive_kl_caption
@@ -52,7 +53,7 @@ def test_consecutive_lines_hold_the_kl_of_every_run(result: xr.Dataset) -> None:
     runs = trajectories(result)
     assert len(runs) == 4
     for run, label in zip(runs, run_labels(runs), strict=True):
-        members = result.isel(model=run.positions[1:])
+        members = result.isel(model=run.models[1:])
         spaced = (members.step - members.previous_step).values == 20
         usual = spaced & np.isfinite(members.consecutive_kl.values)
         drawn = _data(_line(axes, label))
@@ -137,7 +138,7 @@ def test_map_marks_the_ends_of_each_run(result: xr.Dataset) -> None:
     axes = model_map(result).axes[0]
     ends = {tuple(_data(line)[0]): line for line in axes.lines}
     for run, style in zip(trajectories(result), run_styles(trajectories(result)), strict=True):
-        first, last = (tuple(result.map_pca.values[run.positions[place]]) for place in (0, -1))
+        first, last = (tuple(result.map_pca.values[run.models[place]]) for place in (0, -1))
         assert same_color(ends[first].get_markerfacecolor(), "white")
         assert same_color(ends[first].get_markeredgecolor(), style.color)
         assert same_color(ends[last].get_markerfacecolor(), style.color)
@@ -212,7 +213,7 @@ def test_exponent_lines_hold_exponents_and_r_squared(result: xr.Dataset) -> None
     upper, lower = figure.axes
     runs = trajectories(result)
     for run, label in zip(runs, run_labels(runs), strict=True):
-        members = result.isel(model=run.positions)
+        members = result.isel(model=run.models)
         starts = np.isfinite(members.exponent_kl.values)
         for axes, name in ((upper, "exponent_kl"), (lower, "exponent_kl_r_squared")):
             expected = np.column_stack([members.step.values[starts], members[name].values[starts]])
@@ -223,7 +224,7 @@ def test_exponent_lines_hold_exponents_and_r_squared(result: xr.Dataset) -> None
 def test_a_run_keeps_its_colour_in_every_figure(result: xr.Dataset) -> None:
     first = trajectories(result)[0]
     without = result.copy(deep=True)
-    without.exponent_kl[first.positions] = np.nan
+    without.exponent_kl[first.models] = np.nan
     labels = run_labels(trajectories(result))
     colors = [_line(consecutive_kl(result).axes[0], label).get_color() for label in labels]
     upper = diffusion_exponents(without).axes[0]
@@ -266,7 +267,7 @@ def test_a_result_without_steps_says_why_there_is_no_figure() -> None:
 
 def test_an_excluded_run_is_left_out_of_every_line_figure(result: xr.Dataset) -> None:
     gone = trajectories(result)[1]
-    positions = gone.positions
+    positions = gone.models
     without = result.copy(deep=True)
     for name in ("consecutive_kl", "exponent_kl", "map_pca", "map_tsne"):
         without[name][positions] = np.nan

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import jobs.__main__ as cli
 import klray
 from klray import texts
-from klray.analysis.noise_floor import Measured, NoiseFloor
+from klray.analysis.noise_floor import ModelNoise, NoiseFloor
 from klray.checkpoints import Checkpoint, Facts
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading as models
@@ -49,7 +49,7 @@ def trained() -> Path:
 
 
 @pytest.fixture(scope="module")
-def measured(trained: Path) -> Measured:
+def measured(trained: Path) -> ModelNoise:
     return measure(local(trained), trained, TEXTS, WAYS)
 
 
@@ -79,7 +79,7 @@ def by_hand(directory: Path, dtype: torch.dtype, budget: int) -> np.ndarray:
     return np.array(values)
 
 
-def test_the_numbers_are_those_of_a_few_lines_of_numpy(measured: Measured, trained: Path) -> None:
+def test_the_numbers_are_those_of_a_few_lines_of_numpy(measured: ModelNoise, trained: Path) -> None:
     assert [v.dtype for v in measured.variants] == ["float64"] + ["float32"] * 3 + ["bfloat16"] * 3 + ["float16"] * 3
     exact = by_hand(trained, torch.float64, 1)
     rows = {
@@ -105,7 +105,7 @@ def test_the_numbers_are_those_of_a_few_lines_of_numpy(measured: Measured, train
             assert 1e-9 < to_float64 < 1e-3
 
 
-def test_16_bits_are_noisier_the_fewer_of_them_are_the_fraction(measured: Measured) -> None:
+def test_16_bits_are_noisier_the_fewer_of_them_are_the_fraction(measured: ModelNoise) -> None:
     float32, bfloat16, float16 = (floor.floor or 0 for floor in measured.floors(WAYS.dtypes))
     # the square of 2^-8 over 2^-11 is 64
     assert 16 < bfloat16 / float16 < 256
@@ -288,7 +288,7 @@ def test_mistakes_are_answered_before_anything_is_measured(
 
 
 @pytest.mark.parametrize("matrix", [[], [[0.0]], [["a"] * 10] * 10, [[0.0] * 10] * 9])
-def test_a_noise_floor_without_its_kl_is_none(measured: Measured, matrix: list[list[float]]) -> None:
+def test_a_noise_floor_without_its_kl_is_none(measured: ModelNoise, matrix: list[list[float]]) -> None:
     whole = json.loads(found(measured).to_json())
     assert len(measured.variants) == 10
     whole["models"][0]["kl"] = matrix

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from klray.analysis.noise_floor import Measured, NoiseFloor, cells
+from klray.analysis.noise_floor import ModelNoise, NoiseFloor, cells
 from klray.errors import KlrayError
 from klray.report.figures import noise_floor
 from tests.noise_data import distances, found, variants
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_each_kind_of_pair_counts_where_it_belongs() -> None:
     kl = distances(0, 1, 3, 10, 14, 100, 100, 130, 100)
-    each = Measured("a@b", "c", variants=variants("float32", "bfloat16", devices=("cpu", "cuda")), kl=kl)
+    each = ModelNoise("a@b", "c", variants=variants("float32", "bfloat16", devices=("cpu", "cuda")), kl=kl)
     float32, bfloat16 = each.floors(("float32", "bfloat16"))
     assert (float32.plans, float32.devices, float32.to_float64, float32.floor) == (4, 13, 14, 14)
     assert float32.to_float32 is None
@@ -26,8 +26,8 @@ def test_each_kind_of_pair_counts_where_it_belongs() -> None:
 
 
 def test_the_picture_has_a_mark_for_each_kl_that_is_not_0() -> None:
-    one = Measured("a", "c", variants=variants("float32", "bfloat16"), kl=distances(0, 1e-9, 1e-9, 1e-4, 3e-4))
-    two = Measured("b", "c", variants=variants("float32"), kl=distances(0, 2e-9, 3e-9), failures={"bfloat16": "x"})
+    one = ModelNoise("a", "c", variants=variants("float32", "bfloat16"), kl=distances(0, 1e-9, 1e-9, 1e-4, 3e-4))
+    two = ModelNoise("b", "c", variants=variants("float32"), kl=distances(0, 2e-9, 3e-9), failures={"bfloat16": "x"})
     (axes,) = noise_floor(found(one, two)).axes
     lines = {str(line.get_label()): np.asarray(line.get_xdata()).tolist() for line in axes.lines}
     assert lines["between plans"] == pytest.approx([1e-9, 2e-4])
@@ -45,12 +45,12 @@ def test_the_picture_has_a_mark_for_each_kl_that_is_not_0() -> None:
     [(3.5e-12, "3e9 times"), (1e-6, "10,000 times"), (1e-2, "1 times"), (0.04, "0.2 times"), (0.0, "-")],
 )
 def test_how_far_below_is_told_in_two_figures_at_most(floor: float, below: str) -> None:
-    (row,) = Measured("a@b", "c", variants=variants("float32"), kl=distances(0, 0, floor)).floors(["float32"])
+    (row,) = ModelNoise("a@b", "c", variants=variants("float32"), kl=distances(0, 0, floor)).floors(["float32"])
     assert cells(row)[-1] == below
 
 
 def test_two_plans_may_be_further_apart_than_either_is_from_float64() -> None:
-    each = Measured("a@b", "c", variants=variants("float32"), kl=distances(0, -2, 3))
+    each = ModelNoise("a@b", "c", variants=variants("float32"), kl=distances(0, -2, 3))
     assert each.floors(("float32",))[0].floor == 5
 
 
@@ -73,7 +73,7 @@ def test_two_plans_may_be_further_apart_than_either_is_from_float64() -> None:
     ],
 )
 def test_the_verdict_turns_at_100_times(floor: float, verdict: str, sentence: str) -> None:
-    each = Measured("a@b", "c", variants=variants("float32"), kl=distances(0, 0, floor))
+    each = ModelNoise("a@b", "c", variants=variants("float32"), kl=distances(0, 0, floor))
     noise = found(each, dtypes=("float32",))
     assert noise.rows()[0].verdict == verdict
     assert noise.verdicts() == [sentence]
@@ -82,7 +82,7 @@ def test_the_verdict_turns_at_100_times(floor: float, verdict: str, sentence: st
 
 def test_the_verdict_is_that_of_the_noisiest_checkpoint_and_names_a_better_precision() -> None:
     calm, wild = (
-        Measured(name, "c", variants=variants("float32", "bfloat16"), kl=distances(0, 1e-9, 1e-9, kl, kl))
+        ModelNoise(name, "c", variants=variants("float32", "bfloat16"), kl=distances(0, 1e-9, 1e-9, kl, kl))
         for name, kl in (("calm", 1e-6), ("wild", 4e-4))
     )
     noise = found(calm, wild)
@@ -97,8 +97,8 @@ def test_the_verdict_is_that_of_the_noisiest_checkpoint_and_names_a_better_preci
 
 
 def test_what_could_not_be_measured_is_not_fine() -> None:
-    good = Measured("a", "c", variants=variants("float32"), kl=distances(0, 0, 0), failures={"bfloat16": "no room"})
-    bad = Measured("b", "c", failures={"float32": "broken", "bfloat16": "broken"})
+    good = ModelNoise("a", "c", variants=variants("float32"), kl=distances(0, 0, 0), failures={"bfloat16": "no room"})
+    bad = ModelNoise("b", "c", failures={"float32": "broken", "bfloat16": "broken"})
     noise = found(good, bad)
     assert not noise.default_is_fine
     assert noise.verdicts() == [

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from klray.analysis.analyze import analyze
-from klray.analysis.relatives import own_output, parents, unquantised
+from klray.analysis.facts import own_output
+from klray.analysis.relatives import parents, unquantised
 from klray.errors import KlrayError
 from klray.report.figures import PLATES, layer_threads, lineage, quantization_arrows, training_paths
 from klray.report.figures.heatmap import _ordered, kl_heatmap_caption

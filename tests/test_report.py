@@ -15,10 +15,11 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from klray.analysis.noise_floor import Measured, NoiseFloor, Variant
-from klray.analysis.runs_table import run_table, with_error
+from klray.analysis.noise_floor import ModelNoise, NoiseFloor, Variant
+from klray.analysis.runs_table import run_table
 from klray.report import models, public, write_report
 from klray.report import page as page_of_report
+from klray.words.numbers import with_error
 from tests.html_page import Page
 from tests.synthetic import trajectory_result
 
@@ -141,7 +142,7 @@ def _noise(result: xr.Dataset, dtypes: tuple[str, ...], floor: float) -> NoiseFl
     ways = (Variant("float64", "cpu", 1), *(Variant(dtype, "cpu", 1) for dtype in dtypes))
     places = dict(zip([way.dtype for way in ways], (0, 1e-9, floor), strict=False))
     kl = tuple(tuple(abs(places[one.dtype] - places[two.dtype]) for two in ways) for one in ways)
-    each = Measured("org/<b>a</b>@step5", "c", variants=ways, kl=kl)
+    each = ModelNoise("org/<b>a</b>@step5", "c", variants=ways, kl=kl)
     return NoiseFloor(dtypes, "float32", result.attrs["text_set"], "some texts", 300, 700.0, (each,), {})
 
 

@@ -14,9 +14,8 @@ from jobs.analyze import analyze
 from jobs.report import report
 from jobs.scale import scale
 from klray.analysis.kl.layers import layer_kl
-from klray.analysis.noise_floor import Measured, NoiseFloor, Variant
+from klray.analysis.noise_floor import ModelNoise, NoiseFloor, Variant
 from klray.analysis.recipe import Recipe
-from klray.analysis.runs_table import significant, with_error
 from klray.analysis.scale import agreements, scale_rows
 from klray.config import AnalysisConfig, Config, ReportConfig, ScaleConfig, StoreConfig
 from klray.errors import KlrayError
@@ -27,6 +26,7 @@ from klray.report.figures.layer_kl import layers_to_final_caption
 from klray.report.quantization import _ratio
 from klray.store import Store
 from klray.texts import TextSet
+from klray.words.numbers import significant, with_error
 from tests import test_report as plain
 from tests.html_page import Page
 from tests.scale_data import fill_store, scale_snapshot
@@ -258,7 +258,7 @@ def test_quantised_models_stand_against_their_selves_beside_the_noise(
         assert float(median.split(" ± ")[0]) == pytest.approx(np.median(kl), rel=0.06)  # as it is rounded
     assert "The noise floor was not measured." in page.text
     ways = tuple(Variant(dtype, "cpu", 1) for dtype in ("float64", "float32"))
-    each = Measured("org/a@main", "c", variants=ways, kl=((0.0, 2e-4), (2e-4, 0.0)))
+    each = ModelNoise("org/a@main", "c", variants=ways, kl=((0.0, 2e-4), (2e-4, 0.0)))
     noise = NoiseFloor(("float32",), "float32", "other", "texts", 300, 700.0, (each,), {})
     (tmp_path / "noise.json").write_text(noise.to_json(), "utf-8")
     monkeypatch.setattr(page_of_report, "PLATES", ())

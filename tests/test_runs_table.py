@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from klray.analysis.runs_table import (
-    consecutive_pairs,
-    format_table,
-    printable,
-    run_table,
-    significant,
-    single_models,
-    trajectories,
-    with_error,
-)
+from klray.analysis.runs import single_models, trajectories
+from klray.analysis.runs_table import consecutive_pairs, format_table, run_table
+from klray.words.numbers import printable, significant, with_error
 from tests.synthetic import trajectory_result
 
 STEPS = (0, 1, 2, 10, 20, 30, 40, 50, 60, 70, 75)
@@ -108,7 +101,7 @@ def test_checkpoints_are_ordered_by_step_whatever_their_place_in_the_snapshot() 
     mixed = result.isel(model=shuffled, other=shuffled)
     (run,) = trajectories(mixed)
     assert np.all(np.diff(run.steps) > 0)
-    np.testing.assert_array_equal(mixed.step.values[run.positions], run.steps)
+    np.testing.assert_array_equal(mixed.step.values[run.models], run.steps)
     np.testing.assert_array_equal(consecutive_pairs(mixed, run).kl, consecutive_pairs(result, *trajectories(result)).kl)
     assert mixed.revision.values[single_models(mixed, [run])].tolist() == ["main"]
 

@@ -12,7 +12,7 @@ import xarray as xr
 
 import klray
 from klray.analysis.kl.chosen_pairs import pair_divergence
-from klray.analysis.recipe import Recipe
+from klray.analysis.recipe import Recipe, excluded_by
 from klray.analysis.scale import (
     Choice,
     Models,
@@ -42,7 +42,7 @@ def result(snapshot: xr.Dataset) -> xr.Dataset:
 
 def models_of(snapshot: xr.Dataset) -> Models:
     recipe = Recipe.fit(snapshot)
-    return Models.of(snapshot, np.array([reason != "" for reason in recipe.reasons(snapshot)]))
+    return Models.of(snapshot, excluded_by(snapshot, recipe.excluded))
 
 
 def place_of(snapshot: xr.Dataset, label: str) -> int:
@@ -93,7 +93,7 @@ def test_random_pairs_follow_their_seed(snapshot: xr.Dataset) -> None:
 
 def test_random_draws_reach_every_pair(snapshot: xr.Dataset) -> None:
     models = models_of(snapshot)
-    n = len(models.finals())
+    n = len(models.finals)
     every = setting_pairs(models, Choice(draws=10**6))["random"]
     assert len(every) == n * (n - 1) // 2 == len({frozenset(pair) for pair in every.tolist()})
 

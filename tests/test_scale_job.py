@@ -15,11 +15,11 @@ import klray
 from jobs.analyze import analyze
 from jobs.scale import scale
 from klray.analysis.recipe import Recipe, of_domain, result_name
-from klray.analysis.runs_table import significant
 from klray.config import AnalysisConfig, Config, ScaleConfig, StoreConfig
 from klray.errors import KlrayError
 from klray.store import Store
 from klray.texts import TextSet
+from klray.words.numbers import significant
 from tests.scale_check import check_scale
 from tests.scale_data import fill_store, scale_snapshot
 

@@ -23,6 +23,7 @@ from dask.system import CPU_COUNT
 from klray.analysis import embedding
 from klray.analysis.diffusion import diffusion_exponent
 from klray.analysis.drift import Sketches, drift_bytes, exact_drift, sketched_drift
+from klray.analysis.facts import NO_QUANTIZATION, facts
 from klray.analysis.kl.all_pairs import (
     TILE,
     kl_divergence,
@@ -37,13 +38,11 @@ from klray.analysis.recipe import (
     Anomaly,
     Exclusion,
     Recipe,
-    Run,
-    facts,
+    excluded_by,
     find_anomalies,
     names_of,
 )
-from klray.analysis.relatives import NO_QUANTIZATION
-from klray.analysis.runs import runs
+from klray.analysis.runs import Run, runs
 from klray.errors import KlrayError
 
 logger = logging.getLogger("klray")
@@ -207,7 +206,7 @@ def _without_anomalies(
     left_out: list[Anomaly] = []
     for _ in range(_MAX_REFITS):
         values = recipe.apply(dataset)
-        excluded = np.array([reason != "" for reason in recipe.reasons(dataset)])
+        excluded = excluded_by(dataset, recipe.excluded)
         # Windows are not wanted here: a smallest step beyond all leaves them out.
         found = _by_run(values, values["text_bytes"].values, runs(dataset, excluded), excluded, 3, sys.maxsize)[1]
         if not found:

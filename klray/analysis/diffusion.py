@@ -98,6 +98,16 @@ def fractal_dimension(exponent: Any) -> np.ndarray:
     return np.divide(2.0, c, out=np.full(c.shape, np.nan), where=c > 0)
 
 
+def late(values: np.ndarray) -> tuple[float, float]:
+    """Mean and sample standard deviation of the last half (rounded up) of what a run's windows have, by start step.
+
+    NaN for a mean of none and a deviation of fewer than two. Windows overlap: the deviation is no standard error.
+    """
+    half = values[len(values) // 2 :]
+    mean = float(np.mean(half)) if len(half) else float("nan")
+    return mean, float(np.std(half, ddof=1)) if len(half) > 1 else float("nan")
+
+
 def _centered(values: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """(S, W) values less the mean of the usable ones of their window; 0 where not usable."""
     filled = np.where(usable, values, 0.0)

@@ -13,8 +13,8 @@ import numpy as np
 import xarray as xr
 
 from klray.analysis.diffusion import diffusion_exponent
-from klray.analysis.recipe import Run
-from klray.analysis.runs import fact_strings, facts
+from klray.analysis.facts import facts, strings
+from klray.analysis.runs import Run
 from klray.weights.distances import relative_error, squared_distances
 
 log = logging.getLogger("klray")
@@ -41,7 +41,7 @@ def sketched_drift(
     """
     n_models = len(excluded)
     columns = {name: np.full(n_models, np.nan) for name in ("exponent", "r_squared", "distance")}
-    labels, keys = fact_strings(dataset, "sketch"), fact_strings(dataset, "key")
+    labels, keys = strings(dataset, "sketch"), strings(dataset, "key")
     sizes = {int(size) for label in labels if (size := label.partition("-")[0]).isdecimal()}  # others': none
     for run in found if sketches is not None else ():
         assert sketches is not None

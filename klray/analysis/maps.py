@@ -13,8 +13,9 @@ import numpy as np
 import xarray as xr
 
 from klray.analysis import embedding
+from klray.analysis.facts import own_output
 from klray.analysis.kl.centering import double_center
-from klray.analysis.relatives import own_output, parents
+from klray.analysis.relatives import parents
 
 LINEAGE_PERPLEXITY = 20.0  # as in arXiv:2505.15353 for fine-tuned models; 30 for all others
 _PAPERS = "arXiv:2505.15353, arXiv:2502.16173"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from klray.errors import KlrayError
+from klray.words.numbers import times, tiny
 from klray.words.tables import text_table
 
 # Consecutive checkpoints of Pythia, 1,000 steps apart, late in pretraining: 0.01 to 0.05 (arXiv 2505.15353).
@@ -70,7 +71,7 @@ class Floor:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelNoise:
     """KL between all scorings of one checkpoint.
 
     Parameters
@@ -136,7 +137,7 @@ class NoiseFloor:
     text_set_name: str
     n_texts: int
     mean_bytes: float
-    models: tuple[Measured, ...]
+    models: tuple[ModelNoise, ...]
     versions: Mapping[str, str]
     threads: int = 0
 
@@ -210,7 +211,7 @@ class NoiseFloor:
             values["threads"] = int(found.get("threads", 0))
             values["versions"] = dict(values["versions"])
             models = tuple(
-                Measured(
+                ModelNoise(
                     **{
                         **each,
                         "variants": tuple(Variant(**variant) for variant in each["variants"]),
@@ -244,7 +245,7 @@ COLUMNS = ("plans", "devices", "to float32", "to float64", "floor", "below")
 def cells(row: Floor) -> tuple[str, ...]:
     """A row's values under ``COLUMNS``, for a reader."""
     kinds = (row.plans, row.devices, row.to_float32, row.to_float64, row.floor)
-    return (*("-" if value is None else _plain(value) for value in kinds), _times(row.below) if row.below else "-")
+    return (*("-" if value is None else tiny(value) for value in kinds), _times(row.below) if row.below else "-")
 
 
 def _matrix(rows: Iterable[Iterable[float]]) -> tuple[tuple[float, ...], ...]:
@@ -252,16 +253,8 @@ def _matrix(rows: Iterable[Iterable[float]]) -> tuple[tuple[float, ...], ...]:
 
 
 def _kl(value: float) -> str:
-    return f"{_plain(value)} bits/byte"
-
-
-def _plain(value: float) -> str:
-    return f"{value:.2g}" if value == 0 or value >= 1e-3 else f"{value:.1e}"
+    return f"{tiny(value)} bits/byte"
 
 
 def _times(below: float | None) -> str:
-    if below is None:
-        return "any number of times"
-    if below >= 1e6:
-        return f"{below:.0e} times".replace("e+0", "e").replace("e+", "e")
-    return f"{below:,.0f} times" if below >= 10 else f"{below:.1g} times"
+    return "any number of times" if below is None else times(below)

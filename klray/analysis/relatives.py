@@ -5,24 +5,10 @@ Shapes: K = models of the snapshot (or of a result: both have the coordinates).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
-from klray.analysis.runs import fact_strings
-
-NO_QUANTIZATION = ("", "none")
-SELF_FACTS = ("repository", "commit", "dtype", "quantization")  # what tells whose quantised self a model is
-
-
-def own_output(dataset: xr.Dataset) -> np.ndarray:
-    """(K,) bool: the model's own output, not a layer under a lens."""
-    layers = dataset["layer"].values if "layer" in dataset.coords else np.full(dataset.sizes["model"], -1)
-    found: np.ndarray = layers < 0
-    return found
+from klray.analysis.facts import facts, own_output, quantised, strings, usual_dtype
 
 
 def unquantised(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> np.ndarray:
@@ -31,44 +17,48 @@ def unquantised(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> np.n
     That is the own output of the same commit without quantisation, of the same dtype if there is one, else of the
     dtype that most unquantised models have; of several the last. Those ``excluded`` (K,) are and have none.
     """
-    facts = {name: fact_strings(dataset, name) for name in SELF_FACTS}
+    repositories, commits, dtypes = (strings(dataset, name) for name in ("repository", "commit", "dtype"))
     usable = own_output(dataset)
-    return selves(facts, usable if excluded is None else usable & ~np.asarray(excluded, dtype=bool))
-
-
-def selves(facts: Mapping[str, np.ndarray], usable: np.ndarray) -> np.ndarray:
-    """``unquantised`` from the (K,) strings of each of ``SELF_FACTS``, among own outputs that are ``usable`` (K,)."""
-    repositories, commits, dtypes, quantizations = (facts[name] for name in SELF_FACTS)
-    plain = np.isin(quantizations, NO_QUANTIZATION)
-    usual = Counter(dtypes[usable & plain].tolist()).most_common(1)
+    if excluded is not None:
+        usable &= ~np.asarray(excluded, dtype=bool)
+    whole, changed = usable & ~quantised(dataset), usable & quantised(dataset)
+    usual = usual_dtype(dtypes, whole)
     best: dict[tuple[str, ...], int] = {}
-    for position in np.flatnonzero(usable & plain).tolist():
+    for position in np.flatnonzero(whole).tolist():
         at = repositories[position], commits[position]
         best[at] = best[(*at, dtypes[position])] = position
     found = np.full(len(usable), -1, dtype=np.int64)
-    for position in np.flatnonzero(usable & ~plain).tolist():
+    for position in np.flatnonzero(changed).tolist():
         at = repositories[position], commits[position]
-        choices = [(*at, dtypes[position]), (*at, usual[0][0] if usual else ""), at]
+        choices = [(*at, dtypes[position]), (*at, usual), at]
         found[position] = next((best[choice] for choice in choices if choice in best), -1)
     return found
+
+
+def finals(dataset: xr.Dataset, among: np.ndarray) -> dict[str, int]:
+    """Where each repository's final checkpoint is, of models ``among`` (K,) bool: ``main``, else its largest step.
+
+    Of several, and where nothing has a step, it is the last. In the order of the repositories' first models.
+    """
+    repositories, main = strings(dataset, "repository"), strings(dataset, "revision") == "main"
+    steps = facts(dataset, "step", -1)
+    found: dict[str, tuple[bool, int, int]] = {}
+    for position in np.flatnonzero(among).tolist():
+        rank = (bool(main[position]), int(steps[position]), position)
+        found[str(repositories[position])] = max(rank, found.get(str(repositories[position]), rank))
+    return {repository: position for repository, (_, _, position) in found.items()}
 
 
 def parents(dataset: xr.Dataset) -> np.ndarray:
     """(K,) int64 position of each fine-tuned model's parent, -1 where there is none.
 
-    The parent is the unquantised own output of the repository that ``base_model`` names: its revision ``main``, else
-    its largest step, else the last. Quantised models and layers have none of their own.
+    The parent is the unquantised own output of the repository that ``base_model`` names: its final checkpoint, see
+    `finals`. Quantised models and layers have none of their own.
     """
-    repositories, revisions, bases, quantizations = (
-        fact_strings(dataset, name) for name in ("repository", "revision", "base_model", "quantization")
-    )
-    steps = dataset["step"].values if "step" in dataset.coords else np.full(dataset.sizes["model"], -1)
-    own = own_output(dataset) & np.isin(quantizations, NO_QUANTIZATION)
-    best: dict[str, tuple[Any, int]] = {}
-    for position in np.flatnonzero(own):
-        rank = (revisions[position] == "main", int(steps[position]), int(position))
-        best[repositories[position]] = max(best.get(repositories[position], ((), -1)), (rank, int(position)))
-    found = np.full(len(own), -1, dtype=np.int64)
-    for position in np.flatnonzero(own & (bases != "") & (bases != repositories)):
-        found[position] = best.get(bases[position], ((), -1))[1]
+    repositories, bases = strings(dataset, "repository"), strings(dataset, "base_model")
+    whole = own_output(dataset) & ~quantised(dataset)
+    final = finals(dataset, whole)
+    found = np.full(len(whole), -1, dtype=np.int64)
+    for position in np.flatnonzero(whole & (bases != "") & (bases != repositories)):
+        found[position] = final.get(str(bases[position]), -1)
     return found

@@ -1,15 +1,23 @@
-"""Runs: which models of a snapshot are checkpoints of one training run, in which order.
+"""Runs: which models of a snapshot are checkpoints of one training run, in which order. Nothing else decides it.
 
-Shapes: K = models of the snapshot, T = saved checkpoints of a run.
+Shapes: K = models of the snapshot (or of a result: both have the coordinates), T = saved checkpoints of a run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import xarray as xr
+
+from klray.analysis.facts import facts, strings
+
+Group = TypeVar("Group", bound=Hashable)
+
+VARIANT = ("dtype", "quantization", "lens", "layer")  # runs that differ in one of these are not one run
 
 
 @dataclass(frozen=True)
@@ -19,45 +27,98 @@ class Run:
     Attributes
     ----------
     name : str
+        The run's, with what sets it apart where another variant of it has two or more checkpoints, too.
     models : (T,) int64, positions in the snapshot
     steps : (T,) int64, strictly increasing
+    included : (T,) bool, False for a checkpoint that is excluded
+    superseded : (S,) int64
+        Positions of further models of these steps, in whose place others stand.
+    run, family, size, seed, parameters
+        As the coordinates of the first checkpoint have them; None for no seed, 0 for unknown parameters.
     """
 
     name: str
     models: np.ndarray
     steps: np.ndarray
+    included: np.ndarray
+    superseded: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    run: str = ""
+    family: str = ""
+    size: str = ""
+    seed: int | None = None
+    parameters: int = 0
+
+    def at(self, chosen: np.ndarray) -> Run:
+        """The run cut to the checkpoints that are ``chosen`` (T,) bool."""
+        return replace(self, models=self.models[chosen], steps=self.steps[chosen], included=self.included[chosen])
+
+
+def by_step(groups: Iterable[Group], steps: Iterable[int]) -> dict[Group, dict[int, list[int]]]:
+    """Positions by group and step, steps ascending; of who has a step (0 or more)."""
+    found: dict[Group, dict[int, list[int]]] = {}
+    for position, (group, step) in enumerate(zip(groups, steps, strict=True)):
+        if step >= 0:
+            found.setdefault(group, {}).setdefault(int(step), []).append(position)
+    return {group: dict(sorted(of_group.items())) for group, of_group in found.items()}
+
+
+def standing(positions: Sequence[int], excluded: np.ndarray) -> int:
+    """Which of several models at one step counts: the last, among those that are not ``excluded`` (K,) if any."""
+    return max(positions, key=lambda position: (not excluded[position], position))
 
 
 def runs(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> list[Run]:
     """Runs of the snapshot: models with a ``run`` and a step, grouped also by dtype, quantization, lens and layer.
 
-    Of several models at one step (a checkpoint that was scored again) the last one stands, among those that are not
+    Where a step was scored again (the same one under two commits) the last model stands, among those that are not
     ``excluded`` (K,) if there are any.
     """
-    names, steps = facts(dataset, "run", ""), facts(dataset, "step", -1)
-    variants = zip(*(facts(dataset, fact, "") for fact in ("dtype", "quantization", "lens", "layer")), strict=True)
-    members: dict[tuple[str, ...], dict[int, int]] = {}
-    for position, variant in enumerate(variants):
-        if names[position] == "" or steps[position] < 0:
-            continue
-        of_run = members.setdefault((str(names[position]), *map(str, variant)), {})
-        standing = of_run.get(int(steps[position]))
-        if standing is None or excluded is None or excluded[standing] or not excluded[position]:
-            of_run[int(steps[position])] = position
-    return [
-        Run(group[0], np.array([of_run[step] for step in sorted(of_run)]), np.array(sorted(of_run)))
-        for group, of_run in members.items()
-    ]
+    out = np.zeros(dataset.sizes["model"], dtype=bool) if excluded is None else np.asarray(excluded, dtype=bool)
+    names = strings(dataset, "run")
+    steps = np.where(names == "", -1, facts(dataset, "step", -1))
+    groups = zip(names.tolist(), *(strings(dataset, name).tolist() for name in VARIANT), strict=True)
+    found = by_step(groups, steps.tolist())
+    several = Counter(name for (name, *_), of_run in found.items() if len(of_run) > 1)
+    told = {name: strings(dataset, name) for name in ("family", "size")}
+    seeds, parameters = facts(dataset, "seed", -1), facts(dataset, "parameters", 0)
+    result = []
+    for (name, *variant), of_run in found.items():
+        models = np.array([standing(positions, out) for positions in of_run.values()])
+        every = np.concatenate([np.array(positions) for positions in of_run.values()])
+        first = models[0]
+        result.append(
+            Run(
+                name=_with_variant(name, variant) if several[name] > 1 and len(models) > 1 else name,
+                models=models,
+                steps=np.array(list(of_run)),
+                included=~out[models],
+                superseded=np.setdiff1d(every, models),
+                run=name,
+                **{fact: str(values[first]) for fact, values in told.items()},
+                seed=None if seeds[first] < 0 else int(seeds[first]),
+                parameters=int(parameters[first]),
+            )
+        )
+    return result
 
 
-def facts(dataset: xr.Dataset | xr.DataArray, name: str, default: Any) -> np.ndarray:
-    """(K,) a coordinate of the models, or ``default`` for all where the snapshot has none."""
-    return dataset[name].values if name in dataset.coords else np.full(dataset.sizes["model"], default)
+def trajectories(result: xr.Dataset) -> list[Run]:
+    """Runs of a result that have two or more checkpoints, by family, number of parameters, size, seed and name."""
+    return sorted(
+        (run for run in runs(result, result["excluded"].values) if len(run.models) > 1),
+        key=lambda run: (run.family, run.parameters, run.size, -1 if run.seed is None else run.seed, run.name),
+    )
 
 
-def fact_strings(dataset: xr.Dataset | xr.DataArray, name: str, default: str = "") -> np.ndarray:
-    """The same as strings of fixed width, which every comparison and sort takes.
+def single_models(result: xr.Dataset, found: Iterable[Run]) -> np.ndarray:
+    """Positions on the model axis, int array, of the models that belong to none of the runs ``found``."""
+    alone = np.ones(result.sizes["model"], dtype=bool)
+    for run in found:
+        alone[run.models] = alone[run.superseded] = False
+    return np.flatnonzero(alone)
 
-    Read back from a store, strings are of variable width, and NumPy does not convert those by itself.
-    """
-    return np.array([str(value) for value in facts(dataset, name, default)], dtype=str)
+
+def _with_variant(run: str, variant: Sequence[str]) -> str:
+    *read, layer = variant
+    parts = [*read, f"layer {layer}" if layer not in ("", "-1") else ""]
+    return f"{run} ({', '.join(part for part in parts if part and part != 'none')})"

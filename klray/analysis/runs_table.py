@@ -5,34 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
+from klray.analysis.diffusion import fractal_dimension, late
+from klray.analysis.runs import Run, trajectories
+from klray.words.numbers import NONE, printable, significant, with_error
 from klray.words.tables import text_table
-
-_NONE = "–"
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """The checkpoints of one run, at least two, ordered by step.
-
-    Attributes
-    ----------
-    positions : int array (T,), where the checkpoints stand on the result's model axis.
-    steps : int64 array (T,), training steps.
-    included : bool array (T,), False for a checkpoint that the analysis excluded.
-    """
-
-    name: str
-    family: str
-    size: str
-    seed: int | None
-    parameters: int
-    positions: np.ndarray
-    steps: np.ndarray
-    included: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -91,50 +72,19 @@ class RunRow:
     @property
     def weight_fractal_dimension(self) -> float:
         """D = 2 / c_w of the path of the parameters, dimensionless; NaN unless c_w > 0."""
-        return 2.0 / self.weight_exponent if self.weight_exponent > 0 else math.nan
+        return float(fractal_dimension(self.weight_exponent))
 
     @property
     def fractal_dimension(self) -> float:
         """D = 2 / c_q, dimensionless (arXiv 2505.15353, section 4: c = 2H, D = 1/H); NaN unless c_q > 0."""
-        return 2.0 / self.exponent if self.exponent > 0 else math.nan
+        return float(fractal_dimension(self.exponent))
 
 
-def trajectories(result: xr.Dataset) -> list[Trajectory]:
-    """Runs with two or more checkpoints, ordered by family, number of parameters, size, seed and name.
-
-    Models of one run that differ in dtype, quantization, lens or layer are trajectories of their own, and their names
-    then carry what sets them apart. Models without a run or a step (-1) belong to none: see `single_models`.
-    """
-    steps = result["step"].values
-    runs = strings(result, "run")
-    variants = list(zip(*(strings(result, name) for name in ("dtype", "quantization", "lens", "layer")), strict=True))
-    members: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for position in np.flatnonzero((steps >= 0) & (runs != "")):
-        members.setdefault((runs[position], variants[position]), []).append(int(position))
-    found = {key: positions for key, positions in members.items() if len(positions) > 1}
-    several = {run for run, _ in found if sum(other == run for other, _ in found) > 1}
-    return sorted(
-        (
-            _trajectory(result, _with_variant(run, variant) if run in several else run, np.array(positions))
-            for (run, variant), positions in found.items()
-        ),
-        key=lambda t: (t.family, t.parameters, t.size, -1 if t.seed is None else t.seed, t.name),
-    )
-
-
-def single_models(result: xr.Dataset, runs: Iterable[Trajectory]) -> np.ndarray:
-    """Positions on the model axis, int array, of the models that belong to none of ``runs``."""
-    alone = np.ones(result.sizes["model"], dtype=bool)
-    for run in runs:
-        alone[run.positions] = False
-    return np.flatnonzero(alone)
-
-
-def consecutive_pairs(result: xr.Dataset, run: Trajectory) -> Pairs:
+def consecutive_pairs(result: xr.Dataset, run: Run) -> Pairs:
     """The run's consecutive pairs, from ``consecutive_kl`` and ``previous_step`` of the result."""
-    step, previous = run.steps, result["previous_step"].values[run.positions]
+    step, previous = run.steps, result["previous_step"].values[run.models]
     paired = previous >= 0
-    step, previous, positions = step[paired], previous[paired], run.positions[paired]
+    step, previous, positions = step[paired], previous[paired], run.models[paired]
     kl = result["consecutive_kl"].values[positions]
     distance = step - previous
     counted = distance[np.isfinite(kl)]
@@ -152,30 +102,37 @@ def consecutive_pairs(result: xr.Dataset, run: Trajectory) -> Pairs:
     )
 
 
-def exponent_windows(result: xr.Dataset, run: Trajectory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start step, c_q and R^2 of the run's windows that have an exponent, each of shape (windows,)."""
-    if "exponent_kl" not in result:
-        nothing = np.empty(0)
-        return nothing.astype(np.int64), nothing, nothing
-    exponent = result["exponent_kl"].values[run.positions]
-    finite = np.isfinite(exponent)
-    return run.steps[finite], exponent[finite], result["exponent_kl_r_squared"].values[run.positions][finite]
+class Windows(NamedTuple):
+    """Windows of a run that have an exponent: start step, exponent and R^2, each of shape (windows,)."""
+
+    start: np.ndarray
+    exponent: np.ndarray
+    r_squared: np.ndarray
 
 
-def weight_windows(result: xr.Dataset, run: Trajectory, source: str = "") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start step, c_w and R^2 of the run's windows that have a c_w, each of shape (windows,).
+def exponent_windows(result: xr.Dataset, run: Run) -> Windows:
+    """Those of KL, with c_q."""
+    return _windows(result, run, "exponent_kl", "exponent_kl_r_squared")
+
+
+def weight_windows(result: xr.Dataset, run: Run, source: str = "") -> Windows:
+    """Those of weights, with c_w.
 
     ``source``: "sketched", "exact", "aligned" (exact, modulo permutations), or "" for exact, else sketched, ones.
     """
-    suffixes = {"sketched": [""], "exact": ["_exact"], "aligned": ["_aligned"], "": ["_exact", ""]}[source]
-    for suffix in suffixes:
-        if f"exponent_weights{suffix}" in result:
-            exponent = result[f"exponent_weights{suffix}"].values[run.positions]
-            finite = np.isfinite(exponent)
-            if finite.any():
-                r_squared = result[f"exponent_weights_r_squared{suffix}"].values[run.positions]
-                return run.steps[finite], exponent[finite], r_squared[finite]
-    return np.empty(0, np.int64), np.empty(0), np.empty(0)
+    if not source:
+        exact = weight_windows(result, run, "exact")
+        return exact if exact.start.size else weight_windows(result, run, "sketched")
+    suffix = "" if source == "sketched" else f"_{source}"
+    return _windows(result, run, f"exponent_weights{suffix}", f"exponent_weights_r_squared{suffix}")
+
+
+def _windows(result: xr.Dataset, run: Run, name: str, fit: str) -> Windows:
+    if name not in result:
+        return Windows(np.empty(0, np.int64), np.empty(0), np.empty(0))
+    exponent = result[name].values[run.models]
+    finite = np.isfinite(exponent)
+    return Windows(run.steps[finite], exponent[finite], result[fit].values[run.models][finite])
 
 
 def run_table(result: xr.Dataset) -> list[RunRow]:
@@ -207,23 +164,6 @@ def format_table(rows: Iterable[RunRow]) -> str:
     )
 
 
-def significant(value: float, digits: int = 3) -> str:
-    """``value`` with that many significant digits; a dash for NaN."""
-    if not math.isfinite(value):
-        return _NONE
-    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:#.{digits}g}".removesuffix(".")
-
-
-def with_error(value: float, error: float) -> str:
-    """``value ± error``, both to two significant digits of the error; without an error, three digits of the value."""
-    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return significant(value)
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    if decimals > 6:
-        return f"{value:.2e} ± {error:.1e}"
-    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
-
-
 def in_memory(result: xr.Dataset) -> xr.Dataset:
     """The result with everything but its pairs of models loaded: each read from a store would be a request again."""
     loaded = result.copy()
@@ -233,53 +173,13 @@ def in_memory(result: xr.Dataset) -> xr.Dataset:
     return loaded
 
 
-def strings(result: xr.Dataset, name: str) -> np.ndarray:
-    """The variable ``name`` as numpy strings of fixed width, which every comparison and sort takes.
-
-    Read back from a store, strings are of variable width, and numpy does not convert those by itself.
-    """
-    return np.array([str(value) for value in result[name].values], dtype=str)
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """``text`` on one line, control characters replaced and cut at ``limit`` characters: names come from anybody."""
-    clean = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
-
-
-def _with_variant(run: str, variant: tuple[str, ...]) -> str:
-    dtype, quantization, lens, layer = variant
-    parts = [dtype, quantization, lens, f"layer {layer}" if layer != "-1" else ""]
-    return f"{run} ({', '.join(part for part in parts if part and part != 'none')})"
-
-
-def _trajectory(result: xr.Dataset, name: str, positions: np.ndarray) -> Trajectory:
-    steps = result["step"].values[positions]
-    positions = positions[np.argsort(steps, kind="stable")]
-    first = positions[0]
-    seed = int(result["seed"].values[first])
-    return Trajectory(
-        name=name,
-        family=str(result["family"].values[first]),
-        size=str(result["size"].values[first]),
-        seed=None if seed < 0 else seed,
-        parameters=int(result["parameters"].values[first]),
-        positions=positions,
-        steps=result["step"].values[positions],
-        included=~result["excluded"].values[positions].astype(bool),
-    )
-
-
-def _row(result: xr.Dataset, run: Trajectory) -> RunRow:
+def _row(result: xr.Dataset, run: Run) -> RunRow:
     pairs = consecutive_pairs(result, run)
     kl, error = pairs.kl[pairs.usual], pairs.standard_error[pairs.usual]
     third = max(1, kl.size // 3)
-    early = slice(0, third if kl.size > 1 else 0)
-    late = slice(kl.size - third, None)
-    _, exponents, r_squared = exponent_windows(result, run)
-    last_half = slice(exponents.size // 2, None)
-    _, weight_exponents, weight_r_squared = weight_windows(result, run)
-    weight_half = slice(weight_exponents.size // 2, None)
+    first, last = slice(0, third if kl.size > 1 else 0), slice(kl.size - third, None)
+    of_kl, of_weights = exponent_windows(result, run), weight_windows(result, run)
+    exponent, spread = late(of_kl.exponent)
     included = run.steps[run.included]
     return RunRow(
         run=run.name,
@@ -290,17 +190,17 @@ def _row(result: xr.Dataset, run: Trajectory) -> RunRow:
         excluded=int((~run.included).sum()),
         last_step=int(included[-1]) if included.size else None,
         spacing=pairs.spacing,
-        early_kl=_median(kl[early]),
-        early_kl_standard_error=_mean(error[early]),
-        late_kl=_median(kl[late]),
-        late_kl_standard_error=_mean(error[late]),
-        late_pairs=int(kl[late].size),
-        exponent=_mean(exponents[last_half]),
-        exponent_spread=float(np.std(exponents[last_half], ddof=1)) if exponents[last_half].size > 1 else math.nan,
-        r_squared=_mean(r_squared[last_half]),
-        windows=int(exponents[last_half].size),
-        weight_exponent=_mean(weight_exponents[weight_half]),
-        weight_r_squared=_mean(weight_r_squared[weight_half]),
+        early_kl=_median(kl[first]),
+        early_kl_standard_error=_mean(error[first]),
+        late_kl=_median(kl[last]),
+        late_kl_standard_error=_mean(error[last]),
+        late_pairs=int(kl[last].size),
+        exponent=exponent,
+        exponent_spread=spread,
+        r_squared=late(of_kl.r_squared)[0],
+        windows=of_kl.start.size - of_kl.start.size // 2,
+        weight_exponent=late(of_weights.exponent)[0],
+        weight_r_squared=late(of_weights.r_squared)[0],
     )
 
 
@@ -313,7 +213,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _or_none(value: Hashable | None) -> str:
-    return _NONE if value is None or value == "" else str(value)
+    return NONE if value is None or value == "" else str(value)
 
 
 def _cells(row: RunRow) -> tuple[str, ...]:

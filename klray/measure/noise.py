@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from klray.analysis.kl.all_pairs import kl_divergence, kl_standard_error
-from klray.analysis.noise_floor import EXACT, Measured, Variant
+from klray.analysis.noise_floor import EXACT, ModelNoise, Variant
 from klray.checkpoints import Checkpoint
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading
@@ -91,7 +91,7 @@ def measure(
     text_set: TextSet,
     ways: Ways,
     advance: Callable[[int, str], None] = lambda scorings, note: None,
-) -> Measured:
+) -> ModelNoise:
     """KL between all ways of scoring a checkpoint whose files are in ``directory``.
 
     Rows are rounded to float32, as a store holds them; the reference is not. What fails in one precision alone, such as
@@ -112,7 +112,7 @@ def measure(
 
 def _measure(
     checkpoint: Checkpoint, directory: Path, text_set: TextSet, ways: Ways, advance: Callable[[int, str], None]
-) -> Measured:
+) -> ModelNoise:
     tokens = encode(loading.load_tokenizer(directory), text_set.texts)
     loaded = loading.load(directory, EXACT, ways.devices[-1])
     rows = [exact_log_likelihood(loaded.model, tokens)]
@@ -132,7 +132,7 @@ def _measure(
             rows += [row for _, row in scored]
         advance((ways.scorings - 1) // len(ways.dtypes), f"{checkpoint.revision} {dtype}")
     matrix = np.stack(rows)
-    return Measured(
+    return ModelNoise(
         model=checkpoint.label,
         commit=checkpoint.commit,
         architecture=loaded.architecture,

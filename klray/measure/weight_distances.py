@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from klray.analysis.facts import strings
+from klray.analysis.runs import by_step, runs, standing
 from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub
 from klray.checkpoints.tensors import stored_tensors
 from klray.errors import CheckpointError, KlrayError
@@ -26,7 +28,7 @@ Aligner = Callable[[Named, Mapping[str, Any]], Distance]
 
 
 @dataclass(frozen=True)
-class Measured:
+class RunDistances:
     """The checkpoints of one run that could be read, by step, and their squared distances (T, T), NaN beyond a window.
 
     ``distances`` has "raw" and, if it was asked for, "aligned"; ``failures`` says why others are missing.
@@ -42,6 +44,22 @@ class Measured:
         return np.array([each.facts.step for each in self.checkpoints], dtype=np.int64)
 
 
+def standing_checkpoints(
+    checkpoints: Sequence[Checkpoint], dataset: xr.Dataset, excluded: np.ndarray
+) -> list[list[Checkpoint]]:
+    """The runs of these checkpoints, each in the order of its steps, one checkpoint for each step.
+
+    Of several at one step it is the one that stands in a run of the snapshot ``dataset`` whose ``excluded`` (K,) models
+    are left out (`klray.analysis.runs`); of several that do, or where none is in the snapshot, the last.
+    """
+    commits = list(zip(strings(dataset, "repository").tolist(), strings(dataset, "commit").tolist(), strict=True))
+    stand = {commits[model] for run in runs(dataset, excluded) for model in run.models}
+    elsewhere = np.array([(each.repository, each.commit) not in stand for each in checkpoints], dtype=bool)
+    steps = [-1 if each.facts.step is None or not each.facts.run else each.facts.step for each in checkpoints]
+    found = by_step((each.facts.run for each in checkpoints), steps)
+    return [[checkpoints[standing(places, elsewhere)] for places in of_run.values()] for of_run in found.values()]
+
+
 def measure_run(
     hub: Hub,
     cache: Cache,
@@ -51,7 +69,7 @@ def measure_run(
     limit_bytes: int,
     aligner: Aligner | None = None,
     advance: Callable[[str], None] = lambda label: None,
-) -> Measured:
+) -> RunDistances:
     """Squared distances of each checkpoint of a run to the ``window`` before it, float64, of the stored values.
 
     Each is fetched and read once, the next while the present one is compared; ``window_bytes`` are in memory. One that
@@ -97,23 +115,24 @@ def measure_run(
             log.warning("%s: %s", checkpoint.label, error.message)
         advance(checkpoint.label)
     names = windows.distances if windows else {}
-    return Measured(tuple(read), {name: windows.matrix(name) for name in names if windows}, failures)
+    return RunDistances(tuple(read), {name: windows.matrix(name) for name in names if windows}, failures)
 
 
-def as_dataset(runs: Sequence[Measured], window: int, alignment: str) -> xr.Dataset:
+def as_dataset(measured: Sequence[RunDistances], window: int, alignment: str) -> xr.Dataset:
     """Runs as the result that ``klray analyze`` reads: ``squared_distance`` (model, back), NaN where there is none.
 
     ``back`` counts saved checkpoints before the model, ``other_commit`` and ``other_step`` say which it is. Aligned
     distances are in ``squared_distance_aligned``.
     """
     facts: dict[str, list[Any]] = {name: [] for name in ("model", "repository", "revision", "commit", "run", "step")}
-    n_models = sum(len(run.checkpoints) for run in runs)
-    names = {name: "squared_distance" + ("" if name == "raw" else f"_{name}") for run in runs for name in run.distances}
+    n_models = sum(len(run.checkpoints) for run in measured)
+    kinds = {name for run in measured for name in run.distances}
+    names = {name: "squared_distance" + ("" if name == "raw" else f"_{name}") for name in sorted(kinds, reverse=True)}
     values = {name: np.full((n_models, window), np.nan) for name in names}
     others = np.full((n_models, window), "", dtype=np.dtypes.StringDType())
     other_steps = np.full((n_models, window), -1, dtype=np.int64)
     row = 0
-    for run in runs:
+    for run in measured:
         for t, each in enumerate(run.checkpoints):
             own = (each.label, each.repository, each.revision, each.commit, each.facts.run, each.facts.step)
             for column, fact in zip(facts.values(), own, strict=True):

@@ -6,7 +6,9 @@ import math
 
 import xarray as xr
 
-from klray.analysis.runs_table import RunRow, significant, single_models, trajectories
+from klray.analysis.runs import single_models, trajectories
+from klray.analysis.runs_table import RunRow
+from klray.words.numbers import significant
 
 
 def findings(result: xr.Dataset, rows: list[RunRow]) -> list[tuple[str, str]]:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from klray.analysis.facts import facts, strings
 from klray.analysis.kl.layers import LensSummary, compare_lenses, layer_kl
-from klray.analysis.runs import facts
-from klray.analysis.runs_table import significant, strings
 from klray.report.figures import LAYERS_TO_FINAL
 from klray.report.sections import Section, Table, picture
+from klray.words.numbers import significant
 
 _HEADER = ("Lens", "Models", "Adjacent pairs", "Median of adjacent", "Quartiles", "First half to final (mean)")
 

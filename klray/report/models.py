@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from klray.analysis.runs_table import strings
+from klray.analysis.facts import strings
 from klray.report.redaction import public
 
 MAX_MODEL_ROWS = 2000

@@ -8,8 +8,8 @@ from typing import Any
 
 import xarray as xr
 
+from klray.analysis.facts import strings
 from klray.analysis.noise_floor import COLUMNS, ROWS_MEAN, NoiseFloor, cells
-from klray.analysis.runs_table import strings
 from klray.errors import KlrayError
 from klray.report.figures import noise_floor, save
 from klray.report.redaction import public

@@ -18,7 +18,7 @@ import xarray as xr
 from markupsafe import Markup, escape
 
 from klray.analysis.noise_floor import NoiseFloor
-from klray.analysis.runs_table import in_memory, run_table, significant, with_error
+from klray.analysis.runs_table import in_memory, run_table
 from klray.report.figures import PLATES
 from klray.report.headline import findings
 from klray.report.models import model_rows
@@ -27,6 +27,7 @@ from klray.report.provenance import provenance, recipe_text, set_apart
 from klray.report.redaction import public
 from klray.report.sections import Section, picture
 from klray.report.study import NOTHING, Study, study_sections
+from klray.words.numbers import significant, with_error
 
 
 class Failure(Protocol):

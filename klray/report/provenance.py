@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from klray.analysis.facts import strings
 from klray.analysis.recipe import Anomaly, Exclusion, names_of
-from klray.analysis.runs_table import significant, strings
 from klray.report.redaction import public
+from klray.words.numbers import significant
 
 _LONGEST_LIST = 3  # longer lists of numbers in a recipe are abridged: the whole recipe stays with the result
 

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import xarray as xr
 
+from klray.analysis.facts import strings
 from klray.analysis.noise_floor import NoiseFloor
 from klray.analysis.relatives import unquantised
-from klray.analysis.runs_table import significant, strings, with_error
 from klray.analysis.scale import bootstrap_standard_error
 from klray.report.sections import Section, Table
+from klray.words.numbers import significant, with_error
 
 _HEADER = ("Quantisation", "n", "Median KL ± SE", "Quartiles", "SE of a pair")
 _NOISE_HEADER = ("Noise floor", "Median / floor")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from klray.analysis.runs_table import printable
+from klray.words.numbers import printable
 from klray.words.secrets import without_secrets
 
 _FOLDER = re.compile(r"(?<![\w:/.])(?:file://)?~?/(?:[^\s/'\",;()<>]+/)+([^\s/'\",;()<>]*)")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import xarray as xr
 
+from klray.analysis.diffusion import fractal_dimension, late
 from klray.analysis.drift import exact_drift
-from klray.analysis.runs import runs
-from klray.analysis.runs_table import exponent_windows, significant, trajectories, weight_windows, with_error
+from klray.analysis.runs import runs, trajectories
+from klray.analysis.runs_table import Windows, exponent_windows, weight_windows
 from klray.report.sections import Section, Table
+from klray.words.numbers import significant, with_error
 
 _SOURCES = {"sketched": "c_w, sketches", "exact": "c_w, exact", "aligned": "c_w, aligned"}
 
@@ -23,27 +22,25 @@ def weights_section(result: xr.Dataset, exact: xr.Dataset | None) -> Section | N
     """
     if exact is not None and "exponent_weights_exact" not in result:
         excluded = result["excluded"].values.astype(bool)
-        windows = int(result.attrs["window"]), int(result.attrs["min_step"])
-        columns = exact_drift(result, runs(result, excluded), excluded, exact, *windows)
+        asked = int(result.attrs["window"]), int(result.attrs["min_step"])
+        columns = exact_drift(result, runs(result, excluded), excluded, exact, *asked)
         result = result.assign({name: ("model", column, about) for name, (column, about) in columns.items()})
     found = []
     for run in trajectories(result):
-        _, c_q, _ = exponent_windows(result, run)
         by_source = {source: weight_windows(result, run, source) for source in _SOURCES}
-        if by_source["exact"][1].size:
-            found.append((run.name, c_q, by_source))
+        if by_source["exact"].start.size:
+            found.append((run.name, exponent_windows(result, run), by_source))
     if not found:
         return None
-    shown = [source for source in _SOURCES if any(by_source[source][1].size for *_, by_source in found)]
+    shown = [source for source in _SOURCES if any(by_source[source].start.size for *_, by_source in found)]
     header = ["Run", "c_q", *(each for source in shown for each in (_SOURCES[source], "R²")), "2/c_w, exact"]
     rows = []
-    for name, c_q, by_source in found:
-        cells = [name, _late(c_q)]
+    for name, of_kl, by_source in found:
+        cells = [name, with_error(*late(of_kl.exponent))]
         for source in shown:
-            _, exponent, r_squared = by_source[source]
-            cells += [_late(exponent), significant(_mean(r_squared))]
-        mean = _mean(by_source["exact"][1])
-        rows.append((*cells, significant(2 / mean if mean > 0 else math.nan)))
+            windows = by_source[source]
+            cells += [with_error(*late(windows.exponent)), significant(late(windows.r_squared)[0])]
+        rows.append((*cells, significant(float(fractal_dimension(late(by_source["exact"].exponent)[0])))))
     return Section(
         "weights",
         "Weights",
@@ -62,18 +59,11 @@ def weights_section(result: xr.Dataset, exact: xr.Dataset | None) -> Section | N
     )
 
 
-def _late(values: np.ndarray) -> str:
-    late = values[len(values) // 2 :]
-    return with_error(_mean(values), float(np.std(late, ddof=1)) if late.size > 1 else math.nan)
-
-
-def _mean(values: np.ndarray) -> float:
-    """Of the last half, rounded up, as in the table of runs."""
-    late = values[len(values) // 2 :]
-    return float(late.mean()) if late.size else math.nan
-
-
-def _difference(found: list[tuple[str, np.ndarray, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]]) -> str:
+def _difference(found: list[tuple[str, Windows, dict[str, Windows]]]) -> str:
     """How much alignment changes c_w at most, over the runs that have both; empty without any."""
-    both = [abs(_mean(each["aligned"][1]) - _mean(each["exact"][1])) for *_, each in found if each["aligned"][1].size]
-    return f"Alignment changes a run's c_w by {significant(max(both), 2)} at most." if both else ""
+    changed = [
+        abs(late(each["aligned"].exponent)[0] - late(each["exact"].exponent)[0])
+        for *_, each in found
+        if each["aligned"].start.size
+    ]
+    return f"Alignment changes a run's c_w by {significant(max(changed), 2)} at most." if changed else ""

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from klray.analysis.facts import facts
 from klray.analysis.kl.all_pairs import paired_divergence, paired_standard_error
 from klray.analysis.kl.centering import checked, model_by_text
 from klray.analysis.recipe import Recipe
-from klray.analysis.runs import facts
 from klray.errors import KlrayError
 
 _PAPERS = "arXiv:2505.15353, arXiv:2303.08112"

@@ -8,8 +8,7 @@ from __future__ import annotations
 from klray.analysis.recipe.anomalies import Anomaly, find_anomalies
 from klray.analysis.recipe.domains import of_domain, result_name
 from klray.analysis.recipe.quantile import lower_quantile
-from klray.analysis.recipe.recipe import FOUND, KNOWN_ANOMALIES, Exclusion, Recipe, names_of
-from klray.analysis.runs import Run, facts, runs
+from klray.analysis.recipe.recipe import FOUND, KNOWN_ANOMALIES, Exclusion, Recipe, excluded_by, names_of
 
 __all__ = [
     "FOUND",
@@ -17,12 +16,10 @@ __all__ = [
     "Anomaly",
     "Exclusion",
     "Recipe",
-    "Run",
-    "facts",
+    "excluded_by",
     "find_anomalies",
     "lower_quantile",
     "names_of",
     "of_domain",
     "result_name",
-    "runs",
 ]

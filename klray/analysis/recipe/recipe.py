@@ -17,8 +17,9 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from klray.analysis.facts import facts
 from klray.analysis.recipe.quantile import lower_quantile
-from klray.analysis.runs import facts, runs
+from klray.analysis.runs import runs
 from klray.errors import KlrayError
 
 logger = logging.getLogger("klray")
@@ -121,7 +122,7 @@ class Recipe:
                 raise KlrayError(f"{name} needs a share from 0 to below 1, it is {share}: choose for example 0.02")
         exclusions = tuple(Exclusion(item) if isinstance(item, str) else item for item in exclude)
         values = _matrix(dataset)
-        excluded = np.array([reason != "" for reason in _reasons(dataset, exclusions)])
+        excluded = excluded_by(dataset, exclusions)
         included = np.flatnonzero(~excluded & (facts(dataset, "layer", -1) < 0))
         if not len(included):
             raise KlrayError(
@@ -221,6 +222,11 @@ def names_of(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
     )
     checkpoints = [f"{of}@{at}" if of and at else "" for of, at in zip(repositories, revisions, strict=True)]
     return list(zip(labels, keys, checkpoints, strict=True))
+
+
+def excluded_by(dataset: xr.Dataset, exclusions: Iterable[Exclusion]) -> np.ndarray:
+    """(K,) bool: the models that any of these exclusions matches."""
+    return np.array([reason != "" for reason in _reasons(dataset, tuple(exclusions))], dtype=bool)
 
 
 def _reasons(dataset: xr.Dataset, exclusions: tuple[Exclusion, ...]) -> list[str]:

@@ -6,9 +6,9 @@ import math
 
 import xarray as xr
 
-from klray.analysis.runs_table import significant
 from klray.analysis.scale.analysis import ScaleRow, scale_rows
 from klray.analysis.scale.settings import SOURCE
+from klray.words.numbers import significant
 
 FACTOR = 2.0  # what counts as agreement
 

@@ -14,14 +14,14 @@ import numpy as np
 import xarray as xr
 
 from klray.analysis.kl.chosen_pairs import ROWS_BYTES, pair_divergence
-from klray.analysis.recipe import Recipe
-from klray.analysis.runs_table import significant, with_error
+from klray.analysis.recipe import Recipe, excluded_by
 from klray.analysis.scale.bootstrap import bootstrap_standard_error
 from klray.analysis.scale.lineage import lineages
 from klray.analysis.scale.models import Models
 from klray.analysis.scale.pairs import DEFAULT_CHOICE, Choice, setting_pairs
 from klray.analysis.scale.settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_named
 from klray.errors import KlrayError
+from klray.words.numbers import significant, with_error
 from klray.words.tables import text_table
 
 SCALE_HEADER = ("setting", "n", "median (± SE)", "quartiles", "range", "SE of a pair", "published")
@@ -94,7 +94,7 @@ def measure_scale(
         The recipe is for other texts, or values are not finite.
     """
     values = recipe.apply(dataset)
-    models = Models.of(dataset, np.array([reason != "" for reason in recipe.reasons(dataset)]))
+    models = Models.of(dataset, excluded_by(dataset, recipe.excluded))
     found = {name: pairs for name, pairs in setting_pairs(models, choice).items() if name in _TEN or len(pairs)}
     pairs = np.concatenate(list(found.values()))
     kl, standard_error = pair_divergence(values, pairs, rows_bytes)

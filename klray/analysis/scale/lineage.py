@@ -42,7 +42,7 @@ def lineages(models: Models) -> Lineages:
     (a branch, a tag, or a commit sha), else its final checkpoint. A single parent with a relation that is not said
     counts as fine-tuning.
     """
-    finals = models.finals()
+    finals = models.finals
     pairs, parents = [], {}
     apart = dict.fromkeys(NO_FINE_TUNING, 0)
     absent = []

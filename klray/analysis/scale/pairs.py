@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from klray.analysis.relatives import NO_QUANTIZATION, SELF_FACTS, selves
+from klray.analysis.facts import NO_QUANTIZATION
+from klray.analysis.runs import Run
 from klray.analysis.scale.lineage import Lineages, lineages
 from klray.analysis.scale.models import Models
 from klray.errors import KlrayError
@@ -105,10 +106,9 @@ def setting_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> dict[str, 
 def consecutive_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> tuple[np.ndarray, np.ndarray]:
     """Early and later pairs of consecutive checkpoints, pooled over the runs."""
     early, later = [], []
-    for places in models.runs().values():
-        steps = models.numbers["step"][places]
-        usable = (np.diff(steps) == choice.spacing) & (steps[1:] > choice.min_step)
-        pairs = np.stack([places[:-1], places[1:]], axis=1)[usable]
+    for run in models.runs:
+        usable = (np.diff(run.steps) == choice.spacing) & (run.steps[1:] > choice.min_step)
+        pairs = np.stack([run.models[:-1], run.models[1:]], axis=1)[usable]
         n = min(choice.number, len(pairs) // 2)
         early.append(pairs[:n])
         later.append(pairs[len(pairs) - n :])
@@ -127,15 +127,13 @@ def size_pairs(models: Models) -> np.ndarray:
 
 def quantization_pairs(models: Models, names: Sequence[str]) -> np.ndarray:
     """Unquantised and quantised, for each quantised checkpoint with one of these quantisations."""
-    whole = np.isin(models.labels["lens"], NO_QUANTIZATION) & (models.numbers["layer"] < 0) & ~models.excluded
-    of = selves({name: models.labels[name] for name in SELF_FACTS}, whole)
-    chosen = np.flatnonzero((of >= 0) & np.isin(models.labels["quantization"], list(names)))
-    return np.stack([of[chosen], chosen], axis=1)
+    chosen = np.flatnonzero((models.selves >= 0) & np.isin(models.labels["quantization"], list(names)))
+    return np.stack([models.selves[chosen], chosen], axis=1)
 
 
 def intra_type_pairs(models: Models, family: Lineages, choice: Choice = DEFAULT_CHOICE) -> np.ndarray:
     """Random pairs of distinct models within each architecture class."""
-    finals = np.array(sorted(models.finals().values()), dtype=np.int64)
+    finals = np.array(sorted(models.finals.values()), dtype=np.int64)
     types = models.labels["architecture"]
     drawn = []
     for name in sorted(set(types[finals].tolist()) - {""}):
@@ -148,7 +146,7 @@ def intra_type_pairs(models: Models, family: Lineages, choice: Choice = DEFAULT_
 
 def random_pairs(models: Models, family: Lineages, choice: Choice = DEFAULT_CHOICE) -> np.ndarray:
     """Random pairs of distinct models."""
-    finals = np.array(sorted(models.finals().values()), dtype=np.int64)
+    finals = np.array(sorted(models.finals.values()), dtype=np.int64)
     return _draw(finals, choice.draws or len(family.pairs), np.random.default_rng([choice.seed, 2]))
 
 
@@ -157,30 +155,27 @@ def layer_pairs(models: Models, lens: str) -> np.ndarray:
     columns: dict[tuple[str, ...], dict[int, int]] = {}
     lenses = models.labels["lens"]
     chosen = (lenses == lens) | np.char.startswith(lenses, f"{lens}-")
-    chosen &= (
-        (models.numbers["layer"] >= 0) & np.isin(models.labels["quantization"], NO_QUANTIZATION) & ~models.excluded
-    )
+    chosen &= (models.layers >= 0) & np.isin(models.labels["quantization"], NO_QUANTIZATION) & ~models.excluded
     for place in np.flatnonzero(chosen).tolist():
-        group = (*_checkpoint(models, place), str(models.labels["dtype"][place]), str(lenses[place]))
-        columns.setdefault(group, {})[int(models.numbers["layer"][place])] = place
+        group = tuple(str(models.labels[name][place]) for name in ("repository", "commit", "dtype", "lens"))
+        columns.setdefault(group, {})[int(models.layers[place])] = place
     return _array((at[layer], at[layer + 1]) for at in columns.values() for layer in sorted(at) if layer + 1 in at)
 
 
 def _common_step_pairs(models: Models, shared: tuple[str, str], differing: str) -> np.ndarray:
-    groups: dict[tuple[str, ...], dict[str, dict[int, int]]] = {}
-    facts = {**models.labels, **models.numbers}
-    for run, places in models.runs().items():
-        first = places[0]
-        if str(facts[differing][first]) not in ("", "-1"):
-            group = tuple(str(facts[name][first]) for name in shared)
-            at = dict(zip(models.numbers["step"][places].tolist(), places.tolist(), strict=True))
-            groups.setdefault(group, {})[run] = at
+    groups: dict[tuple[object, ...], list[Run]] = {}
+    for run in models.runs:
+        if getattr(run, differing) not in ("", None):
+            groups.setdefault(tuple(getattr(run, name) for name in shared), []).append(run)
     pairs = []
-    for runs in groups.values():
-        common = set.intersection(*(set(at) for at in runs.values()))
+    for of_group in groups.values():
+        common = set.intersection(*(set(run.steps.tolist()) for run in of_group))
         if common:
-            last = [at[max(common)] for at in runs.values()]
-            pairs += [(i, j) for i, j in itertools.combinations(last, 2) if facts[differing][i] != facts[differing][j]]
+            last = [int(run.models[run.steps == max(common)][0]) for run in of_group]
+            unlike = [getattr(run, differing) for run in of_group]
+            pairs += [
+                (last[i], last[j]) for i, j in itertools.combinations(range(len(last)), 2) if unlike[i] != unlike[j]
+            ]
     return _array(pairs)
 
 
@@ -193,10 +188,6 @@ def _draw(places: np.ndarray, wanted: int, generator: np.random.Generator) -> np
     first = np.searchsorted(ends, codes, side="right")
     second = codes - (np.concatenate([[0], ends])[first]) + first + 1
     return np.stack([places[first], places[second]], axis=1).astype(np.int64).reshape(-1, 2)
-
-
-def _checkpoint(models: Models, place: int) -> tuple[str, str]:
-    return str(models.labels["repository"][place]), str(models.labels["commit"][place])
 
 
 def _array(pairs: Iterable[tuple[int, int]]) -> np.ndarray:

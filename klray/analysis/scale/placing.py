@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from klray.analysis.runs_table import significant
 from klray.analysis.scale.analysis import scale_rows, setting_kl
 from klray.analysis.scale.settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_named
 from klray.errors import KlrayError
+from klray.words.numbers import significant
 
 _NEAR = math.log(1.25)  # settings that are no more than a quarter farther off than the nearest are named beside it
 _FAR = math.log(1.5)  # farther from every setting, a number is like none of them

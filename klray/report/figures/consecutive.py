@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from klray.analysis.runs_table import Pairs, Trajectory, consecutive_pairs, trajectories
+from klray.analysis.runs import Run, trajectories
+from klray.analysis.runs_table import Pairs, consecutive_pairs
 from klray.errors import KlrayError
 from klray.report.figures.style import (
     MAX_RUNS_IN_LEGEND,
@@ -142,10 +143,10 @@ def _draw_stretches(axes: Axes, pairs: Pairs, color: str) -> None:
             axes.vlines(step, bottom, top, color=color, alpha=0.35, linewidth=1.5, zorder=2)
 
 
-def _drawn(result: xr.Dataset) -> list[tuple[Trajectory, Pairs]]:
+def _drawn(result: xr.Dataset) -> list[tuple[Run, Pairs]]:
     pairs = [(run, consecutive_pairs(result, run)) for run in trajectories(result)]
     return [(run, found) for run, found in pairs if (found.kl > 0).any()]
 
 
-def _published_applies(drawn: list[tuple[Trajectory, Pairs]]) -> bool:
+def _published_applies(drawn: list[tuple[Run, Pairs]]) -> bool:
     return any(pairs.spacing == PUBLISHED_SPACING for _, pairs in drawn)

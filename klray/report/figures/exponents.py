@@ -6,7 +6,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from klray.analysis.runs_table import exponent_windows, trajectories
+from klray.analysis.runs import trajectories
+from klray.analysis.runs_table import exponent_windows
 from klray.errors import KlrayError
 from klray.report.figures.style import (
     MAX_RUNS_IN_LEGEND,

@@ -8,9 +8,8 @@ import xarray as xr
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from klray.analysis.relatives import NO_QUANTIZATION, own_output
-from klray.analysis.runs import fact_strings, facts
-from klray.analysis.runs_table import significant, single_models, strings, trajectories
+from klray.analysis.facts import facts, own_output, quantised, strings
+from klray.analysis.runs import single_models, trajectories
 from klray.errors import KlrayError
 from klray.report.figures.style import (
     INK,
@@ -21,6 +20,7 @@ from klray.report.figures.style import (
     plain_log_ticks,
     run_blocks,
 )
+from klray.words.numbers import significant
 
 MAX_MODELS = 1500  # about the pixels across the picture: more could not be seen
 _LOWEST_QUANTILE = 0.002  # a few almost identical pairs would otherwise use up the log scale
@@ -97,6 +97,10 @@ def kl_heatmap_caption(result: xr.Dataset) -> str:
             f"Models are ordered by run and, within a run, by step (downwards and to the right); white lines separate "
             f"the {blocks}."
         )
+    if any(run.superseded.size for run in runs):
+        sentences.append(
+            "Checkpoints whose step was scored again come after the runs, in which the last scoring stands."
+        )
     if single_models(result, runs).size:
         sentences.append("Models outside any run are ordered by family and number of parameters.")
         if not own_output(result).all():
@@ -125,17 +129,19 @@ def _ordered(result: xr.Dataset) -> tuple[np.ndarray, list[tuple[str, int]]]:
     family, parameters = strings(result, "family")[singles], result["parameters"].values[singles]
     singles = singles[np.lexsort((parameters, family))]
     own = own_output(result)[singles]
-    quantised = ~np.isin(fact_strings(result, "quantization", NO_QUANTIZATION[0]), NO_QUANTIZATION)
+    changed = quantised(result)
     layers = singles[~own]
-    keys, lenses = (fact_strings(result, name)[layers] for name in ("key", "lens"))
+    keys, lenses = (strings(result, name)[layers] for name in ("key", "lens"))
     layers = layers[np.lexsort((facts(result, "layer", 0)[layers], keys, lenses))]
+    again = np.concatenate([np.empty(0, np.int64), *(run.superseded for run in runs)])
     apart = {
-        "single models": singles[own & ~quantised[singles]],
-        "quantised": singles[own & quantised[singles]],
+        "scored again": again,
+        "single models": singles[own & ~changed[singles]],
+        "quantised": singles[own & changed[singles]],
         "layers": layers,
     }
     apart = {name: part for name, part in apart.items() if part.size}
-    names, parts = [*run_blocks(runs), *apart], [*(run.positions for run in runs), *apart.values()]
+    names, parts = [*run_blocks(runs), *apart], [*(run.models for run in runs), *apart.values()]
     blocks = list(dict.fromkeys(names))
     block = np.repeat([blocks.index(name) for name in names], [len(part) for part in parts])
     order = np.concatenate(parts)[np.argsort(block, kind="stable")]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from klray.analysis.runs_table import strings
+from klray.analysis.facts import strings
 from klray.errors import KlrayError
 from klray.report.figures.layers import MAX_THREADS
 from klray.report.figures.panels import COLORS

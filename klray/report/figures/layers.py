@@ -7,8 +7,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from klray.analysis.relatives import own_output
-from klray.analysis.runs_table import strings
+from klray.analysis.facts import own_output, strings
 from klray.errors import KlrayError
 from klray.report.figures.panels import COLORS, has_points, two_columns, write_beside
 from klray.report.figures.style import INK, LABEL_POINTS, MARKERS, MUTED, dress, legend_below, new_figure, plain, tint

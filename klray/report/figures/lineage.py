@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from klray.analysis.relatives import parents
-from klray.analysis.runs_table import significant
 from klray.errors import KlrayError
 from klray.report.figures.panels import COLORS, arrow, draw_panels, has_points, panels_of, two_columns
 from klray.report.figures.style import MARKERS, MUTED, legend_below, new_figure, plain
+from klray.words.numbers import significant
 
 MAX_NAMED = 6  # roots that are told apart; further ones are grey
 

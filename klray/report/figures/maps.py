@@ -10,8 +10,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from klray.analysis.relatives import NO_QUANTIZATION, own_output
-from klray.analysis.runs_table import single_models, strings, trajectories
+from klray.analysis.facts import NO_QUANTIZATION, own_output, strings
+from klray.analysis.runs import single_models, trajectories
 from klray.errors import KlrayError
 from klray.report.figures.panels import has_points, two_columns
 from klray.report.figures.style import (
@@ -61,7 +61,7 @@ def model_map(result: xr.Dataset) -> Figure:
     drawn = [
         (run, style, label)
         for run, style, label in zip(all_runs, run_styles(all_runs), run_labels(all_runs), strict=True)
-        if located[run.positions].any()
+        if located[run.models].any()
     ]
     singles = single_models(result, all_runs)
     groups = _single_groups(result, singles[located[singles]], bool(drawn))
@@ -71,9 +71,7 @@ def model_map(result: xr.Dataset) -> Figure:
         axes = figure.add_subplot(1, len(panels), index + 1)
         points = two_columns(result[panel].values)
         for run, style, label in drawn:
-            _draw_run(
-                axes, points[run.positions], style, label, end_points=6 if len(drawn) <= MAX_RUNS_IN_LEGEND else 4
-            )
+            _draw_run(axes, points[run.models], style, label, end_points=6 if len(drawn) <= MAX_RUNS_IN_LEGEND else 4)
         single_handles = [_draw_singles(axes, points, *group) for group in groups]
         if panel == "map_pca":
             shares = _variance_shares(result, points)

@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from klray.analysis.facts import strings
 from klray.analysis.relatives import unquantised
-from klray.analysis.runs_table import significant, strings
 from klray.errors import KlrayError
 from klray.report.figures.panels import COLORS, arrow, draw_panels, two_columns
 from klray.report.figures.style import LINES, MARKERS, MUTED, legend_below, new_figure, plain
+from klray.words.numbers import significant
 
 
 def quantization_arrows(result: xr.Dataset) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import matplotlib
@@ -14,8 +15,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from klray.analysis.relatives import NO_QUANTIZATION
-from klray.analysis.runs_table import Trajectory, strings, trajectories
+from klray.analysis.facts import quantised
+from klray.analysis.runs import Run, trajectories
 from klray.errors import KlrayError
 from klray.report.figures.panels import draw_panels, has_points, two_columns
 from klray.report.figures.style import INK, MARKERS, MUTED, TICK_POINTS, legend_below, new_figure, run_labels
@@ -53,7 +54,7 @@ def training_paths(result: xr.Dataset) -> Figure:
 
     def draw(axes: Axes, points: np.ndarray) -> None:
         for number, run in enumerate(runs):
-            path = points[run.positions]
+            path = points[run.models]
             early = run.steps < warm_up
             for a, b in zip(range(len(path) - 1), range(1, len(path)), strict=True):
                 axes.plot(path[[a, b], 0], path[[a, b], 1], color="0.72", lw=0.8, ls=":" if early[b] else "-", zorder=2)
@@ -124,15 +125,9 @@ def shows_runs(result: xr.Dataset) -> bool:
     return bool(trajectories(result))
 
 
-def _located(result: xr.Dataset) -> list[Trajectory]:
+def _located(result: xr.Dataset) -> list[Run]:
     """Runs with two checkpoints or more on the map, cut to these; quantised runs have a figure of their own."""
-    found = []
-    located = np.isfinite(two_columns(result["map_pca"].values)).all(1)
-    plain = np.isin(strings(result, "quantization"), NO_QUANTIZATION)
-    for run in trajectories(result):
-        chosen = located[run.positions] & plain[run.positions]
-        if chosen.sum() > 1:
-            name = str(result["run"].values[run.positions[0]])  # without what sets it apart from its variants
-            kept = {"positions": run.positions[chosen], "steps": run.steps[chosen], "included": run.included[chosen]}
-            found.append(replace(run, name=name, **kept))
-    return found
+    drawn = np.isfinite(two_columns(result["map_pca"].values)).all(1) & ~quantised(result)
+    found = [run.at(drawn[run.models]) for run in trajectories(result) if drawn[run.models].sum() > 1]
+    several = Counter(run.run for run in found)  # a run whose variants are not drawn needs nothing that sets it apart
+    return [run if several[run.run] > 1 else replace(run, name=run.run) for run in found]

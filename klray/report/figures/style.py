@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from klray.analysis.runs_table import Trajectory, printable
+from klray.analysis.runs import Run
+from klray.words.numbers import printable
 
 WIDTH_INCHES = 7.0  # two columns of most proceedings
 DPI = 220
@@ -45,7 +46,7 @@ class RunStyle:
     group: str
 
 
-def run_styles(runs: Sequence[Trajectory]) -> list[RunStyle]:
+def run_styles(runs: Sequence[Run]) -> list[RunStyle]:
     """A style for each run: a colour and marker of its own for up to 7 runs, else a colour for each family and size.
 
     Within a group that shares a colour, markers and line patterns cycle. Beyond 7 groups the colours come from
@@ -69,7 +70,7 @@ def run_styles(runs: Sequence[Trajectory]) -> list[RunStyle]:
     return styles
 
 
-def run_labels(runs: Sequence[Trajectory]) -> list[str]:
+def run_labels(runs: Sequence[Run]) -> list[str]:
     """Names of the runs as they stand in figures: the last part of a path, the last two if one is not enough.
 
     Whole paths never appear: the name of a local run is its folder, which is nobody else's business.
@@ -81,7 +82,7 @@ def run_labels(runs: Sequence[Trajectory]) -> list[str]:
     return [f"{label} ({i + 1})" for i, label in enumerate(labels)]
 
 
-def run_blocks(runs: Sequence[Trajectory]) -> list[str]:
+def run_blocks(runs: Sequence[Run]) -> list[str]:
     """What to name each run on an axis: its own label, or its group's when there are too many runs to name."""
     if len(runs) <= MAX_RUNS_IN_LEGEND:
         return run_labels(runs)
@@ -128,7 +129,7 @@ def plain_log_ticks(axis: Axis, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> No
     axis.set_minor_formatter(NullFormatter())
 
 
-def run_handles(runs: Sequence[Trajectory], styles: Sequence[RunStyle]) -> list[Artist]:
+def run_handles(runs: Sequence[Run], styles: Sequence[RunStyle]) -> list[Artist]:
     """Legend entries, one a run, or one a group when there are more than `MAX_RUNS_IN_LEGEND` runs."""
     if len(runs) <= MAX_RUNS_IN_LEGEND:
         return [

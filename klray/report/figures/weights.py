@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 
-from klray.analysis.runs_table import exponent_windows, trajectories, weight_windows
+from klray.analysis.runs import trajectories
+from klray.analysis.runs_table import exponent_windows, weight_windows
 from klray.errors import KlrayError
 from klray.report.figures.style import (
     INK,

@@ -17,6 +17,7 @@ from typing import Literal
 from klray.errors import KlrayError, StoreError
 from klray.store.objects.base import Objects
 from klray.store.objects.folder import FolderObjects
+from klray.words.numbers import rough_duration
 from klray.words.secrets import without_secrets
 
 PREFIX = "probes"  # what klray doctor and score write to try the place, gone when they are done
@@ -196,7 +197,7 @@ def _clock(objects: Objects, folder: str, before: datetime, after: datetime) -> 
     skew = max(behind, ahead, 0.0)
     if skew < 1:
         return Finding(check, "ok", "agrees with this machine's to about a second")
-    found = f"the server's is {_duration(skew)} {'behind' if behind > ahead else 'ahead of'} this machine's"
+    found = f"the server's is {rough_duration(skew)} {'behind' if behind > ahead else 'ahead of'} this machine's"
     cure = "set this machine's clock by NTP, or the server's if it is the one that is wrong"
     if skew > SKEW_REFUSED_SECONDS:
         return Finding(check, "refused", f"{found}: S3 refuses signatures over 15 min apart, and ids are times", cure)
@@ -265,10 +266,6 @@ def found_and_cure(error: Exception) -> tuple[str, str]:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}", "check the place and its permissions"
     return f"{type(error).__name__}: {words}", "check store.url, the credentials and the endpoint"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _body() -> bytes:

@@ -1,0 +1,57 @@
+"""What a snapshot, or a result made of it, says of its models, and what follows from that alone.
+
+Shapes: K = models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+Labelled = xr.Dataset | xr.DataArray
+
+NO_QUANTIZATION = ("", "none")
+
+
+def facts(dataset: Labelled, name: str, default: Any) -> np.ndarray:
+    """(K,) a coordinate of the models, or ``default`` for all where the dataset has none."""
+    return dataset[name].values if name in dataset.coords else np.full(dataset.sizes["model"], default)
+
+
+def strings(dataset: Labelled, name: str, default: str = "") -> np.ndarray:
+    """The same, also of texts, as strings of fixed width, which every comparison and sort takes.
+
+    Read back from a store, strings are of variable width, and NumPy does not convert those by itself.
+    """
+    return np.array([str(value) for value in facts(dataset, name, default)], dtype=str)
+
+
+def labels(dataset: Labelled) -> np.ndarray:
+    """(K,) strings: what each model is called, or its place where the dataset does not say."""
+    return strings(dataset, "model") if "model" in dataset.coords else np.arange(dataset.sizes["model"]).astype(str)
+
+
+def own_output(dataset: Labelled) -> np.ndarray:
+    """(K,) bool: the model's own output, not a layer under a lens."""
+    found: np.ndarray = facts(dataset, "layer", -1) < 0
+    return found
+
+
+def quantised(dataset: Labelled) -> np.ndarray:
+    """(K,) bool: the model was quantised before it was scored."""
+    return ~np.isin(strings(dataset, "quantization"), NO_QUANTIZATION)
+
+
+def usual_dtype(dtypes: np.ndarray, among: np.ndarray) -> str:
+    """The dtype that most of the models ``among`` (K,) bool have, of several the first; "" where there is no model."""
+    usual = Counter(dtypes[among].tolist()).most_common(1)
+    return usual[0][0] if usual else ""
+
+
+def origin(dataset: xr.Dataset) -> dict[str, Any]:
+    """Attributes that say of which snapshot and texts a result is."""
+    names = ("snapshot", "text_set", "text_set_name", "domain")
+    return {name: dataset.attrs[name] for name in names if name in dataset.attrs}
