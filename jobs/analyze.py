@@ -8,13 +8,13 @@ import xarray as xr
 
 from klray import config as configs
 from klray.analysis import analyze as trajectory
+from klray.analysis.cluster import dask_scheduler
+from klray.analysis.drift import is_exact
 from klray.analysis.recipe import FOUND, KNOWN_ANOMALIES, Exclusion, Recipe, of_domain, result_name
 from klray.config import AnalysisConfig, Config
 from klray.config.job import verb
 from klray.errors import KlrayError
-from klray.measure.weight_distances import is_exact
 from klray.store import Store
-from klray.sweep.cluster import dask_scheduler
 
 
 def analyze(config: Config) -> xr.Dataset:

@@ -9,6 +9,7 @@ from itertools import zip_longest
 
 from klray import config as configs
 from klray.config import Config
+from klray.config import sweep as sweep_configs
 from klray.config.job import verb
 from klray.doctor import examine
 from klray.store.objects.probe import Finding
@@ -36,9 +37,9 @@ def main(config: Config) -> int:
         examine(
             configs.store_url(config.store) if config.store.url else None,
             configs.storage_options(config.store),
-            functools.partial(configs.hub, config.models),
-            configs.scoring_settings(config.scoring),
-            configs.ray_settings(config.ray, config.scoring),
+            functools.partial(sweep_configs.hub, config.models),
+            sweep_configs.scoring_settings(config.scoring),
+            config.ray,
             config.dask.scheduler,
             config.dask.address,
             config.store.single_writer,

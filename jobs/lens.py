@@ -12,12 +12,15 @@ import torch
 from klray import config as configs
 from klray.checkpoints import Cache, Checkpoint, Hub, resolve
 from klray.config import Config
+from klray.config import measure as measure_configs
+from klray.config import sweep as sweep_configs
 from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.likelihood import loading
 from klray.likelihood.lens import Lens, is_unfinished, load_translators
 from klray.likelihood.tokens import encode
-from klray.measure.lens_training import LensTraining, prediction_kl, train_lens
+from klray.measure.lens_training import prediction_kl, train_lens
+from klray.measure.settings import LensTraining
 from klray.sweep.scorer import versions
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
@@ -27,13 +30,13 @@ from klray.words.tables import text_table
 
 def lens(config: Config) -> Lens:
     """Train, print the table, write the lens, and return it."""
-    selection = configs.selection(config.models)
-    settings = configs.scoring_settings(config.scoring)
+    selection = sweep_configs.selection(config.models)
+    settings = sweep_configs.scoring_settings(config.scoring)
     training = configs.lens_training(config.lens)
-    folder = configs.lens_folder(config.lens)
+    folder = measure_configs.lens_folder(config.lens)
     judged_on = configs.text_set(config.texts)
     trained_on = configs.lens_texts(config.lens, config.texts, judged_on)
-    with configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
+    with sweep_configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
         checkpoints, unavailable = resolve(hub, selection)
         if len(checkpoints) != 1:
             refused = "".join(f"; {each.repository}@{each.revision}: {each.message}" for each in unavailable)

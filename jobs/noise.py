@@ -11,6 +11,8 @@ from klray import config as configs
 from klray.analysis.noise_floor import ROWS_MEAN, ModelNoise, NoiseFloor
 from klray.checkpoints import Cache, Checkpoint, Hub, resolve
 from klray.config import Config
+from klray.config import measure as measure_configs
+from klray.config import sweep as sweep_configs
 from klray.config.job import verb
 from klray.errors import CheckpointError, KlrayError
 from klray.measure.noise import Ways, measure, spread
@@ -25,12 +27,12 @@ WIDTH = 120  # columns of the closing words
 
 def noise(config: Config) -> NoiseFloor:
     """Measure, print the table, write it where the user said, and return it."""
-    selection = configs.selection(config.models)
-    settings = configs.scoring_settings(config.scoring)
-    ways = configs.noise_ways(config.noise, settings)
+    selection = sweep_configs.selection(config.models)
+    settings = sweep_configs.scoring_settings(config.scoring)
+    ways = measure_configs.noise_ways(config.noise, settings)
     path = configs.noise_path(config.noise)
     text_set = configs.text_set(config.texts)
-    with configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
+    with sweep_configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
         checkpoints, unavailable = resolve(hub, selection)
         for refused in unavailable:
             log.warning("%s@%s: %s", refused.repository, refused.revision, refused.message)

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from klray import config as configs
 from klray.checkpoints import Unavailable, larger_than_cache, resolve
 from klray.config import Config
+from klray.config import measure as measure_configs
+from klray.config import sweep as sweep_configs
 from klray.config.job import verb
-from klray.likelihood.lens import LOGIT, is_unfinished
+from klray.likelihood.choices import LOGIT, NONE
+from klray.likelihood.lens import is_unfinished
 from klray.store import Store
 from klray.sweep.cost import Cost, cost, lens_weights
 from klray.sweep.sweeping import missing
@@ -32,13 +35,13 @@ def plan(config: Config, *, untrained: bool = False) -> Plan:
     ``untrained``: scoring is to go through a tuned lens that is not there yet, so that no column can be.
     """
     url = configs.store_url(config.store)
-    settings = configs.scoring_settings(config.scoring)
-    rates = configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
-    selection = configs.selection(config.models)
+    settings = sweep_configs.scoring_settings(config.scoring)
+    rates = measure_configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
+    selection = sweep_configs.selection(config.models)
     text_set = configs.text_set(config.texts)
     store = Store.find(url, text_set, configs.storage_options(config.store))
     committed = store.committed_keys() if store and not untrained else set()
-    with configs.hub(config.models) as hub:
+    with sweep_configs.hub(config.models) as hub:
         checkpoints, unavailable = resolve(hub, selection)
         todo, present = missing(checkpoints, committed, settings, text_set.fingerprint)
         too_large = {each: why for each in todo if (why := larger_than_cache(each, settings.cache_bytes))}
@@ -47,7 +50,7 @@ def plan(config: Config, *, untrained: bool = False) -> Plan:
             Unavailable(each.repository, each.revision, "disk_full", f"it takes {each.bytes:,} bytes, and {why}")
             for each, why in too_large.items()
         ]
-        tuned = untrained or settings.lens not in ("none", LOGIT)
+        tuned = untrained or settings.lens not in (NONE, LOGIT)
         lens = lens_weights(hub, todo, tuned=tuned) if tuned or settings.lens == LOGIT else None
     planned = cost(todo, present, int(text_set.n_bytes.sum()), rates, lens)
     print(f"family      {selection.family}, {counted(len(selection.repositories), 'repository')}")

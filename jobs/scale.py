@@ -11,6 +11,7 @@ import xarray as xr
 from jobs.analyze import earlier_result, exclusions, given_recipe
 from klray import config as configs
 from klray.analysis import analyze as trajectory
+from klray.analysis.cluster import dask_scheduler
 from klray.analysis.recipe import Recipe, of_domain, result_name
 from klray.analysis.scale import compare_domains, format_scale, measure_scale, require_pairs
 from klray.config import Config
@@ -18,7 +19,6 @@ from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.report.figures import save, scale_violins, scale_violins_caption
 from klray.store import Store
-from klray.sweep.cluster import dask_scheduler
 
 log = logging.getLogger("klray")
 

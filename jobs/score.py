@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from klray import config as configs
 from klray.checkpoints import Checkpoint, Selection, Unavailable, resolve
 from klray.config import Config
+from klray.config import sweep as sweep_configs
 from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.store import Store
@@ -21,12 +22,12 @@ REPOSITORIES_SHOWN = 30
 def score(config: Config) -> SweepReport:
     """Resolve, score what is missing, and say how it went."""
     url = configs.store_url(config.store)
-    selection = configs.selection(config.models)
-    settings = configs.scoring_settings(config.scoring, config.lens.norm)
-    ray_settings = configs.ray_settings(config.ray, config.scoring)
+    selection = sweep_configs.selection(config.models)
+    settings = sweep_configs.scoring_settings(config.scoring, config.lens.norm)
+    sweep_configs.check_libraries(config.ray, config.scoring)
     text_set = configs.text_set(config.texts)
     store = Store.create(url, text_set, configs.storage_options(config.store), config.store.single_writer)
-    with configs.hub(config.models) as hub:
+    with sweep_configs.hub(config.models) as hub:
         checkpoints, unavailable = resolve(hub, selection)
         if not checkpoints and not unavailable:
             raise KlrayError(f"models.family={selection.family}: nothing to score was selected; look at klray plan")
@@ -40,7 +41,7 @@ def score(config: Config) -> SweepReport:
             unavailable,
             hub,
             settings,
-            ray_settings,
+            config.ray,
             configs.storage_options(config.store),
             resolved=_resolved(selection, unavailable),
         )

@@ -12,20 +12,14 @@ import xarray as xr
 from jobs.analyze import exclusions
 from klray import config as configs
 from klray.analysis.diffusion import MIN_POINTS, fractal_dimension, late
-from klray.analysis.drift import exponents
+from klray.analysis.drift import exponents, is_exact
 from klray.analysis.recipe import excluded_by
 from klray.checkpoints import Cache, resolve
 from klray.config import Align, Config
+from klray.config import sweep as sweep_configs
 from klray.config.job import verb
 from klray.errors import KlrayError, StoreDamagedError
-from klray.measure.weight_distances import (
-    Aligner,
-    RunDistances,
-    as_dataset,
-    is_exact,
-    measure_run,
-    standing_checkpoints,
-)
+from klray.measure.weight_distances import Aligner, RunDistances, as_dataset, measure_run, standing_checkpoints
 from klray.store import Store
 from klray.weights import alignment
 from klray.words.numbers import significant
@@ -37,8 +31,8 @@ log = logging.getLogger("klray")
 
 def weights(config: Config) -> tuple[xr.Dataset, list[RunDistances]]:
     """Measure the runs of the selected models, write the result, and return it with what was read for it."""
-    selection = configs.selection(config.models)
-    settings = configs.scoring_settings(config.scoring)
+    selection = sweep_configs.selection(config.models)
+    settings = sweep_configs.scoring_settings(config.scoring)
     limit = configs.weights_memory_bytes(config.weights)
     aligner = _aligner(config.weights.align)
     window = config.analysis.window
@@ -48,7 +42,7 @@ def weights(config: Config) -> tuple[xr.Dataset, list[RunDistances]]:
         )
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     snapshot = store.manifest(config.analysis.snapshot).id
-    with configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
+    with sweep_configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
         checkpoints, unavailable = resolve(hub, selection)
         for refused in unavailable:
             log.warning("%s@%s: %s", refused.repository, refused.revision, refused.message)

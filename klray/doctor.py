@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 import dask
 import torch
 
+from klray.analysis.cluster import dask_scheduler
 from klray.checkpoints import Hub, contact
 from klray.errors import KlrayError, StoreError
 from klray.store.objects import open_objects
 from klray.store.objects.endpoint import impatient, why_silent
 from klray.store.objects.probe import CONDITIONAL, Finding, found_and_cure, probe
-from klray.sweep.cluster import RaySettings, Resources, Shape, connected, dask_scheduler, resources
-from klray.sweep.settings import ScoringSettings
+from klray.sweep.cluster import Resources, Shape, connected, resources
+from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.words.secrets import without_secrets
 
 log = logging.getLogger("klray")
@@ -64,7 +65,7 @@ def examine(
     log.info("checking libraries")
     yield _versions()
     log.info("checking Ray")
-    finding, cluster = _cluster(ray_settings)
+    finding, cluster = _cluster(ray_settings, scoring.threads)
     yield _without(finding)
     log.info("checking device and disk")
     yield _device(scoring, cluster)
@@ -90,9 +91,9 @@ def _versions() -> Finding:
     return Finding("libraries", "ok", ", ".join(found))
 
 
-def _cluster(settings: RaySettings) -> tuple[Finding, Cluster | None]:
+def _cluster(settings: RaySettings, cpus_per_worker: int) -> tuple[Finding, Cluster | None]:
     def look() -> Cluster:
-        with connected(settings) as shape:
+        with connected(settings, cpus_per_worker) as shape:
             return Cluster(shape, resources(shape))
 
     try:

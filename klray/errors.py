@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Literal
 
 Reason = Literal[
@@ -24,17 +25,25 @@ Reason = Literal[
 # Which extra brings what not every installation has.
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "ray"), "score"),
-    **dict.fromkeys(("bitsandbytes", "accelerate"), "quant"),
-    **dict.fromkeys(("obstore", "botocore"), "obstore"),
+    "distributed": "distributed",
+    "bitsandbytes": "quant",
+    "accelerate": "multi_gpu",
+    "obstore": "obstore",
 }
 
 
 def lacks(error: ModuleNotFoundError) -> str:
-    """What is not installed and how to install it, in one sentence; a library that is none of klray's raises again."""
+    """What is not installed and how to install it, in one sentence; an error with another cause raises again."""
     library = (error.name or "").partition(".")[0]
-    if library not in EXTRAS:
+    if library not in EXTRAS or not (sentence := needed("this", library)):
         raise error
-    return f"this needs {library}, which is not installed: pip install 'klray[{EXTRAS[library]}]'"
+    return sentence
+
+
+def needed(what: str, *libraries: str) -> str:
+    """Which libraries ``what`` needs and are not installed, and the extra that brings them; "" if all are there."""
+    missing = [each for each in libraries if importlib.util.find_spec(each) is None]
+    return f"{what} needs {' and '.join(missing)}: pip install 'klray[{EXTRAS[missing[0]]}]'" if missing else ""
 
 
 class KlrayError(ValueError):

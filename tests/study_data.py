@@ -16,10 +16,11 @@ import xarray as xr
 
 from klray.analysis.analyze import analyze
 from klray.checkpoints import Cache, Checkpoint, RepositorySpec, Selection, resolve
+from klray.likelihood.choices import QUANTIZATIONS
 from klray.likelihood.loading import load, load_tokenizer
-from klray.likelihood.quantization import NAMES
 from klray.likelihood.tokens import encode
-from klray.measure.lens_training import LensTraining, train_lens
+from klray.measure.lens_training import train_lens
+from klray.measure.settings import LensTraining
 from klray.measure.weight_distances import as_dataset, measure_run
 from klray.store import Store
 from klray.sweep.settings import ScoringSettings
@@ -126,7 +127,7 @@ def make_study(root: Path, folder: Path) -> Study:
         every = checkpoints_of(server)
         stage("plain", every)
         last = {each.repository: each for each in every if each.revision == LAST}
-        for quantization in sorted(set(NAMES) - {"none"}):
+        for quantization in sorted(set(QUANTIZATIONS) - {"none"}):
             stage(quantization, [last[PARENT]], quantization=quantization)
         stage("logit", [last[LAYERED]], lens="logit")
         files = root / LAYERED / LAST

@@ -37,7 +37,7 @@ DOORS = {
     "jinja2": {"report"},
     "hydra": {"config"},
     "omegaconf": {"config"},
-    "distributed": {"sweep"},
+    "distributed": {"analysis"},
     "s3fs": {"store.objects"},
     "fsspec": {"store.objects"},
     "aiohttp": {"store.objects"},

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import ray
 
+from klray.analysis.cluster import dask_scheduler
 from klray.errors import KlrayError
-from klray.sweep.cluster import RaySettings, Shape, _shape, connected, dask_scheduler
+from klray.sweep.cluster import Shape, _shape, connected
+from klray.sweep.settings import RaySettings
 
 LAPTOP = {"CPU": 8.0}
 TWO_GPUS = {"CPU": 16.0, "GPU": 2.0}
@@ -17,19 +19,19 @@ WAIT = "RAY_gcs_server_port_wait_time_s"
 
 
 @pytest.mark.parametrize(
-    ("nodes", "settings", "shape"),
+    ("nodes", "settings", "cpus", "shape"),
     [
-        ([LAPTOP], RaySettings(), Shape(8, 0.0, 1)),
-        ([LAPTOP], RaySettings(cpus_per_worker=3), Shape(2, 0.0, 3)),
-        ([LAPTOP, TWO_GPUS], RaySettings(), Shape(2, 1.0, 1)),
-        ([TWO_GPUS, TWO_GPUS], RaySettings(gpus_per_worker=0.5), Shape(8, 0.5, 1)),
-        ([TWO_GPUS], RaySettings(gpus_per_worker=0.6), Shape(2, 0.6, 1)),  # not 3: a share is of one GPU
-        ([TWO_GPUS, TWO_GPUS], RaySettings(gpus_per_worker=2), Shape(2, 2.0, 1)),
-        ([TWO_GPUS], RaySettings(gpus_per_worker=0), Shape(16, 0.0, 1)),
+        ([LAPTOP], RaySettings(), 1, Shape(8, 0.0, 1)),
+        ([LAPTOP], RaySettings(), 3, Shape(2, 0.0, 3)),
+        ([LAPTOP, TWO_GPUS], RaySettings(), 1, Shape(2, 1.0, 1)),
+        ([TWO_GPUS, TWO_GPUS], RaySettings(gpus_per_worker=0.5), 1, Shape(8, 0.5, 1)),
+        ([TWO_GPUS], RaySettings(gpus_per_worker=0.6), 1, Shape(2, 0.6, 1)),  # not 3: a share is of one GPU
+        ([TWO_GPUS, TWO_GPUS], RaySettings(gpus_per_worker=2), 1, Shape(2, 2.0, 1)),
+        ([TWO_GPUS], RaySettings(gpus_per_worker=0), 1, Shape(16, 0.0, 1)),
     ],
 )
-def test_actors_fit_their_nodes(nodes: list[dict[str, float]], settings: RaySettings, shape: Shape) -> None:
-    assert _shape(settings, nodes) == shape
+def test_actors_fit_their_nodes(nodes: list[dict[str, float]], settings: RaySettings, cpus: int, shape: Shape) -> None:
+    assert _shape(settings, cpus, nodes) == shape
 
 
 def test_an_actor_with_several_gpus_spreads_its_model_over_them() -> None:
@@ -38,11 +40,11 @@ def test_an_actor_with_several_gpus_spreads_its_model_over_them() -> None:
 
 def test_what_does_not_fit_is_refused_with_what_there_is() -> None:
     with pytest.raises(KlrayError, match=r"needs 9 CPUs and 0 GPUs on one node, .* 2 nodes with 16 CPUs"):
-        _shape(RaySettings(cpus_per_worker=9), [LAPTOP, LAPTOP])
+        _shape(RaySettings(), 9, [LAPTOP, LAPTOP])
     with pytest.raises(KlrayError, match=r"ray\.workers=9: .* carries 8 actors"):
-        _shape(RaySettings(workers=9), [LAPTOP])
+        _shape(RaySettings(workers=9), 1, [LAPTOP])
     with pytest.raises(KlrayError, match=r"gpus_per_worker=1\.5: choose a share of one GPU, or a whole number"):
-        _shape(RaySettings(gpus_per_worker=1.5), [TWO_GPUS])
+        _shape(RaySettings(gpus_per_worker=1.5), 1, [TWO_GPUS])
 
 
 def test_unknown_scheduler_is_named() -> None:

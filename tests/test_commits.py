@@ -17,10 +17,10 @@ from klray.errors import CheckpointError, KlrayError
 from klray.store import Column, Store
 from klray.sweep import driver
 from klray.sweep.actor import Pending, ScorerActor
-from klray.sweep.cluster import RaySettings, Shape, connected
+from klray.sweep.cluster import Shape, connected
 from klray.sweep.driver import Driver, _Call, _Worker
 from klray.sweep.scorer import Outcome
-from klray.sweep.settings import ScoringSettings
+from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.words.progress import Progress
 from tests.stores import TEXTS, column
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from jobs.plan import plan
 from klray import config as configs
 from klray.checkpoints import Checkpoint, RepositorySpec, Selection, resolve
-from klray.config import Config, ModelsConfig, PlanConfig, RayConfig, RepositoryConfig, StoreConfig, TextsConfig
+from klray.config import Config, ModelsConfig, PlanConfig, RaySettings, RepositoryConfig, StoreConfig, TextsConfig
+from klray.config import measure as measure_configs
 from klray.config.models import ModelSource
 from klray.errors import KlrayError
 from klray.sweep.cost import Rates, cost, lens_weights, parameters
@@ -150,7 +151,7 @@ def test_plan_prints_the_cost(
         models=ModelsConfig(repositories=[RepositoryConfig(RUN, "step*"), RepositoryConfig("other/copy")]),
         texts=TextsConfig(n=8),
         store=StoreConfig(url=str(tmp_path / "store")),
-        ray=RayConfig(workers=2),
+        ray=RaySettings(workers=2),
     )
     planned = plan(config)
     out = capsys.readouterr().out
@@ -168,23 +169,22 @@ def test_plan_prints_the_cost(
 def test_the_embedded_family_is_scored_by_cpu_cores_and_16_bit_by_tensor_cores() -> None:
     config = Config()
     config.scoring.dtype = configs.Dtype.bfloat16
-    rates = configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
+    rates = measure_configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
     assert (rates.device, rates.device_tflops) == ("GPU", pytest.approx(989 * 0.4))
     config.models.source = configs.ModelSource.embedded
-    rates = configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
+    rates = measure_configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
     assert (rates.device, rates.device_tflops) == ("CPU", 0.04)
     config.plan.gigabits = 0
     with pytest.raises(KlrayError, match=r"plan\.gigabits=0: must be above 0"):
-        configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
+        measure_configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
 
 
 def test_a_plan_states_its_cores_and_refuses_less_than_one_worker() -> None:
     config = Config(models=ModelsConfig(source=ModelSource.embedded))
-    stated = configs.plan_rates(config.plan, config.models, config.scoring, config.ray).stated
+    stated = measure_configs.plan_rates(config.plan, config.models, config.scoring, config.ray).stated
     assert stated == "1 CPU core, as measured in float32"
     config.scoring.threads = 2
-    stated = configs.plan_rates(config.plan, config.models, config.scoring, config.ray).stated
+    stated = measure_configs.plan_rates(config.plan, config.models, config.scoring, config.ray).stated
     assert stated == "2 CPU cores, as measured in float32"
-    config.ray.workers = 0
     with pytest.raises(KlrayError, match=r"ray\.workers=0: must be 1 or more"):
-        configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
+        RaySettings(workers=0)

@@ -18,8 +18,8 @@ from klray.checkpoints import Hub
 from klray.doctor import Cluster, _cluster, _dask, _device, _disk, _hub, _store, bounded
 from klray.errors import KlrayError
 from klray.store.objects.probe import Finding
-from klray.sweep.cluster import RaySettings, Resources, Shape
-from klray.sweep.settings import ScoringSettings
+from klray.sweep.cluster import Resources, Shape
+from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.tiny.hub_server import HubServer
 from klray.tiny.routes import HubHandler
 from tests.careless_s3 import CarelessS3, careless_s3
@@ -207,7 +207,7 @@ def test_ray_where_nobody_is_is_refused_at_once(closed_port: int, monkeypatch: p
     start = time.monotonic()
     for address in (f"127.0.0.1:{closed_port}", "auto"):
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
-        finding, cluster = _cluster(RaySettings(address=address))
+        finding, cluster = _cluster(RaySettings(address=address), 1)
         assert finding.verdict == "refused" and cluster is None
         assert f"ray.address=127.0.0.1:{closed_port}: no Ray cluster could be joined" in finding.found
         assert "ray start --head" in finding.cure

@@ -16,7 +16,8 @@ from klray import texts
 from klray.analysis.kl.layers import compare_lenses
 from klray.analysis.recipe import Recipe
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
-from klray.config import Config, LensConfig, ModelsConfig, ScoringConfig, TextsConfig, scoring_settings
+from klray.config import Config, LensConfig, ModelsConfig, ScoringConfig, TextsConfig
+from klray.config.sweep import scoring_settings
 from klray.errors import KlrayError
 from klray.likelihood.lens import Lens, Translators, layer_log_likelihood, load_translators
 from klray.likelihood.loading import load, load_tokenizer

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import klray
-from klray.config import LensConfig, lens_folder
+from klray.config import LensConfig
+from klray.config.measure import lens_folder
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood.lens import Lens, Translators, is_unfinished, layer_log_likelihood, load_translators
 from klray.likelihood.lens.structure import find_layers

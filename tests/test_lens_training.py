@@ -15,16 +15,17 @@ from klray.config import (
     TextsConfig,
     TextSource,
     TextSplit,
-    lens_folder,
     lens_texts,
     lens_training,
     text_set,
 )
+from klray.config.measure import lens_folder
 from klray.errors import KlrayError
 from klray.likelihood import loading as models
 from klray.likelihood.lens import Lens, Translators, layer_log_likelihood, load_translators
 from klray.likelihood.tokens import Tokens, encode
-from klray.measure.lens_training import LensTraining, prediction_kl, train_lens
+from klray.measure.lens_training import prediction_kl, train_lens
+from klray.measure.settings import LensTraining
 from klray.texts import TextSet, python_stdlib
 from klray.tiny.family import train_family
 from klray.tiny.family_recipe import FamilyRecipe, Size

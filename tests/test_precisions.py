@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import klray
 from klray import texts
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
-from klray.config import Dtype, ScoringConfig, scoring_settings
+from klray.config import Dtype, ScoringConfig
+from klray.config.sweep import scoring_settings
 from klray.likelihood import loading as models
 from klray.likelihood.tokens import encode
 from klray.measure.exact import exact_log_likelihood

@@ -21,10 +21,12 @@ from klray import texts
 from klray.analysis.kl.chosen_pairs import pair_divergence
 from klray.analysis.relatives import unquantised
 from klray.checkpoints import Hub, RepositorySpec, Selection, resolve
+from klray.config import measure as measure_configs
+from klray.config import sweep as sweep_configs
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading as models
-from klray.likelihood import quantization
 from klray.likelihood import score as likelihood
+from klray.likelihood.choices import QUANTIZATIONS, lacks_quantization
 from klray.likelihood.tokens import encode
 from klray.store import Store
 from klray.sweep.settings import ScoringSettings
@@ -36,7 +38,7 @@ from tests.snapshot_data import labelled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-QUANTIZED = quantization.NAMES[1:]
+QUANTIZED = QUANTIZATIONS[1:]
 TEXTS = texts.python_stdlib(n=32)
 # Trained until it has something to lose: ten seconds on one core.
 TRAINED = FamilyRecipe(
@@ -78,7 +80,7 @@ def test_a_quantised_self_is_further_than_noise_and_eight_bits_are_nearer_than_f
     folder = trained / "step120"
     encoded = encode(models.load_tokenizer(folder), TEXTS.texts)
     rows = {}
-    for name in quantization.NAMES:
+    for name in QUANTIZATIONS:
         model = models.load(folder, quantization=name).model
         for budget in (1, 256, 1024):
             scored = likelihood.score(model, encoded, tokens_per_batch=budget)
@@ -189,7 +191,7 @@ def test_a_quantised_head_is_left_to_the_model_and_said(trained: Path, caplog: p
 def test_names_that_there_are_not_are_answered_with_those_that_there_are(tmp_path: Path) -> None:
     answer = r"scoring.quantization=int4: there is no such quantisation; write none, int8, fp4 or nf4$"
     with pytest.raises(KlrayError, match=answer):
-        configs.scoring_settings(configs.ScoringConfig(quantization="int4"))
+        sweep_configs.scoring_settings(configs.ScoringConfig(quantization="int4"))
     with pytest.raises(KlrayError, match=answer):
         models.load(tmp_path, quantization="int4")
 
@@ -202,9 +204,9 @@ def test_without_bitsandbytes_one_is_told_what_to_install(tmp_path: Path, monkey
         models.load(tmp_path, quantization="nf4")
     scoring = configs.ScoringConfig(quantization="nf4")
     with pytest.raises(KlrayError, match=answer):
-        configs.ray_settings(configs.RayConfig(), scoring)
-    assert configs.scoring_settings(scoring).quantization == "nf4"  # klray plan needs no library
-    assert quantization.lacks_library("none") == ""
+        sweep_configs.check_libraries(configs.RaySettings(), scoring)
+    assert sweep_configs.scoring_settings(scoring).quantization == "nf4"  # klray plan needs no library
+    assert lacks_quantization("none") == ""
 
 
 def test_without_its_library_a_stored_quantised_checkpoint_says_so(trained: Path, tmp_path: Path) -> None:
@@ -229,7 +231,7 @@ except models.CheckpointError as error:
 def test_noise_is_measured_on_models_as_they_are() -> None:
     settings = ScoringSettings(quantization="int8")
     with pytest.raises(KlrayError, match=r"klray noise compares with float64, in which nothing is quantised"):
-        configs.noise_ways(configs.NoiseConfig(), settings)
+        measure_configs.noise_ways(configs.NoiseConfig(), settings)
 
 
 def test_nothing_is_printed_while_a_quantised_model_is_loaded_and_scored(trained: Path) -> None:
@@ -254,13 +256,15 @@ def test_columns_of_every_quantisation_stand_side_by_side_and_make_pairs(trained
     )
     assert not unavailable
     store = Store.create(str(tmp_path / "store"), TEXTS)
-    for name in quantization.NAMES:
-        settings = configs.scoring_settings(configs.ScoringConfig(quantization=name, cache_dir=str(tmp_path / "cache")))
+    for name in QUANTIZATIONS:
+        settings = sweep_configs.scoring_settings(
+            configs.ScoringConfig(quantization=name, cache_dir=str(tmp_path / "cache"))
+        )
         scorer = scorer_here(Hub("http://127.0.0.1:9", ""), store.url, TEXTS, settings)
         assert all(scorer.score(checkpoint).first for checkpoint in found)
     commits = store.commits()
-    assert len({commit.key for commit in commits}) == 2 * len(quantization.NAMES)
-    assert {commit.identity.quantization for commit in commits} == set(quantization.NAMES)
+    assert len({commit.key for commit in commits}) == 2 * len(QUANTIZATIONS)
+    assert {commit.identity.quantization for commit in commits} == set(QUANTIZATIONS)
     assert all(commit.versions["bitsandbytes"] for commit in commits)
     store.publish()
     snapshot = klray.open_dataset(store.url)

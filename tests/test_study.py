@@ -14,6 +14,7 @@ from jobs.plan import plan_study
 from jobs.study import study
 from klray import config as configs
 from klray.config import Config, FollowConfig, StageConfig, StoreConfig, StudyConfig, TextsConfig
+from klray.config import sweep as sweep_configs
 from klray.errors import KlrayError
 from klray.store import Store
 
@@ -154,7 +155,7 @@ def test_another_study_takes_nothing_from_the_tiny_one() -> None:
 
 def test_the_study_of_pythia_measures_its_noise_for_its_report() -> None:
     followed = dict(configs.followed(composed("study", "study=pythia", "report.dir=out")))
-    (spec,) = configs.selection(followed["noise"].models).repositories
+    (spec,) = sweep_configs.selection(followed["noise"].models).repositories
     assert (spec.repository, spec.patterns) == ("EleutherAI/pythia-410m", ("step143000",))
     assert followed["noise"].noise.path == followed["report"].report.noise == "out/noise.json"
 

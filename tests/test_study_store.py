@@ -19,8 +19,8 @@ from safetensors.numpy import load_file
 import klray
 from klray.analysis.recipe import Recipe
 from klray.analysis.scale import Choice, measure_scale
+from klray.likelihood.choices import QUANTIZATIONS
 from klray.likelihood.loading import load, load_tokenizer
-from klray.likelihood.quantization import NAMES
 from klray.weights.distances import relative_error
 from tests.scale_check import Fact, check_scale, read_facts
 from tests.study_data import (
@@ -145,7 +145,7 @@ def test_the_snapshot_has_every_row_of_every_column_and_no_other(study: Study, r
 
 
 def test_every_stage_asks_for_each_file_once_and_for_all_weights(study: Study) -> None:
-    assert set(study.asked) == {"plain", *NAMES, "logit", "tuned", "exact"} - {"none"}
+    assert set(study.asked) == {"plain", *QUANTIZATIONS, "logit", "tuned", "exact"} - {"none"}
     for stage, asked in study.asked.items():
         found = {path: n for path, n in asked.items() if path.endswith(".safetensors")}
         wanted = {f"/{each.repository}/resolve/{each.commit}/model.safetensors": 1 for each in study.checkpoints[stage]}
@@ -271,7 +271,7 @@ def test_four_bits_are_further_than_eight_and_these_further_than_noise(
     study: Study, numbers: Numbers, one_thread: None
 ) -> None:
     own = plain(PARENT, LAST)
-    kl = {name: numbers.kl((PARENT, LAST, name, "none", -1), own) for name in NAMES}
+    kl = {name: numbers.kl((PARENT, LAST, name, "none", -1), own) for name in QUANTIZATIONS}
     files = study.root / PARENT / LAST
     again = klray.log_likelihood(load(files).model, load_tokenizer(files), study.texts.texts, tokens_per_batch=1)
     noise = numbers.bits(np.maximum(again, numbers.threshold)[numbers.kept], numbers.clipped[own])

@@ -21,11 +21,11 @@ import xarray as xr
 from dask.system import CPU_COUNT
 
 from klray.analysis import embedding
+from klray.analysis.defaults import CLIP_QUANTILE, MIN_STEP, OUTLIER_FRACTION, OUTLIER_MIN_STEP, TILE, WINDOW
 from klray.analysis.diffusion import diffusion_exponent
 from klray.analysis.drift import Sketches, drift_bytes, exact_drift, sketched_drift
 from klray.analysis.facts import NO_QUANTIZATION, facts
 from klray.analysis.kl.all_pairs import (
-    TILE,
     kl_divergence,
     kl_standard_error,
     paired_standard_error,
@@ -68,13 +68,13 @@ def analyze(
     *,
     recipe: Recipe | None = None,
     previous: xr.Dataset | None = None,
-    clip_quantile: float = 0.02,
-    outlier_fraction: float = 0.03,
-    outlier_min_step: int = 2000,
+    clip_quantile: float = CLIP_QUANTILE,
+    outlier_fraction: float = OUTLIER_FRACTION,
+    outlier_min_step: int = OUTLIER_MIN_STEP,
     exclude: Iterable[Exclusion | str] = KNOWN_ANOMALIES,
     exclude_found: bool = False,
-    window: int = 10,
-    min_step: int = 1000,
+    window: int = WINDOW,
+    min_step: int = MIN_STEP,
     tile: int = TILE,
     perplexity: float = 30.0,
     tsne: bool = True,

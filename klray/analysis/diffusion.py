@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from klray.analysis.defaults import MIN_STEP, WINDOW
 from klray.errors import KlrayError
 
 MIN_POINTS = 3  # a line through fewer points fits itself
@@ -22,7 +23,9 @@ class DiffusionExponent(NamedTuple):
     r_squared: np.ndarray
 
 
-def diffusion_exponent(steps: Any, squared_distances: Any, window: int = 10, min_step: int = 1000) -> DiffusionExponent:
+def diffusion_exponent(
+    steps: Any, squared_distances: Any, window: int = WINDOW, min_step: int = MIN_STEP
+) -> DiffusionExponent:
     """Diffusion exponent c of each window: ln D(t0, t) ~ c ln(t - t0) + const, arXiv:2505.15353, section 4.
 
     For each start checkpoint t0 >= ``min_step`` the next ``window`` saved checkpoints are taken, and a line is fitted

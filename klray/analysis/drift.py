@@ -59,6 +59,11 @@ def sketched_drift(
     return _described(columns, "from weight sketches", "", window, min_step, error)
 
 
+def is_exact(result: xr.Dataset) -> bool:
+    """Whether a result has exact weight distances, as ``klray weights`` writes them."""
+    return {"squared_distance", "other_commit"} <= set(result.data_vars) and "made" in result.attrs
+
+
 def exact_drift(
     dataset: xr.Dataset, found: Sequence[Run], excluded: np.ndarray, exact: xr.Dataset, window: int, min_step: int
 ) -> Columns:

@@ -1,8 +1,12 @@
 """Structured configs: what can be set for a job, with its default; and the values that library functions take.
 
 A file for each Hydra group (or two that belong together): its dataclass, and the functions that make values of it.
+These are light: help and ``--cfg`` are answered from them. What makes values of the rooms that fetch and score models
+is in ``klray.config.sweep`` and ``klray.config.measure``, for the verbs that need it.
 Only jobs/ and this room know Hydra. ``conf/`` holds the groups; every key there is checked against the classes here.
 """
+
+# ruff: noqa: F401 - the room's face: what is imported here is taken from here
 
 from __future__ import annotations
 
@@ -10,68 +14,17 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from klray.config.analysis import AnalysisConfig, ReportConfig
-from klray.config.clusters import DaskConfig, RayConfig, memory_bytes, ray_settings
-from klray.config.lens import LensConfig, lens_folder, lens_texts, lens_training
-from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig, hub, selection
-from klray.config.noise import NoiseConfig, noise_path, noise_ways
-from klray.config.plan import PlanConfig, plan_rates
-from klray.config.scale import ScaleConfig, scale_choice
-from klray.config.scoring import DTYPES, Dtype, ScoringConfig, cache_home, scoring_settings
+from klray.config.analysis import AnalysisConfig, ReportConfig, ScaleConfig, scale_choice
+from klray.config.dask import DaskConfig, memory_bytes
+from klray.config.lens import LensConfig, lens_texts, lens_training
+from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig
+from klray.config.noise import NoiseConfig, noise_path
+from klray.config.scoring import DTYPES, Dtype, PlanConfig, ScoringConfig, cache_home
 from klray.config.store import Backend, StoreConfig, VerifyConfig, storage_options, store_url
 from klray.config.study import FollowConfig, StageConfig, StudyConfig, followed, stages, tuned_folder
 from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
 from klray.config.weights import Align, WeightsConfig, weights_memory_bytes
-
-__all__ = [
-    "DTYPES",
-    "Align",
-    "AnalysisConfig",
-    "Backend",
-    "Config",
-    "DaskConfig",
-    "Dtype",
-    "FollowConfig",
-    "LensConfig",
-    "ModelSource",
-    "ModelsConfig",
-    "NoiseConfig",
-    "PlanConfig",
-    "RayConfig",
-    "ReportConfig",
-    "RepositoryConfig",
-    "ScaleConfig",
-    "ScoringConfig",
-    "StageConfig",
-    "StoreConfig",
-    "StudyConfig",
-    "TextSource",
-    "TextSplit",
-    "TextsConfig",
-    "VerifyConfig",
-    "WeightsConfig",
-    "cache_home",
-    "followed",
-    "hub",
-    "lens_folder",
-    "lens_texts",
-    "lens_training",
-    "memory_bytes",
-    "noise_path",
-    "noise_ways",
-    "plan_rates",
-    "ray_settings",
-    "register",
-    "scale_choice",
-    "scoring_settings",
-    "selection",
-    "stages",
-    "storage_options",
-    "store_url",
-    "text_set",
-    "tuned_folder",
-    "weights_memory_bytes",
-]
+from klray.sweep.settings import RaySettings
 
 
 @dataclass
@@ -82,7 +35,7 @@ class Config:
     texts: TextsConfig = field(default_factory=TextsConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
-    ray: RayConfig = field(default_factory=RayConfig)
+    ray: RaySettings = field(default_factory=RaySettings)
     dask: DaskConfig = field(default_factory=DaskConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

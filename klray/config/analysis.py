@@ -1,8 +1,11 @@
-"""Groups ``analysis`` and ``report``: what is computed from a snapshot, and shown."""
+"""Groups ``analysis``, ``scale`` and ``report``: what is computed from a snapshot, and shown."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from klray.analysis import defaults
+from klray.analysis.defaults import Choice
 
 
 @dataclass
@@ -13,15 +16,30 @@ class AnalysisConfig:
     snapshot: str = "latest"
     domain: str = ""  # texts of this domain only, with a recipe of their own; the result is called NAME-DOMAIN
     recipe: str = "keep"  # keep: the last one made with these settings, if any; fit: a new one; or a JSON file's path
-    clip_quantile: float = 0.02
-    outlier_fraction: float = 0.03
-    outlier_min_step: int = 2000
+    clip_quantile: float = defaults.CLIP_QUANTILE
+    outlier_fraction: float = defaults.OUTLIER_FRACTION
+    outlier_min_step: int = defaults.OUTLIER_MIN_STEP
     exclude: list[str] = field(default_factory=list)  # patterns over repository@revision
     exclude_found: bool = False  # when a recipe is fitted: leave out the anomalous checkpoints found, and fit again
-    window: int = 10
-    min_step: int = 1000
+    window: int = defaults.WINDOW
+    min_step: int = defaults.MIN_STEP
     weights: str = "weights"  # exact weight distances: the result of this name that klray weights wrote, if any
-    tile: int = 512
+    tile: int = defaults.TILE
+
+
+@dataclass
+class ScaleConfig:
+    """What klray scale measures; the recipe, the snapshot and the exclusions are those of ``analysis``."""
+
+    name: str = "scale"
+    spacing: int = Choice.spacing  # steps between consecutive checkpoints
+    min_step: int = Choice.min_step  # the later of two consecutive checkpoints has more
+    number: int = Choice.number  # early pairs, and later pairs, of each run
+    draws: int = Choice.draws  # random pairs; 0: as many as there are fine-tuning pairs
+    seed: int = Choice.seed
+    resamples: int = defaults.RESAMPLES  # of the bootstrap for the standard error of a median
+    domains: list[str] = field(default_factory=list)  # two or more are compared side by side
+    dir: str | None = None  # folder for the figure
 
 
 @dataclass
@@ -31,3 +49,8 @@ class ReportConfig:
     dir: str = "report"
     title: str = "How language models move"
     noise: str | None = None  # a JSON file that klray noise wrote: the report then says how much noise there is
+
+
+def scale_choice(config: ScaleConfig) -> Choice:
+    """How pairs are chosen."""
+    return Choice(config.spacing, config.min_step, config.number, config.draws, config.seed)

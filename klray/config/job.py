@@ -45,9 +45,9 @@ def _run(function: Callable[[Config], int], config_name: str) -> int:
 
     def task(config: DictConfig) -> None:
         nonlocal code, unread
-        values = OmegaConf.to_object(config)
-        assert isinstance(values, Config)
         try:
+            values = OmegaConf.to_object(config)
+            assert isinstance(values, Config)
             code = max(code, function(values))
         except KlrayError as error:  # caught here: Hydra would print the overrides first
             code = _fail(str(error))

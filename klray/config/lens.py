@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
 from klray.errors import KlrayError
-from klray.likelihood.lens import FACTS, is_unfinished
-from klray.measure.lens_training import LensTraining
+from klray.measure.settings import LensTraining
 from klray.texts import TextSet
 
 
@@ -21,25 +19,15 @@ class LensConfig:
     path: str | None = None  # the folder for the trained lens
     texts_path: str | None = None  # texts to train on: as texts.path; python_stdlib needs none, it has a train split
     n: int | None = 2000  # draw so many of these
-    steps: int = 250
-    tokens_per_step: int = 1024
-    learning_rate: float = 3e-3
-    seed: int = 0
+    steps: int = LensTraining.steps
+    tokens_per_step: int = LensTraining.tokens_per_step
+    learning_rate: float = LensTraining.learning_rate
+    seed: int = LensTraining.seed
 
 
 def lens_training(config: LensConfig) -> LensTraining:
     """How a tuned lens is trained."""
     return LensTraining(config.steps, config.tokens_per_step, config.learning_rate, config.seed)
-
-
-def lens_folder(config: LensConfig) -> Path:
-    """Where the trained lens goes; looked at first, because training takes long."""
-    if not config.path:
-        raise KlrayError("klray lens needs a folder for what it trains: set lens.path=")
-    folder = Path(config.path).expanduser()
-    if folder.exists() and not (folder.is_dir() and ((folder / FACTS).is_file() or is_unfinished(folder))):
-        raise KlrayError(f"lens.path={config.path}: there is something already; name a new folder, or an empty one")
-    return folder
 
 
 def lens_texts(config: LensConfig, texts: TextsConfig, scoring: TextSet) -> TextSet:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import transformers
@@ -21,11 +20,10 @@ from klray.checkpoints import model_config
 from klray.checkpoints.tensors import explained, first_line, read_tensors, weight_files
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import quantization as quantizations
+from klray.likelihood.choices import NONE, Dtype, check_quantization, lacks_accelerate, lacks_quantization
 from klray.likelihood.score import context_length
 
 logger = logging.getLogger("klray")
-
-Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
 # What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
 _TOKENIZER_FILES = (
@@ -102,7 +100,7 @@ def load(
         Where the model goes; "auto": layer by layer to all GPUs that the process sees, which takes accelerate, and to
         the CPU where there is none.
     quantization
-        One of ``quantization.NAMES``. A checkpoint that is stored quantised is loaded as it is, with "none".
+        One of ``choices.QUANTIZATIONS``. A checkpoint that is stored quantised is loaded as it is, with "none".
     reuse
         What an earlier call returned, to be given up: if the two checkpoints differ in numbers alone, those of its
         model are overwritten in place (addresses stay) and it is returned; if not, and always if it is quantised, its
@@ -118,8 +116,8 @@ def load(
     KlrayError
         "auto" without accelerate, a quantisation that there is not, or one without its library.
     """
-    quantizations.check_name(quantization)
-    if lacking := quantizations.lacks_library(quantization):
+    check_quantization(quantization)
+    if lacking := lacks_quantization(quantization):
         raise KlrayError(lacking)
     if device == "auto" and (lacking := lacks_accelerate()):
         raise KlrayError(lacking)
@@ -130,13 +128,13 @@ def load(
         files = weight_files(folder)
         config = model_config(folder)
         method = quantizations.stored_method(config)
-        if method and quantization != quantizations.NONE:
+        if method and quantization != NONE:
             raise CheckpointError(
                 f"{folder} is stored quantised ({method}), and scoring.quantization={quantization} would quantise it "
                 "again: score it as it is with scoring.quantization=none, or its unquantised original",
                 "load_failed",
             )
-        plain = not method and quantization == quantizations.NONE
+        plain = not method and quantization == NONE
         if not plain:
             quantizations.import_library()
         read = read_tensors(files) if plain or look is not None else {}
@@ -185,13 +183,6 @@ def import_early() -> None:
     """Import what transformers imports with the first model, 2 s, for processes that are forked from this one."""
     for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "PreTrainedModel", "GenerationMixin"):
         getattr(transformers, name)
-
-
-def lacks_accelerate() -> str:
-    """What to do about a missing accelerate, which spreads a model over several GPUs; "" if it is there."""
-    if importlib.util.find_spec("accelerate") is not None:
-        return ""
-    return "a model on several GPUs (ray.gpus_per_worker above 1) needs accelerate: pip install 'klray[multi_gpu]'"
 
 
 def load_tokenizer(directory: str | Path) -> Any:
@@ -245,7 +236,7 @@ def _build(folder: Path, dtype: str, device: str | torch.device, quantization: s
     # A config.json may name an attention kernel to be fetched from the hub: only the built-in ones are used.
     config._attn_implementation = None
     stored_quantized = hasattr(config, "quantization_config")
-    quantized = quantization != quantizations.NONE
+    quantized = quantization != NONE
     more: dict[str, Any] = {}
     if quantized:
         more["quantization_config"] = transformers.BitsAndBytesConfig(**quantizations.options(quantization, dtype))

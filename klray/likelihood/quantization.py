@@ -23,29 +23,6 @@ from typing import Any
 
 import torch
 
-from klray.errors import KlrayError
-
-NONE = "none"
-NAMES = (NONE, "int8", "fp4", "nf4")
-
-_NEEDED = ("bitsandbytes", "accelerate")  # transformers wants accelerate, too, to quantise with bitsandbytes
-
-
-def check_name(name: str) -> None:
-    """Raise KlrayError unless ``name`` is one of ``NAMES``."""
-    if name not in NAMES:
-        raise KlrayError(
-            f"scoring.quantization={name}: there is no such quantisation; write {', '.join(NAMES[:-1])} or {NAMES[-1]}"
-        )
-
-
-def lacks_library(name: str) -> str:
-    """What to do about a missing library without which nothing is quantised; "" if all that ``name`` needs is there."""
-    missing = [] if name == NONE else [each for each in _NEEDED if importlib.util.find_spec(each) is None]
-    if not missing:
-        return ""
-    return f"scoring.quantization={name} needs {' and '.join(missing)}: pip install 'klray[quant]'"
-
 
 def options(name: str, dtype: str) -> dict[str, Any]:
     """Arguments of transformers' BitsAndBytesConfig for one of the names but "none", and a model in ``dtype``."""

@@ -25,37 +25,10 @@ from klray.likelihood.lens.structure import Layers, find_layers
 from klray.likelihood.lens.translators import Translators
 from klray.likelihood.score import context_length, undisturbed
 from klray.likelihood.tokens import Tokens, plan
+from klray.measure.settings import LensTraining
 
 _PROBE_TOKENS = 32
 _TOKENS_PER_PASS = 1024
-
-
-@dataclass(frozen=True)
-class LensTraining:
-    """How a tuned lens is trained; on one machine and thread count, equal values give equal lenses.
-
-    Parameters
-    ----------
-    steps
-        Updates of every layer's map.
-    tokens_per_step
-        Tokens whose predictions are compared in a step; 1,024 at a time, whose logits are held whole, several times.
-    learning_rate
-        Of Adam, at the first step; it falls linearly to zero. For a width of 64 and 60 steps, 1e-2 was better than
-        3e-3 and that than 1e-3; the tuned-lens package takes 1e-3 for widths of thousands.
-    seed
-        Of the order of the texts.
-    """
-
-    steps: int = 250
-    tokens_per_step: int = 1024
-    learning_rate: float = 3e-3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value <= 0 and name != "seed":
-                raise KlrayError(f"lens.{name}={value}: must be above 0")
 
 
 def train_lens(

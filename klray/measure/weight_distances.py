@@ -167,11 +167,6 @@ def as_dataset(measured: Sequence[RunDistances], window: int, alignment: str) ->
     )
 
 
-def is_exact(result: xr.Dataset) -> bool:
-    """Whether a result is one of ``as_dataset``."""
-    return {"squared_distance", "other_commit"} <= set(result.data_vars) and "made" in result.attrs
-
-
 def _config(directory: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((directory / "config.json").read_text("utf-8"))
     return config

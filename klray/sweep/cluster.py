@@ -1,36 +1,24 @@
-"""Where work runs: the Ray cluster of a sweep, and the Dask scheduler of an analysis."""
+"""The Ray cluster: joined or started, what it carries, and Dask on it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import logging
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import dask
 import ray
 
 from klray.errors import KlrayError
+from klray.sweep.reach import silence
+from klray.sweep.settings import RaySettings
 
 log = logging.getLogger("klray")
 
-ANSWER_SECONDS = 5.0
 START_SECONDS = 120  # Ray's 30 pass on a machine that is very busy
 START_ATTEMPTS = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class RaySettings:
-    """Cluster and shape of the scoring actors."""
-
-    address: str | None = None  # None: a cluster of this machine, for the length of the run; "auto" or host:port
-    workers: int | None = None  # None: one a GPU, or as many as the CPUs carry
-    gpus_per_worker: float | None = None  # None: one where the cluster has GPUs, else none
-    cpus_per_worker: int = 1
-    max_attempts: int = 2  # of one checkpoint, when the process that scores it dies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +61,7 @@ def resources(shape: Shape) -> Resources:
 
 
 @contextlib.contextmanager
-def connected(settings: RaySettings) -> Iterator[Shape]:
+def connected(settings: RaySettings, cpus_per_worker: int = 1) -> Iterator[Shape]:
     """Start or join a Ray cluster; yields how many actors of which shape it carries.
 
     Raises
@@ -84,16 +72,16 @@ def connected(settings: RaySettings) -> Iterator[Shape]:
     own = not ray.is_initialized()
     if own:
         address = os.environ.get("RAY_ADDRESS", "auto") if settings.address == "auto" else settings.address
-        if silence := _silence(address or ""):
-            raise _no_ray(address, silence)
+        if why := silence(address):
+            raise _no_ray(address, why)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if settings.address:
             _join(settings.address)
         else:
-            _start(settings)
+            _start(settings.workers, cpus_per_worker)
     try:
-        yield _shape(settings, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        yield _shape(settings, cpus_per_worker, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:
         if own:
             ray.shutdown()
@@ -106,10 +94,10 @@ def _join(address: str) -> None:
         raise _no_ray(address, str(error)) from error
 
 
-def _start(settings: RaySettings) -> None:
+def _start(workers: int | None, cpus_per_worker: int) -> None:
     """Start a cluster of this machine, once more where Ray gives its own processes up."""
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(START_SECONDS))
-    cpus = max(settings.workers * settings.cpus_per_worker, os.cpu_count() or 1) if settings.workers else None
+    cpus = max(workers * cpus_per_worker, os.cpu_count() or 1) if workers else None
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(
@@ -138,22 +126,7 @@ def _no_ray(address: str | None, found: str) -> KlrayError:
     )
 
 
-def _silence(address: str) -> str:
-    """Why nobody can be reached at host:port, with any scheme before; "" if somebody can, or the address is no such.
-
-    Asked first, because Ray waits over two minutes and Dask half a minute where nobody is, and say little then.
-    """
-    host, separator, port = address.rpartition("://")[2].rpartition(":")
-    if not separator or not port.isdecimal():
-        return ""
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        return str(error)
-    return ""
-
-
-def _shape(settings: RaySettings, nodes: list[dict[str, float]]) -> Shape:
+def _shape(settings: RaySettings, cpus_per_worker: int, nodes: list[dict[str, float]]) -> Shape:
     """Fit actors to nodes: one never spans two, and a share of a GPU never comes from two GPUs."""
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     per_worker = settings.gpus_per_worker
@@ -161,8 +134,8 @@ def _shape(settings: RaySettings, nodes: list[dict[str, float]]) -> Shape:
         per_worker = 1.0 if gpus else 0.0
     if per_worker < 0 or (per_worker > 1 and per_worker % 1):
         raise KlrayError(f"ray.gpus_per_worker={per_worker:g}: choose a share of one GPU, or a whole number of GPUs")
-    room = sum(_actors_on(node, per_worker, settings.cpus_per_worker) for node in nodes)
-    asked = f"{settings.cpus_per_worker} CPUs and {per_worker:g} GPUs"
+    room = sum(_actors_on(node, per_worker, cpus_per_worker) for node in nodes)
+    asked = f"{cpus_per_worker} CPUs and {per_worker:g} GPUs"
     found = f"{len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs together"
     if room < 1:
         raise KlrayError(
@@ -174,7 +147,7 @@ def _shape(settings: RaySettings, nodes: list[dict[str, float]]) -> Shape:
             f"ray.workers={settings.workers}: the Ray cluster ({found}) carries {room} actors of {asked}; "
             "lower ray.workers or leave it unset"
         )
-    return Shape(settings.workers or room, per_worker, settings.cpus_per_worker)
+    return Shape(settings.workers or room, per_worker, cpus_per_worker)
 
 
 def _actors_on(node: dict[str, float], gpus: float, cpus: int) -> int:
@@ -186,46 +159,9 @@ def _actors_on(node: dict[str, float], gpus: float, cpus: int) -> int:
 
 
 @contextlib.contextmanager
-def dask_scheduler(scheduler: str, address: str | None = None, threads: int | None = None) -> Iterator[None]:
-    """Run Dask on ``threads`` (default), a ``distributed`` cluster (by address, or of this machine), or on ``ray``.
+def dask_on_ray(address: str | None) -> Iterator[Callable[..., Any]]:
+    """Join or start a cluster; yields what computes Dask's graphs there. ImportError if Ray cannot with this Dask."""
+    from ray.util.dask import ray_dask_get  # noqa: PLC0415 - Dask is the analysts' and takes half a second
 
-    Raises
-    ------
-    KlrayError
-        An unknown scheduler, nobody at its address, or Dask on Ray does not work with the versions that are installed.
-    """
-    if scheduler == "threads":
-        with dask.config.set(scheduler="threads", num_workers=threads or os.cpu_count() or 1):
-            yield
-    elif scheduler == "distributed":
-        distributed = importlib.import_module("distributed")  # takes a second to import, and only this branch needs it
-        if silence := _silence(address or ""):
-            raise KlrayError(
-                f"dask.address={address}: no Dask scheduler answers ({silence}); start one with 'dask scheduler', or "
-                "leave dask.address unset to use this machine"
-            )
-        options = {} if address else {"processes": False, "dashboard_address": None, "n_workers": 1}
-        with distributed.Client(address, **options):
-            yield
-    elif scheduler == "ray":
-        try:
-            on_ray = importlib.import_module("ray.util.dask")
-        except ImportError as error:
-            raise _dask_on_ray(str(error)) from error
-        with connected(RaySettings(address=address)), dask.config.set(scheduler=on_ray.ray_dask_get):
-            try:
-                works = int(dask.delayed(sum)([1, 2]).compute()) == 3
-            except (TypeError, AttributeError, ValueError, KeyError, ImportError) as error:
-                raise _dask_on_ray(str(error)) from error
-            if not works:
-                raise _dask_on_ray("a sum came out wrong")
-            yield
-    else:
-        raise KlrayError(f"dask.scheduler={scheduler}: choose threads, distributed or ray")
-
-
-def _dask_on_ray(found: str) -> KlrayError:
-    return KlrayError(
-        f"dask.scheduler=ray: Dask {dask.__version__} does not run on Ray {ray.__version__} ({found}); "
-        "set dask.scheduler=threads or distributed"
-    )
+    with connected(RaySettings(address=address)):
+        yield ray_dask_get

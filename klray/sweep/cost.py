@@ -43,7 +43,7 @@ class Rates:
     device_tflops: float
     gigabits: float
     workers: int
-    bytes_per_token: float = 4.0
+    bytes_per_token: float  # of text
     device: str = "GPU"
     stated: str = ""
     assumed: bool = False

@@ -14,7 +14,8 @@ import torch
 from klray.checkpoints import Checkpoint
 from klray.errors import KlrayError
 from klray.likelihood import loading, tokens
-from klray.likelihood.lens import LOGIT, Lens, load_translators
+from klray.likelihood.choices import LOGIT
+from klray.likelihood.lens import Lens, load_translators
 from klray.likelihood.score import score
 from klray.sweep.settings import Computed, ScoringSettings
 from klray.texts import TextSet

@@ -1,4 +1,7 @@
-"""How checkpoints are scored, and what comes of one: what passes between a scorer and the process of its model."""
+"""How checkpoints are scored, on which cluster, and what comes of one.
+
+Defaults of the config's groups ``scoring`` and ``ray``; light, since help on the command line comes from them.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from klray.checkpoints import Checkpoint
-from klray.store import Identity
+from klray.errors import KlrayError
+from klray.likelihood.choices import NONE, Dtype
 
 if TYPE_CHECKING:
-    from klray.likelihood.loading import Dtype
+    import numpy as np
+
+    from klray.checkpoints import Checkpoint
+    from klray.store import Identity
+
+
+CACHE_GIGABYTES = 20.0  # of checkpoints on the disk of one worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +28,21 @@ class ScoringSettings:
     """How checkpoints are scored; ``dtype``, ``quantization`` and ``lens`` are part of a column's identity."""
 
     dtype: Dtype = "float32"
-    quantization: str = "none"
+    quantization: str = NONE
     device: str = "cpu"
     threads: int = 1  # CPU threads of one worker: fixed, because they decide the last bits
     tokens_per_batch: int | None = None  # None: what suits the device
     cache_dir: str = ""
-    cache_bytes: int = 20 * 2**30  # of one worker
-    lens: str = "none"  # "logit" or the name of a tuned lens: a row for every layer
+    cache_bytes: int = int(CACHE_GIGABYTES * 1e9)  # of one worker
+    lens: str = NONE  # "logit" or the name of a tuned lens: a row for every layer
     lens_folder: str = ""  # of a tuned lens, where every worker can read it
     lens_norm: str | None = None  # path to the final norm, where it cannot be found
     sketch: int = 65_536  # buckets of the weight sketch, 0 for none; no part of a column's identity
 
     def identity(self, checkpoint: Checkpoint, text_set: str) -> Identity:
         """Identity of the column that these settings give for ``checkpoint``."""
+        from klray.store import Identity  # noqa: PLC0415 - the store's libraries take a second, and help needs none
+
         return Identity(
             repository=checkpoint.repository,
             commit=checkpoint.commit,
@@ -42,6 +51,22 @@ class ScoringSettings:
             quantization=self.quantization,
             lens=self.lens,
         )
+
+
+@dataclasses.dataclass
+class RaySettings:
+    """The Ray cluster that scores: the config's group ``ray``. Not frozen, because what Hydra composes is not."""
+
+    address: str | None = None  # None: a cluster of this machine, for the length of the run; "auto" or host:port
+    workers: int | None = None  # None: one a GPU, or as many as the CPUs carry
+    # A share of one, or several for a model that is too large for one; None: one where the cluster has GPUs, else none
+    gpus_per_worker: float | None = None
+    max_attempts: int = 2  # of one checkpoint, when the process that scores it dies
+
+    def __post_init__(self) -> None:
+        for name, value in (("workers", self.workers), ("max_attempts", self.max_attempts)):
+            if value is not None and value < 1:
+                raise KlrayError(f"ray.{name}={value}: must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

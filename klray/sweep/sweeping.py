@@ -13,9 +13,9 @@ import ray
 
 from klray.checkpoints import Checkpoint, Hub, Unavailable
 from klray.store import Failure, Identity, Store, unresolved
-from klray.sweep.cluster import RaySettings, connected
+from klray.sweep.cluster import connected
 from klray.sweep.driver import Driver
-from klray.sweep.settings import ScoringSettings
+from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.texts import TextSet
 from klray.words.progress import Progress
 
@@ -81,7 +81,7 @@ def sweep(
     failed = [_record_unavailable(store, each, settings) for each in unavailable]
     if not todo:
         return SweepReport(0, 0, len(present), 0, tuple(failed), 0, time.monotonic() - start)
-    with connected(ray_settings) as shape:
+    with connected(ray_settings, settings.threads) as shape:
         settings = dataclasses.replace(settings, device=shape.device)
         shape = dataclasses.replace(shape, workers=min(shape.workers, len(todo)))
         arguments = (hub, store.url, dict(storage_options or {}), ray.put(text_set), settings)

@@ -28,9 +28,8 @@ from pathlib import Path
 
 from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.store import Store
-from klray.sweep.cluster import RaySettings
 from klray.sweep.model import Compute
-from klray.sweep.settings import ScoringSettings
+from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.sweep.sweeping import sweep
 from klray.texts import python_stdlib
 from klray.tiny.hub_server import local_hub

@@ -19,12 +19,11 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from klray.analysis.defaults import TILE
 from klray.analysis.kl import tiles
 from klray.analysis.kl.centering import Values, checked, model_by_text
 from klray.errors import KlrayError
 from klray.units import kl_per_variance
-
-TILE = 1024  # models on each side of a tile: 8 MB of float64 a tile
 
 
 class Quantity(NamedTuple):

@@ -17,6 +17,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from klray.analysis.defaults import CLIP_QUANTILE, OUTLIER_FRACTION, OUTLIER_MIN_STEP
 from klray.analysis.facts import facts
 from klray.analysis.recipe.quantile import lower_quantile
 from klray.analysis.runs import runs
@@ -99,9 +100,9 @@ class Recipe:
     def fit(
         cls,
         dataset: xr.Dataset,
-        clip_quantile: float = 0.02,
-        outlier_fraction: float = 0.03,
-        min_step: int = 2000,
+        clip_quantile: float = CLIP_QUANTILE,
+        outlier_fraction: float = OUTLIER_FRACTION,
+        min_step: int = OUTLIER_MIN_STEP,
         exclude: Iterable[Exclusion | str] = KNOWN_ANOMALIES,
     ) -> Recipe:
         """Choose the numbers from a snapshot, in three passes over its values.

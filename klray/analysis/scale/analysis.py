@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import xarray as xr
 
+from klray.analysis.defaults import RESAMPLES
 from klray.analysis.kl.chosen_pairs import ROWS_BYTES, pair_divergence
 from klray.analysis.recipe import Recipe, excluded_by
 from klray.analysis.scale.bootstrap import bootstrap_standard_error
@@ -64,7 +65,7 @@ def measure_scale(
     dataset: xr.Dataset,
     recipe: Recipe,
     choice: Choice = DEFAULT_CHOICE,
-    resamples: int = 1000,
+    resamples: int = RESAMPLES,
     rows_bytes: int = ROWS_BYTES,
 ) -> xr.Dataset:
     """KL and standard error of every setting's pairs in a snapshot, of values preprocessed by ``recipe``.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from klray.analysis.defaults import RESAMPLES
 
-def bootstrap_standard_error(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> float:
+
+def bootstrap_standard_error(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> float:
     """Standard error of the median of (P,) values by bootstrap over them: the standard deviation over resamples.
 
     It says how the median depends on which pairs are there; that all pairs share their texts is no part of it. NaN for

@@ -8,49 +8,17 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from klray.analysis.defaults import Choice
 from klray.analysis.facts import NO_QUANTIZATION
 from klray.analysis.runs import Run
 from klray.analysis.scale.lineage import Lineages, lineages
 from klray.analysis.scale.models import Models
-from klray.errors import KlrayError
 
 EIGHT_BITS = ("int8",)
 FOUR_BITS = ("fp4", "nf4")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How pairs are chosen where the paper chose numbers.
-
-    Attributes
-    ----------
-    spacing : int
-        Steps between two consecutive checkpoints.
-    min_step : int
-        The later of the two must have more steps than this.
-    number : int
-        Pairs of each run that are early, and that are later; in a run with fewer than twice as many, half of its pairs
-        (rounded down) are, so that no pair is both.
-    draws : int
-        Random pairs, within each architecture type and over all; 0: as many as there are fine-tuning pairs.
-    seed : int
-        Of these draws.
-    """
-
-    spacing: int = 1000
-    min_step: int = 2000
-    number: int = 50
-    draws: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("spacing", 1), ("min_step", -1), ("number", 1), ("draws", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise KlrayError(f"scale.{name}={getattr(self, name)} was asked for: set it to {least} or more")
 
 
 DEFAULT_CHOICE = Choice()

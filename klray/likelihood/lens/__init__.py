@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from klray.likelihood.lens.lens import LOGIT, Lens, layer_log_likelihood
+from klray.likelihood.lens.lens import Lens, layer_log_likelihood
 from klray.likelihood.lens.translators import FACTS, Translators, is_unfinished, load_translators
 
 __all__ = [
     "FACTS",
-    "LOGIT",
     "Lens",
     "Translators",
     "is_unfinished",

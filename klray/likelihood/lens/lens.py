@@ -17,12 +17,11 @@ import numpy as np
 import torch
 
 from klray.errors import CheckpointError
+from klray.likelihood.choices import LOGIT
 from klray.likelihood.lens.structure import find_layers
 from klray.likelihood.lens.translators import Translators
 from klray.likelihood.score import score
 from klray.likelihood.tokens import encode
-
-LOGIT = "logit"
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,49 @@
+"""What analyses go by where nobody says otherwise; light, since the config and its help come from it.
+
+Source of all but the tile: arXiv:2505.15353, for runs of the length of Pythia.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from klray.errors import KlrayError
+
+CLIP_QUANTILE = 0.02  # of all values; what is below is raised to it
+OUTLIER_FRACTION = 0.03  # of the texts, left out
+OUTLIER_MIN_STEP = 2000  # of the checkpoints that outliers among texts are told by
+WINDOW = 10  # saved checkpoints after the start of a window, over which a diffusion exponent is fitted
+MIN_STEP = 1000  # of the first checkpoint that starts a window
+RESAMPLES = 1000  # of the bootstrap for the standard error of a median
+TILE = 512  # models on each side of a tile: 2 MB of float64 a tile; no value depends on it
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How pairs are chosen where the paper chose numbers.
+
+    Attributes
+    ----------
+    spacing : int
+        Steps between two consecutive checkpoints.
+    min_step : int
+        The later of the two must have more steps than this.
+    number : int
+        Pairs of each run that are early, and that are later; in a run with fewer than twice as many, half of its pairs
+        (rounded down) are, so that no pair is both.
+    draws : int
+        Random pairs, within each architecture type and over all; 0: as many as there are fine-tuning pairs.
+    seed : int
+        Of these draws.
+    """
+
+    spacing: int = 1000
+    min_step: int = 2000
+    number: int = 50
+    draws: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("spacing", 1), ("min_step", -1), ("number", 1), ("draws", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise KlrayError(f"scale.{name}={getattr(self, name)} was asked for: set it to {least} or more")

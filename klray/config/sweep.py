@@ -1,0 +1,100 @@
+"""What the verbs that fetch or score checkpoints make of their groups: a selection, settings, and the hub."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from klray.checkpoints import Hub, RepositorySpec, Selection
+from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig
+from klray.config.scoring import DTYPES, ScoringConfig, cache_home
+from klray.errors import KlrayError
+from klray.likelihood.choices import LOGIT, NONE, check_quantization, lacks_accelerate, lacks_quantization
+from klray.sweep.settings import RaySettings, ScoringSettings
+from klray.tiny.serving import embedded_hub
+
+
+def selection(config: ModelsConfig) -> Selection:
+    """The checkpoints that are asked for."""
+    repositories = [*config.repositories, *(RepositoryConfig(name) for name in config.names)]
+    if config.repo:
+        named = [each for each in repositories if each.repository == config.repo]
+        repositories = named or [RepositoryConfig(config.repo)]
+    if not repositories:
+        raise KlrayError(
+            "no models were asked for: set models=tiny (embedded, needs no network), models=pythia or another family "
+            'of conf/models/, or models.repo=ORG/NAME models.revisions="step*"'
+        )
+    specs = tuple(
+        RepositorySpec(
+            repository=each.repository,
+            revisions=_revisions(each.revisions if config.revisions is None else config.revisions),
+            size=each.size,
+            seed=each.seed,
+            base_model=each.base_model,
+        )
+        for each in repositories
+    )
+    family = config.family or specs[0].repository.rstrip("/").rsplit("/", 1)[-1]
+    return Selection(family=family, repositories=specs, stride=config.stride, limit=config.limit)
+
+
+@contextlib.contextmanager
+def hub(config: ModelsConfig) -> Iterator[Hub]:
+    """The hub that HF_ENDPOINT names; for the embedded family, one on this machine for the length of the job."""
+    with embedded_hub(config.recipe) if config.source is ModelSource.embedded else contextlib.nullcontext():
+        yield Hub.from_environment()
+
+
+def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> ScoringSettings:
+    """How checkpoints are scored; ``lens_norm`` is the path to the final norm, where it cannot be found."""
+    check_quantization(config.quantization)
+    for name, value in (
+        ("threads", config.threads),
+        ("tokens_per_batch", config.tokens_per_batch),
+        ("cache_gigabytes", config.cache_gigabytes),
+    ):
+        if value is not None and value <= 0:
+            raise KlrayError(f"scoring.{name}={value}: must be above 0")
+    if config.sketch < 0 or config.sketch % 64:
+        raise KlrayError(f"scoring.sketch={config.sketch}: a multiple of 64, such as 65536, or 0 for no weight sketch")
+    lens, folder = _lens(config.lens)
+    cache = Path(config.cache_dir).expanduser() if config.cache_dir else cache_home() / "checkpoints"
+    return ScoringSettings(
+        dtype=DTYPES[config.dtype],
+        quantization=config.quantization,
+        threads=config.threads,
+        tokens_per_batch=config.tokens_per_batch,
+        cache_dir=str(cache.resolve()),
+        cache_bytes=int(config.cache_gigabytes * 1e9),
+        lens=lens,
+        lens_folder=folder,
+        lens_norm=lens_norm,
+        sketch=config.sketch,
+    )
+
+
+def _lens(asked: str) -> tuple[str, str]:
+    """Name of the lens that is asked for, and its folder if it is a tuned one."""
+    if asked in (NONE, LOGIT):
+        return asked, ""
+    folder = Path(asked).expanduser().resolve()
+    if not folder.is_dir():
+        raise KlrayError(f"scoring.lens={asked}: write none, {LOGIT}, or the folder of a tuned lens; {folder} is none")
+    from klray.likelihood.lens import Lens, load_translators  # noqa: PLC0415 - only a tuned lens takes PyTorch here
+
+    return Lens(load_translators(folder)).name, str(folder)
+
+
+def check_libraries(ray: RaySettings, scoring: ScoringConfig) -> None:
+    """Refuse, before any worker starts, what needs a library that is not installed."""
+    if ray.gpus_per_worker is not None and ray.gpus_per_worker > 1 and (lacking := lacks_accelerate()):
+        raise KlrayError(f"ray.gpus_per_worker={ray.gpus_per_worker:g}: {lacking}")
+    if lacking := lacks_quantization(scoring.quantization):
+        raise KlrayError(lacking)
+
+
+def _revisions(value: Any) -> str | tuple[str, ...]:
+    return tuple(str(each) for each in value) if isinstance(value, list) else str(value)
