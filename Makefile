@@ -1,13 +1,17 @@
 # make demo   the whole way on the embedded family: train, score, publish, analyse, report
 # make study  every setting of the KL scale on a larger family: quantised, fine-tuned, layer by layer, weights
-# make test   lint, types and all tests
+# make quick  what one runs while working, in a minute and a half: laws of the maths, stores in a folder, configs, errors;
+#             no Ray, no S3 server, no training beyond the smallest, a fifth of the examples of each law
+# make test   lint, types and all tests: quick's, the slow ones, and on a machine with a GPU those of CUDA
+# make gpu    the tests of CUDA, then python -m tests.gpu: exactness, noise and speed in one table (of itself it needs
+#             torch, transformers, tokenizers, safetensors and numpy alone)
 # make faults  crashes, a misbehaving network and races against the store: SCHEDULES=10000 SEED=1
 # make bench  speed and memory, as ratios against named peers measured in the same run
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo study test lint faults bench clean
+.PHONY: demo study quick test gpu lint faults bench clean
 
 # What is installed: the exact versions of constraints.txt. The stamp is renewed when what it depends on changes.
 $(VENV)/%.stamp: pyproject.toml constraints.txt
@@ -22,8 +26,19 @@ demo: $(VENV)/viz.stamp
 study: $(VENV)/study.stamp
 	$(BIN)/klray study
 
+# Two processes, each with half of the files; the one that is through first takes tests from the other. Threads of one
+# that wait leave the cores to the other.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+quick: $(VENV)/dev.stamp
+	$(PYTEST) -m "not slow and not gpu" --hypothesis-profile quick
+
 test: $(VENV)/dev.stamp lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+gpu: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m tests.gpu
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

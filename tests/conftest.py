@@ -18,11 +18,14 @@ from klray.tiny.family_recipe import SMALLEST
 from klray.tiny.hub_server import HubServer
 from tests.hub_faults import hub_of, write_run
 from tests.s3_server import CephServer, S3Server, ceph_server, moto_server, why_no_ceph
+from tests.shared import made_once
 from tests.stores import TEXTS
 from tests.study_data import SCALED, Study, make_study
 
-settings.register_profile("shared machine", deadline=None)  # examples may take as long as they do
-settings.load_profile("shared machine")
+# On a shared machine examples take as long as they do. How many of them a test looks at: `tests.examples`.
+settings.register_profile("full", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=20)
+settings.load_profile("full")
 
 FILE_SYSTEMS: dict[tuple[str, str], dict[str, s3fs.S3FileSystem]] = {}
 
@@ -55,7 +58,7 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephServer]:
         yield server
 
 
-@pytest.fixture(params=["moto", "ceph"])
+@pytest.fixture(params=[pytest.param("moto", marks=pytest.mark.slow), pytest.param("ceph", marks=pytest.mark.slow)])
 def s3_server(request: pytest.FixtureRequest) -> S3Server:
     """Every S3 server in turn."""
     server: S3Server = request.getfixturevalue(request.param)
@@ -68,20 +71,24 @@ def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     return new_place(s3_server, monkeypatch)
 
 
-@pytest.fixture(params=["folder", "moto", "ceph", "obstore"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A URL for a new store: a folder, every S3 server, and the best one here with obstore as the default backend."""
-    if request.param == "folder":
+    """A URL for a new store: a folder, and S3 on Ceph, where that is, or on moto.
+
+    With :data:`tests.stores.EVERY_PLACE` a test runs in a folder, on moto and on Ceph, and on the better of these with
+    obstore as the default backend: a test whose subject is what a place promises.
+    """
+    where, better = request.param, "moto" if why_no_ceph() else "ceph"
+    if where == "folder":
         return str(tmp_path / "store")
-    if request.param == "obstore":
+    if where == "obstore":
         monkeypatch.setattr("klray.store.objects.opening.DEFAULT_BACKEND", "obstore")
-        return new_place(request.getfixturevalue("moto" if why_no_ceph() else "ceph"), monkeypatch)
-    return new_place(request.getfixturevalue(request.param), monkeypatch)
+    return new_place(request.getfixturevalue(where if where in ("moto", "ceph") else better), monkeypatch)
 
 
 @pytest.fixture
 def store(place: str) -> Store:
-    """An empty store, at every place in turn."""
+    """An empty store, at each place in turn."""
     return Store.create(place, TEXTS)
 
 
@@ -101,18 +108,20 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture(scope="session")
 def study_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study's family on a small scale, trained anew: its cache folder. About 45 s of CPU; nobody may change it."""
-    cache = tmp_path_factory.mktemp("study")
-    train_family(SCALED, cache, progress=False)
-    return cache
+    return made_once(tmp_path_factory, "study", lambda cache: train_family(SCALED, cache, progress=False))
 
 
 @pytest.fixture(scope="session")
-def study(study_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+def study(study_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A store with every kind of column of that family, published and analysed; nobody may change it."""
     pytest.importorskip("bitsandbytes")
-    threads = torch.get_num_threads()
-    yield make_study(family_root(SCALED, study_family), tmp_path_factory.mktemp("study_store"))
-    torch.set_num_threads(threads)
+
+    def make(folder: Path) -> None:
+        threads = torch.get_num_threads()
+        make_study(family_root(SCALED, study_family), folder).save(folder)
+        torch.set_num_threads(threads)
+
+    return Study.load(made_once(tmp_path_factory, "study_store", make))
 
 
 @pytest.fixture
@@ -148,6 +157,13 @@ def become(user: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     # would have a process.
     kept = FILE_SYSTEMS.setdefault((user.endpoint, user.environment["AWS_ACCESS_KEY_ID"]), {})
     monkeypatch.setattr(s3fs.S3FileSystem, "_cache", kept)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What stands on a trained study or on Ceph's users is slow, whatever it does with it."""
+    for item in items:
+        if {"study_family", "moto", "ceph"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from klray.store import Column, Identity, Store
 from klray.texts import TextSet
+
+# For a test whose subject is what a place promises: conditional creation, listing, errors, what a reader sees.
+EVERY_PLACE = pytest.mark.parametrize(
+    "place",
+    ["folder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("moto", "ceph", "obstore"))],
+    indirect=True,
+)
 
 N_TEXTS = 12
 TEXTS = TextSet("test", tuple(f"text {i} " * 40 for i in range(N_TEXTS)), tuple("ab"[i % 2] for i in range(N_TEXTS)))

@@ -8,6 +8,7 @@ server, the cache, the scorer, the store.
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,21 @@ class Study:
     asked: dict[str, Counter[str]]
     checkpoints: dict[str, list[Checkpoint]]
 
+    def save(self, folder: Path) -> None:
+        """Keep for :meth:`load` what the store in ``folder`` does not hold."""
+        (folder / "study.pickle").write_bytes(pickle.dumps((self.root, self.result, self.asked, self.checkpoints)))
+
+    @staticmethod
+    def load(folder: Path) -> Study:
+        """The study that was saved there, its store opened anew."""
+        root, result, asked, checkpoints = pickle.loads((folder / "study.pickle").read_bytes())
+        store = Store.open(str(folder / "store"))
+        return Study(root, study_texts(), store, store.dataset(), result, asked, checkpoints)
+
+
+def study_texts() -> TextSet:
+    return python_stdlib(n=64)
+
 
 class CountingHandler(HubHandler):
     """Counts the requests for each file, too, by their path."""
@@ -103,7 +119,7 @@ def make_study(root: Path, folder: Path) -> Study:
     """Score the family in ``root`` in every way into a store in ``folder``, publish and analyse it."""
     asked: dict[str, Counter[str]] = {}
     checkpoints: dict[str, list[Checkpoint]] = {}
-    texts = python_stdlib(n=64)
+    texts = study_texts()
     server = CountingHub(root)
     store = Store.create(str(folder / "store"), texts)
     cache = str(folder / "cache")

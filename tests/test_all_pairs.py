@@ -9,13 +9,14 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from klray.analysis.kl import tiles
 from klray.analysis.kl.all_pairs import kl_divergence, kl_standard_error, paired_standard_error
 from klray.errors import KlrayError
+from tests.examples import examples
 from tests.kl_matrices import BOTH, KINDS, N, kl_of_pair, matrix, standard_error_of_pair, text_bytes
 
 
@@ -104,7 +105,7 @@ MATRICES = hnp.arrays(
 )
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(MATRICES, st.integers(-1000, 1000), st.integers(-1000, 1000))
 def test_shifting_a_model_or_a_text_changes_nothing(values: np.ndarray, by_model: int, by_text: int) -> None:
     sizes = np.full(values.shape[1], 600)
@@ -115,7 +116,7 @@ def test_shifting_a_model_or_a_text_changes_nothing(values: np.ndarray, by_model
         np.testing.assert_allclose(quantity(shifted, sizes), quantity(values, sizes), rtol=1e-7, atol=1e-9)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(MATRICES, st.integers(1, 1000))
 def test_bits_per_byte_go_with_one_over_bytes(values: np.ndarray, size: int) -> None:
     once, twice = np.full(values.shape[1], size), np.full(values.shape[1], 2 * size)
@@ -123,7 +124,7 @@ def test_bits_per_byte_go_with_one_over_bytes(values: np.ndarray, size: int) -> 
         np.testing.assert_array_equal(quantity(values, once), 2 * quantity(values, twice))
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(MATRICES)
 def test_the_root_of_kl_is_a_distance(values: np.ndarray) -> None:
     root = np.sqrt(kl_divergence(values, np.full(values.shape[1], 600)))
@@ -134,7 +135,7 @@ def test_the_root_of_kl_is_a_distance(values: np.ndarray) -> None:
     assert (root[:, None, :] <= detours * (1 + 1e-9) + 1e-9).all()
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(MATRICES, st.randoms(use_true_random=False))
 def test_reordering_models_or_texts_reorders_the_result(values: np.ndarray, random: Any) -> None:
     models, texts = list(range(values.shape[0])), list(range(values.shape[1]))

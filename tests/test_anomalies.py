@@ -32,6 +32,8 @@ from klray.tiny.hub_server import HubServer
 from tests.hub_faults import hub_of
 from tests.scorers import scorer_here
 
+pytestmark = pytest.mark.slow
+
 TEXTS = texts.python_stdlib(n=32)
 REPOSITORIES = ("klray/tiny-46k-seed1", "klray/tiny-46k-seed2")
 PLANTED = "klray/tiny-46k-seed1@step24"

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,27 +9,9 @@ from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import contenders, lens, scoring
 from tests.benchmarks.contenders import Shape
 
+pytestmark = pytest.mark.slow
+
 TINY = Shape("tiny", 64, 2, 4, vocabulary=2048, one_in=64)
-
-
-def test_the_gpu_benchmark_runs_with_torch_transformers_and_tokenizers_alone() -> None:
-    code = (
-        "import runpy, sys\n"
-        "for name in ('ray', 'zarr', 'dask', 'xarray', 'hydra', 'omegaconf', 's3fs', 'lm_eval', 'accelerate'):\n"
-        "    sys.modules[name] = None\n"
-        "sys.argv[1:] = ['--device', 'cpu', '--shapes', 'tiny']\n"
-        "runpy.run_module('tests.benchmarks.scoring_gpu', run_name='__main__')\n"
-    )
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=root, capture_output=True, text=True, timeout=240
-    )
-    first_words = [line.split("  ")[0] for line in done.stdout.splitlines()]
-    assert first_words.count("tiny") == 2
-    assert "tiny   klray         " in done.stdout
-    assert "tiny   papers' loop  " in done.stdout
-    assert "lm-eval" not in done.stdout
-    assert "The output head alone" in first_words
 
 
 def test_help_and_unknown_names_run_no_benchmark(

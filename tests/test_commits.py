@@ -24,6 +24,8 @@ from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.words.progress import Progress
 from tests.stores import TEXTS, column
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ScoringSettings()
 
 

@@ -17,6 +17,8 @@ import xarray as xr
 from klray.store import Store
 from tests.s3_server import S3Server
 
+pytestmark = pytest.mark.slow
+
 ASKED = ["models=tiny_smallest", "texts.n=16", "analysis.min_step=8", "analysis.outlier_min_step=8"]
 
 

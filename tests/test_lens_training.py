@@ -31,6 +31,8 @@ from klray.tiny.family import train_family
 from klray.tiny.family_recipe import FamilyRecipe, Size
 from tests import tiny_models
 
+pytestmark = pytest.mark.slow
+
 # 11 s on one CPU of a busy machine, once; then it is in the cache.
 RECIPE = FamilyRecipe(
     sizes=(Size("lens", hidden=64, layers=4, learning_rate=3e-3),),

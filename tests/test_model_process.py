@@ -29,6 +29,8 @@ from klray.tiny.family_recipe import SMALLEST
 from klray.weights.sketch import sketch
 from tests import tiny_models
 
+pytestmark = pytest.mark.slow
+
 TEXTS = TextSet("short", tuple(text[:120] for text in python_stdlib(n=6).texts), ("a",) * 6)
 REPOSITORY = "klray/tiny-46k-seed1"
 SETTINGS = ScoringSettings(sketch=1024)

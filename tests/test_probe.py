@@ -15,7 +15,7 @@ from klray.store.objects import open_objects
 from klray.store.objects.probe import Finding, probe
 from tests.careless_s3 import CarelessS3, careless_s3
 from tests.s3_server import CREDENTIALS
-from tests.stores import TEXTS, column
+from tests.stores import EVERY_PLACE, TEXTS, column
 
 URL = "s3://bucket/some/store"
 
@@ -47,6 +47,7 @@ def probed(server: CarelessS3, url: str = URL) -> dict[str, Finding]:
     return {finding.check.removeprefix("store: "): finding for finding in findings}
 
 
+@EVERY_PLACE
 def test_places_that_keep_their_promises_are_accepted_and_left_as_they_were(place: str, tmp_path: Path) -> None:
     objects = open_objects(place)
     findings = list(probe(objects))

@@ -17,7 +17,7 @@ import pytest
 from klray.errors import StoreError
 from klray.store import Column, Store, layout, publishing
 from klray.store.objects import FolderObjects
-from tests.stores import N_TEXTS, TEXTS, add, assert_holds, column
+from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, assert_holds, column
 
 
 class Watched(FolderObjects):
@@ -135,6 +135,7 @@ def test_publisher_that_died_before_its_manifest_leaves_nothing_visible(
     assert_holds(store, column("a", 1), column("a", 2))
 
 
+@EVERY_PLACE
 def test_publishers_at_once_make_a_snapshot_each(place: str) -> None:
     store = Store.create(place, TEXTS)
     add(store, column("a", 1))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dask.array as da
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from klray.analysis.recipe import lower_quantile
 from klray.errors import KlrayError
+from tests.examples import examples
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     hnp.arrays(
         st.sampled_from([np.float32, np.float64]),

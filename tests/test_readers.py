@@ -19,7 +19,7 @@ from klray.store import Store
 from tests.conftest import new_place
 from tests.faults.proxy import Plan, proxy
 from tests.s3_server import S3Server
-from tests.stores import TEXTS, add, column
+from tests.stores import EVERY_PLACE, TEXTS, add, column
 
 STEPS = (1, 2, 3, 5, 8)
 
@@ -154,6 +154,7 @@ def test_model_on_s3_in_at_most_ten_requests(s3_server: S3Server, monkeypatch: p
     assert 0 < plan.requests <= 10
 
 
+@EVERY_PLACE
 def test_reader_that_opened_before_a_commit_sees_the_old_state_or_the_new(place: str) -> None:
     store, reader = Store.create(place, TEXTS), Store.open(place)
     add(store, column("a", 1))

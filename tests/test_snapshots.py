@@ -13,7 +13,7 @@ import xarray as xr
 import klray
 from klray.errors import StoreError
 from klray.store import Column, Store
-from tests.stores import N_TEXTS, TEXTS, add, column
+from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, column
 
 
 def test_snapshot_opens_in_plain_xarray_without_a_warning(folder_store: Store) -> None:
@@ -89,6 +89,7 @@ def test_result_is_there_once_whole(store: Store) -> None:
         store.write_result(manifest.id, "../escape", result)
 
 
+@EVERY_PLACE
 def test_column_taken_out_moves_the_latest_snapshot_once(store: Store) -> None:
     add(store, column("a", 1), column("a", 2), column("a", 3))
     store.publish()

@@ -22,9 +22,10 @@ from klray.store.columns import values_sha256
 from klray.store.objects import FolderObjects, open_objects
 from klray.store.objects.s3 import _codes
 from klray.texts import TextSet
-from tests.stores import N_TEXTS, TEXTS, add, column
+from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, column
 
 
+@EVERY_PLACE
 def test_column_is_visible_only_after_its_commit_and_keeps_its_bits(store: Store) -> None:
     written = column("a", 1)
     commit = store.write_column(written, attempt="0" * 32)
@@ -36,6 +37,7 @@ def test_column_is_visible_only_after_its_commit_and_keeps_its_bits(store: Store
     np.testing.assert_array_equal(store.read_column(found), written.log_likelihood.astype(np.float32))
 
 
+@EVERY_PLACE
 def test_first_commit_stands_and_the_second_attempt_is_an_orphan(store: Store) -> None:
     first, second = column("a", 1), column("a", 1)
     late = store.write_column(second, attempt="f" * 32)
@@ -233,6 +235,7 @@ def test_s3_error_codes_are_found_along_the_chain_of_causes() -> None:
     assert _codes(error) >= {"SlowDown", "503"}
 
 
+@EVERY_PLACE
 def test_audit_finds_what_is_damaged_and_what_is_left_over(store: Store) -> None:
     add(store, column("a", 1), column("a", 2), column("a", 3))
     manifest, _ = store.publish()

@@ -27,6 +27,8 @@ from klray.tiny.family_recipe import SMALLEST
 from klray.tiny.hub_server import HubServer
 from klray.tiny.routes import HubHandler
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["texts=python_stdlib", "texts.n=16"]
 N_CHECKPOINTS = 2 * len(SMALLEST.saved_steps)
 

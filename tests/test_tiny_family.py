@@ -27,6 +27,8 @@ from klray.tiny.family import family_root, is_complete, train_family
 from klray.tiny.family_recipe import DEFAULT, SMALLEST, FamilyRecipe, Size
 from klray.tiny.training import draw_blocks, learning_rate
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND = (run.repository for run in SMALLEST.runs)
 
 

@@ -17,7 +17,7 @@ from klray.store import Store
 from klray.watch.fingerprint import weights_sha256
 from tests.training_run import RUN, STEPS, TEXTS, collate_alike, columns, trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 class Kill(transformers.TrainerCallback):

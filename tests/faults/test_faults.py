@@ -8,6 +8,7 @@ from klray.store.objects import FolderObjects
 from tests.faults import directed, machine, network, processes, readers
 
 
+@pytest.mark.slow
 def test_machine_finds_no_schedule_that_breaks_a_promise() -> None:
     done = machine.run(240, seed_number=1)
     assert done["schedules"] >= 240
@@ -15,17 +16,20 @@ def test_machine_finds_no_schedule_that_breaks_a_promise() -> None:
     assert done["publisher"] and done["repair"] and done["rows read"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "schedules"), [("s3fs", 5), ("obstore", 2)])
 def test_jobs_survive_a_network_that_misbehaves(backend: str, schedules: int) -> None:
     done = network.run(schedules, 1, "moto", backend)
     assert done["schedules"] == schedules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "moto"])
 def test_readers_see_what_is_there_now(place: str) -> None:
     assert readers.run(1, 1, place)["schedules"] == 1
 
 
+@pytest.mark.slow
 def test_writers_killed_at_every_step_leave_each_column_once() -> None:
     assert processes.run(1, 1, "folder")["steps hit"] > 10
 

@@ -1,0 +1,27 @@
+"""What all processes of a test run share: made by the first that needs it, found there by the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import pytest
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder ``name`` of this run, filled by ``make``: by one process, for which the others wait.
+
+    A process that fails leaves what it made as it is, and the next one makes it in another folder.
+    """
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # each process has a folder in that of the run
+    with filelock.FileLock(base / f"{name}.lock"):
+        done = base / f"{name}.done"
+        if not done.exists():
+            folder = factory.mktemp(name)
+            make(folder)
+            done.write_text(str(folder))
+        return Path(done.read_text())
