@@ -23,7 +23,7 @@ from klray.sweep.model_process import ModelProcess
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet, python_stdlib
 from klray.tiny.family import train_family
-from klray.tiny.recipe import SMALLEST
+from klray.tiny.family_recipe import SMALLEST
 from tests import tiny_models
 
 pytestmark = [
