@@ -1,6 +1,7 @@
 """The command line: ``klray VERB key=value ...``, the same as ``python -m jobs.VERB key=value ...``.
 
-Kept light: help and mistyped verbs are answered before anything heavy is imported.
+A verb's module, with all that it imports, is loaded when its config stands: help, ``--cfg`` and mistakes are answered
+before.
 """
 
 from __future__ import annotations
@@ -28,15 +29,22 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else "klray --help lists the verbs"
         print(f"klray: error: there is no verb {asked}: {hint}", file=sys.stderr)
         sys.exit(2)
+    from klray.config.job import Verb, run  # noqa: PLC0415 - Hydra takes half a second, which the list of verbs need not
+
+    def load() -> Verb:
+        loaded: Verb = importlib.import_module(f"jobs.{asked}").main.__wrapped__
+        return loaded
+
     if {"-h", "--help"} & set(sys.argv[2:]):  # Hydra lists groups and values below; what the verb does it cannot know
         print(f"klray {asked} key=value ...   {_summary(asked)}\n", flush=True)
     sys.argv = [f"klray {asked}", *sys.argv[2:]]
     try:
-        importlib.import_module(f"jobs.{asked}").main()
+        code = run(asked, load)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has seen enough; nothing is left to be flushed at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    sys.exit(code)
 
 
 def _usage(verbs: list[str]) -> str:

@@ -11,7 +11,7 @@ from klray.config import Config
 from klray.config.job import verb
 
 
-@verb(config_name="demo")
+@verb
 def main(config: Config) -> int:
     """Exit code 1 if any checkpoint failed."""
     sweep = score(config)

@@ -30,7 +30,7 @@ def _table(findings: Sequence[Finding]) -> str:
     return text_table(("check", "verdict", "what was found", "what to do"), rows, text_columns=4)
 
 
-@verb()
+@verb
 def main(config: Config) -> int:
     """Exit code 1 if something is refused; what is only a warning does not count."""
     findings = list(

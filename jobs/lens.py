@@ -117,7 +117,7 @@ def _print(checkpoint: Checkpoint, model: Any, tokenizer: Any, judged_on: TextSe
     )
 
 
-@verb()
+@verb
 def main(config: Config) -> int:
     """Exit code 0."""
     lens(config)

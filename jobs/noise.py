@@ -129,7 +129,7 @@ def _print(found: NoiseFloor, selected: int, ways: Ways) -> None:
         print(sentence)
 
 
-@verb()
+@verb
 def main(config: Config) -> int:
     """Exit code 1 if the default precision is too noisy, or was not measured on every checkpoint."""
     return 0 if noise(config).default_is_fine else 1

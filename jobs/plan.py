@@ -115,7 +115,7 @@ def plan_study(config: Config) -> list[Plan]:
     return plans
 
 
-@verb()
+@verb
 def main(config: Config) -> int:
     """Exit code 1 if anything cannot be scored."""
     plans = plan_study(config) if config.study.stages else [plan(config)]

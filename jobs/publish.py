@@ -19,7 +19,7 @@ def publish(config: Config) -> Manifest:
     return manifest
 
 
-@verb()
+@verb
 def main(config: Config) -> int:
     """Exit code 0."""
     publish(config)

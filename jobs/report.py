@@ -61,7 +61,7 @@ def made(store: Store, snapshot: str, config: Config) -> Study:
     )
 
 
-@verb()
+@verb
 def main(config: Config) -> int:
     """Exit code 0."""
     report(config)

@@ -91,7 +91,7 @@ def _trajectory(dataset: xr.Dataset, recipe: Recipe, config: Config) -> xr.Datas
     )
 
 
-@verb()
+@verb
 def main(config: Config) -> int:
     """Exit code 0."""
     scale(config)

@@ -7,7 +7,7 @@ from klray.config.job import verb
 from klray.tiny.serving import embedded_root
 
 
-@verb(config_name="demo")
+@verb
 def main(config: Config) -> int:
     """Exit code 0."""
     print(f"the embedded family is in {embedded_root(config.models.recipe)}")

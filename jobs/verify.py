@@ -12,7 +12,7 @@ from klray.store import Store, layout
 from klray.words.progress import Stages
 
 
-@verb()
+@verb
 def main(config: Config) -> int:
     """Exit code 1 if a column is damaged and was not taken out, or a snapshot is damaged."""
     if config.verify.grace_hours < 0:

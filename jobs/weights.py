@@ -116,7 +116,7 @@ def _table(measured: list[RunDistances], window: int, min_step: int) -> str:
     return text_table(header, rows, text_columns=2)
 
 
-@verb()
+@verb
 def main(config: Config) -> int:
     """Exit code 1 if any checkpoint could not be read."""
     return 1 if any(run.failures for run in weights(config)[1]) else 0

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+import jobs
 import klray
+from klray.store import Store
+from tests.stores import TEXTS
 
 ROOT = Path(str(klray.__file__)).parent
 
@@ -117,22 +124,96 @@ def test_log_2_has_one_home() -> None:
     assert found == ["units.py"]
 
 
+# Seconds of start-up, and what an analyst's installation lacks.
+HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "ray"}
+# What is heavy and a verb may load with its module; all others load nothing of it.
+MAY_LOAD = {
+    "score": {"huggingface_hub", "ray"},
+    "doctor": {"huggingface_hub", "ray", "torch"},
+    "plan": HEAVY,
+    "weights": HEAVY - {"ray", "transformers"},
+    "noise": HEAVY - {"ray"},
+    "lens": HEAVY - {"ray"},
+    "train": HEAVY - {"ray"},
+    "demo": {"huggingface_hub", "ray"},
+    "study": HEAVY,
+}
+VERBS = sorted({module.name for module in pkgutil.iter_modules(jobs.__path__)} - {"__main__"})
+START_RATIO = 1.5 / 0.7  # of the time that importing xarray and zarr takes
+
+
 def loaded_by(statement: str) -> set[str]:
     program = f"import sys\n{statement}\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
-    return set(
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_import_klray_is_light() -> None:
-    assert not loaded_by("import klray") & {"ray", "zarr", "torch", "dask", "transformers", "numpy"}
+    assert not loaded_by("import klray") & {*HEAVY, "zarr", "dask", "numpy"}
 
 
 def test_command_line_is_light() -> None:
-    assert not loaded_by("import jobs.__main__") & {"ray", "zarr", "torch", "dask", "transformers", "numpy", "hydra"}
+    assert not loaded_by("import jobs.__main__") & {*HEAVY, "zarr", "dask", "numpy", "hydra"}
 
 
 def test_likelihood_needs_torch_alone() -> None:
     loaded = loaded_by("import klray; klray.log_likelihood")
     assert "torch" in loaded
     assert not loaded & {"ray", "zarr", "hydra", "dask", "xarray", "s3fs"}
+
+
+def test_help_and_config_load_no_library_that_computes() -> None:
+    asked = [*([verb, "--cfg", "job"] for verb in VERBS), ["score", "--help"]]  # Hydra's help takes a second each
+    loaded = loaded_by(f"""
+import contextlib
+import jobs.__main__ as cli
+for words in {asked}:
+    sys.argv = ["klray", *words]
+    with contextlib.suppress(SystemExit):
+        cli.main()""")
+    assert "hydra" in loaded
+    assert not loaded & {*HEAVY, "zarr", "xarray", "dask", "matplotlib", "sklearn", "scipy"}
+
+
+def test_what_an_analyst_uses_loads_nothing_of_what_scores() -> None:
+    """Law 1: every module of these rooms, and the verbs that go with them."""
+    rooms = {"errors", "units", "words", "texts", "store", "analysis", "report"}
+    modules = ["klray." + place(path).removesuffix(".__init__") for path in ROOT.rglob("*.py") if room(path) in rooms]
+    verbs = [f"jobs.{verb}" for verb in VERBS if verb not in MAY_LOAD]
+    assert {"jobs.status", "jobs.analyze", "jobs.scale", "jobs.report", "jobs.publish", "jobs.verify"} == set(verbs)
+    assert not loaded_by(f"import {', '.join([*modules, *verbs])}") & HEAVY
+
+
+def test_the_analysts_names_load_nothing_of_what_scores() -> None:
+    names = {*klray.__dir__()} - {"KlrayCallback", "layer_log_likelihood", "log_likelihood", "watch"}
+    assert {"open_dataset", "kl_divergence", "layer_kl", "place", "pairs", "relatives", "texts"} <= names
+    assert not loaded_by(f"import klray\nfor name in {sorted(names)}:\n    getattr(klray, name)") & HEAVY
+
+
+@pytest.mark.parametrize("verb", sorted(MAY_LOAD))
+def test_a_verb_loads_what_it_may(verb: str) -> None:
+    assert loaded_by(f"import jobs.{verb}") & HEAVY <= MAY_LOAD[verb]
+
+
+def test_a_scorer_has_no_pytorch_and_a_model_process_no_ray() -> None:
+    """Law 2."""
+    assert not loaded_by("import klray.sweep.scorer, klray.sweep.actor") & {"torch", "transformers"}
+    assert "ray" not in loaded_by("import klray.sweep.preload, klray.sweep.model_process")
+
+
+def cpu_seconds(*command: str) -> float:
+    """Least of three: what a busy machine adds is no part of it."""
+    found = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(found)
+
+
+def test_a_verb_starts_in_little_more_than_its_libraries_take(tmp_path: Path) -> None:
+    store = Store.create(str(tmp_path / "store"), TEXTS)
+    libraries = cpu_seconds("-c", "import xarray, zarr")
+    for words in (["status", f"store.url={store.url}"], ["score", "--help"], ["score", "--cfg", "job"]):
+        assert cpu_seconds("-m", "jobs", *words) < START_RATIO * libraries, words

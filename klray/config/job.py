@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from klray.config import Config, register
-from klray.errors import KlrayError
+from klray.errors import KlrayError, lacks
 from klray.words.secrets import Discreet, without_secrets
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}  # as OmegaConf calls them
@@ -26,20 +27,24 @@ FREE = "store.storage_options"  # what it holds is the backend's, so that Hydra 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
-def verb(config_name: str = "config") -> Callable[[Callable[[Config], int]], Callable[[], None]]:
-    """Make a job of a function that takes the config and returns the exit code."""
-
-    def wrap(function: Callable[[Config], int]) -> Callable[[], None]:
-        def entry() -> None:
-            sys.exit(_run(function, config_name))
-
-        entry.__doc__ = function.__doc__
-        return entry
-
-    return wrap
+Verb = Callable[[Config], int]  # returns the exit code
 
 
-def _run(function: Callable[[Config], int], config_name: str) -> int:
+def verb(function: Verb) -> Callable[[], None]:
+    """Make a job of a function; it is called like its file."""
+
+    @functools.wraps(function)
+    def entry() -> None:
+        sys.exit(run(Path(function.__code__.co_filename).stem, lambda: function))
+
+    return entry
+
+
+def run(name: str, load: Callable[[], Verb]) -> int:
+    """Compose the config of a verb, conf/NAME.yaml or else conf/config.yaml, and do what ``load`` gives; the exit code.
+
+    Help, ``--cfg`` and mistakes in what was typed are answered before anything is loaded.
+    """
     code = 0
     unread = False
 
@@ -48,9 +53,11 @@ def _run(function: Callable[[Config], int], config_name: str) -> int:
         try:
             values = OmegaConf.to_object(config)
             assert isinstance(values, Config)
-            code = max(code, function(values))
+            code = max(code, load()(values))
         except KlrayError as error:  # caught here: Hydra would print the overrides first
             code = _fail(str(error))
+        except ModuleNotFoundError as error:
+            code = _fail(f"klray {name}: {lacks(error)}")
         except BrokenPipeError:  # whoever read our output has seen enough; Hydra would print the overrides
             unread = True
         except OSError as error:
@@ -59,9 +66,10 @@ def _run(function: Callable[[Config], int], config_name: str) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is all that a user sees
     _log_to_stderr()
     register()
-    folder = str(Path(str(conf.__file__)).parent)
+    folder = Path(str(conf.__file__)).parent
+    primary = name if (folder / f"{name}.yaml").is_file() else "config"
     try:
-        hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(task)()
+        hydra.main(version_base="1.3", config_path=str(folder), config_name=primary)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(_explain(error))
     except KeyboardInterrupt:
