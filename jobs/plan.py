@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from klray import config as configs
@@ -78,41 +79,29 @@ def plan_study(config: Config) -> list[Plan]:
         trained = asked.tune and folder.is_dir() and not is_unfinished(folder)
         if trained:
             stage.scoring = replace(stage.scoring, lens=str(folder))
-        lens = (
-            f", through the lens in {folder}"
-            if trained
-            else ", through a lens to be trained (which is not counted)"
-            if asked.tune
-            else ""
-        )
-        print(f"stage       {asked.name}{lens}")
+        lens = f"the lens in {folder}" if trained else "a lens to be trained (which is not counted)"
+        print(f"stage       {asked.name}{f', through {lens}' if asked.tune else ''}")
         planned = plan(stage, untrained=asked.tune and not trained)
         print()
         plans.append(planned)
         rows.append((asked.name, planned.cost))
-    costs = [each for _, each in rows]
-    numbers = [
-        (
-            name,
-            f"{each.checkpoints:,}",
-            f"{each.distinct:,}",
-            f"{each.fetch_bytes / 1e9:,.3f}",
-            f"{each.device_seconds / 3600:,.3f}",
-            duration(each.wall_seconds),
-        )
-        for name, each in rows
-    ]
-    total = (
-        "all",
+    numbers = [_row(name, [cost]) for name, cost in rows]
+    numbers.append(_row("all", [cost for _, cost in rows]))
+    hours = f"{rows[0][1].rates.device}-hours" if rows else "hours"
+    print(text_table(("stage", "to score", "different", "GB", hours, "wall time"), numbers, text_columns=1))
+    return plans
+
+
+def _row(name: str, costs: Sequence[Cost]) -> tuple[str, ...]:
+    """The cost of one or more stages, one after another."""
+    return (
+        name,
         f"{sum(each.checkpoints for each in costs):,}",
         f"{sum(each.distinct for each in costs):,}",
         f"{sum(each.fetch_bytes for each in costs) / 1e9:,.3f}",
         f"{sum(each.device_seconds for each in costs) / 3600:,.3f}",
         duration(sum(each.wall_seconds for each in costs)),
     )
-    hours = f"{costs[0].rates.device}-hours" if costs else "hours"
-    print(text_table(("stage", "to score", "different", "GB", hours, "wall time"), [*numbers, total], text_columns=1))
-    return plans
 
 
 @verb

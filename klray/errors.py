@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Literal
 
 Reason = Literal[
@@ -72,3 +77,45 @@ class StoreDamagedError(StoreError):
 
 class StoreUnreachableError(StoreError):
     """The store's server is silent, busy or refuses: of what it holds nothing was learnt, least of all damage."""
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """How long to wait before what was in vain is tried again: ``first`` seconds, doubled each time.
+
+    There are ``attempts`` at most. Those who wait together come back at different times, up to ``spread`` times a pause
+    later. A server that asks for more than ``longest`` seconds is not waited for.
+    """
+
+    first: float
+    attempts: int
+    spread: float
+    longest: float = math.inf
+
+    def after(self, failed: int, asked: float | None = None) -> float | None:
+        """Seconds before the next attempt after ``failed`` in a row, or as the server ``asked``; None: no more of them.
+
+        >>> [Pauses(0.5, 3, 0.1).after(failed) for failed in (1, 2, 3)]
+        [0.5, 1.0, None]
+        """
+        seconds = self.first * 2.0 ** (failed - 1) if asked is None else asked
+        return seconds if failed < self.attempts and seconds <= self.longest else None
+
+    def spread_over(self, seconds: float) -> float:
+        """A pause of ``seconds`` as one of those who wait together keeps it."""
+        return seconds * random.uniform(1, 1 + self.spread)  # noqa: S311 - jitter, not cryptography
+
+
+def seconds_named(retry_after: str) -> float | None:
+    """Seconds from now that a Retry-After header names, as a number or a date (RFC 9110); None when it names none.
+
+    >>> seconds_named("120"), seconds_named("soon")
+    (120.0, None)
+    """
+    words = retry_after.strip()
+    if words.isdecimal():
+        return float(words)
+    try:
+        return max(0.0, (parsedate_to_datetime(words) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None

@@ -11,7 +11,8 @@ import s3fs
 import torch
 from hypothesis import settings
 
-from klray.checkpoints import Hub, download
+from klray.checkpoints import Hub, patience
+from klray.errors import Pauses
 from klray.store import Store
 from klray.tiny.family import family_root, train_family
 from klray.tiny.family_recipe import SMALLEST
@@ -127,7 +128,7 @@ def study(study_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Study
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken download is tried again at once."""
-    monkeypatch.setattr(download, "PAUSES_SECONDS", (0.0,) * 5)
+    monkeypatch.setattr(patience, "PAUSES", Pauses(0.0, 6, 0.0, longest=900.0))
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import numpy as np
 import xarray as xr
 
 from klray.store import Column, Identity, Store
+from klray.store.columns import commit_column
+from tests.stores import put_column
 
 DEFAULTS: dict[str, str | int] = {
     **dict.fromkeys(("family", "run", "size", "base_model", "base_revision", "parents", "relation"), ""),
@@ -162,5 +164,5 @@ def fill_store(store: Store, dataset: xr.Dataset) -> None:
             {"klray": "test"},
             {"score_seconds": 1.0},
         )
-        assert store.commit(store.write_column(column, attempt=f"{number:032x}"))
+        assert commit_column(store.objects, put_column(store, column, attempt=f"{number:032x}"))
     store.publish()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from klray.store import Column, Identity, Store
+from klray.store.columns import Commit, commit_column, encode_column
 from klray.texts import TextSet
 
 # For a test whose subject is what a place promises: conditional creation, listing, errors, what a reader sees.
@@ -35,9 +36,16 @@ def column(name: str, step: int | None = None, text_set: TextSet = TEXTS, **fact
     )
 
 
+def put_column(store: Store, column: Column, attempt: str) -> Commit:
+    """What a writer has done that is about to commit; one that dies now leaves an orphan."""
+    bodies, commit = encode_column(column, attempt)
+    store.objects.put_many(bodies)
+    return commit
+
+
 def add(store: Store, *columns: Column) -> None:
     for number, each in enumerate(columns):
-        assert store.commit(store.write_column(each, attempt=f"{number:032x}"))
+        assert commit_column(store.objects, put_column(store, each, attempt=f"{number:032x}"))
 
 
 def assert_holds(store: Store, *columns: Column) -> None:

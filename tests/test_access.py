@@ -20,10 +20,11 @@ from botocore.exceptions import ClientError
 import klray
 from klray.errors import StoreError
 from klray.store import Store
+from klray.store.columns import commit_column
 from klray.store.objects.roles import Action, roles_for
 from tests.conftest import become
 from tests.s3_server import CephServer, S3Server
-from tests.stores import TEXTS, add, column
+from tests.stores import TEXTS, add, column, put_column
 
 ACCESS = Path(__file__).parent.parent / "infra/access"
 ROLES = ("reader", "writer", "publisher", "curator")
@@ -162,7 +163,7 @@ def test_reader_reads_values_and_is_refused_to_write(published: str, as_user: Be
     np.testing.assert_array_equal(store.read_column(commit)[0], values[1])
     takes = ": to write this takes the role writer or curator "
     with pytest.raises(StoreError, match=REFUSED.format(f"commits/{'0' * 64}.json") + takes):
-        store.commit(dataclasses.replace(commit, key="0" * 64))
+        commit_column(store.objects, dataclasses.replace(commit, key="0" * 64))
     with pytest.raises(StoreError, match=REFUSED.format("snapshots/LATEST.json")):
         store.objects.put("snapshots/LATEST.json", b"{}")
     with pytest.raises(StoreError, match=REFUSED.format("failures/.*")):
@@ -211,7 +212,7 @@ def test_writer_commits_and_cannot_publish_or_take_back(published: str, as_user:
 def test_publisher_publishes_and_cannot_commit(published: str, as_user: Become) -> None:
     as_user("writer")
     writer = Store.open(published)
-    late = writer.write_column(column("c", 1), "c" * 32)
+    late = put_column(writer, column("c", 1), "c" * 32)
     add(writer, column("b", 1))
     as_user("publisher")
     store = Store.open(published)
@@ -221,7 +222,7 @@ def test_publisher_publishes_and_cannot_commit(published: str, as_user: Become) 
     store.write_result(manifest.id, "trajectory", result)
     xr.testing.assert_equal(store.result(manifest.id, "trajectory").load(), result)
     with pytest.raises(StoreError, match=REFUSED.format(f"commits/{late.key}.json")):
-        store.commit(late)
+        commit_column(store.objects, late)
     assert len(store.committed_keys()) == 3
     as_user("reader")  # what another user wrote is the bucket's
     np.testing.assert_array_equal(klray.open_result(published)["kl"].values, np.eye(3))
@@ -235,7 +236,7 @@ def test_curator_repairs(published: str, as_user: Become) -> None:
     removed = store.repair(store.audit(), timedelta(days=1))
     assert removed == [f"commits/{commit.key}.json"]
     assert store.committed_keys() == {column("a", 2).identity.key}
-    assert store.commit(store.write_column(column("a", 1), "f" * 32))
+    assert commit_column(store.objects, put_column(store, column("a", 1), "f" * 32))
     assert store.publish()[0].n_models == 2
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from klray import config as configs
 from klray.config import Backend, StoreConfig
-from klray.errors import StoreError, StoreUnreachableError
+from klray.errors import Pauses, StoreError, StoreUnreachableError
 from klray.store import Store
 from klray.store.objects import Objects, open_objects
 from tests.careless_s3 import CarelessS3, careless_s3
@@ -41,7 +41,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[CarelessS3]:
             monkeypatch.setenv(name, value)
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr("klray.store.objects.bucket.FIRST_PAUSE_SECONDS", 0.001)
+        monkeypatch.setattr("klray.store.objects.bucket.PAUSES", Pauses(0.001, 8, 0.0))
         yield running
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from klray.checkpoints import Checkpoint, Facts, Hub, RemoteFile, RepositorySpec, resolve, step_of
+from klray.checkpoints import Facts, Hub, RepositorySpec, resolve, step_of
 from klray.errors import KlrayError
 from klray.tiny.hub_server import HubServer
 from tests.hub_faults import hub_of, only_error, select, write_model
@@ -120,16 +120,6 @@ def test_checkpoint_describes_its_files(server: HubServer, root: Path) -> None:
     assert [bool(file.sha256) for file in checkpoint.files] == [False, True, False]
     assert [bool(file.git_sha1) for file in checkpoint.files] == [True, False, True]
     assert pickle.loads(pickle.dumps(checkpoint)) == checkpoint
-
-
-def test_weights_sha256_names_weights_alone() -> None:
-    config, other = (RemoteFile("config.json", 2, None, digit * 40) for digit in "12")
-    weights, different = (RemoteFile("model.safetensors", 9, digit * 64, None) for digit in "34")
-
-    def identity(*files: RemoteFile) -> str:
-        return Checkpoint("a/b", "main", "0" * 40, files, Facts()).weights_sha256
-
-    assert identity(config, weights) == identity(other, weights) != identity(config, different)
 
 
 def test_missing_repository(server: HubServer) -> None:

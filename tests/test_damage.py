@@ -15,8 +15,9 @@ import xarray as xr
 import klray
 from klray.errors import StoreError, StoreUnreachableError
 from klray.store import Store, layout
+from klray.store.columns import commit_column
 from klray.store.objects import FolderObjects
-from tests.stores import TEXTS, add, assert_holds, column
+from tests.stores import TEXTS, add, assert_holds, column, put_column
 from tests.test_cli import klray as klray_says
 
 NOW = timedelta(0)
@@ -130,10 +131,10 @@ def test_damaged_result_is_found_and_not_removed(store: Store) -> None:
 
 
 def test_repair_leaves_what_became_visible_since_the_audit(store: Store) -> None:
-    commit = store.write_column(column("a", 2), "d" * 32)
+    commit = put_column(store, column("a", 2), "d" * 32)
     found = store.audit()
     assert [each.path for each in found.leftovers] == [commit.path]
-    assert store.commit(commit)
+    assert commit_column(store.objects, commit)
     assert store.repair(found, NOW) == []
     store.read_column(commit)
 

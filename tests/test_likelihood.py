@@ -61,10 +61,8 @@ def test_equals_one_text_per_forward_with_a_float64_log_softmax(architecture: st
     scored = score(model, tokens, tokens_per_batch=BUDGET)
     assert scored.head == "tiled"
     assert scored.values.dtype == np.float64
-    assert scored.padding_share > 0
     np.testing.assert_allclose(scored.values, expected, rtol=0, atol=1e-3)
     one_by_one = score(model, tokens, tokens_per_batch=1)
-    assert one_by_one.padding_share == 0
     np.testing.assert_allclose(one_by_one.values, expected, rtol=0, atol=1e-3)
     np.testing.assert_allclose(scored.values, one_by_one.values, rtol=0, atol=1e-3)
     assert scored.values[0] == 0.0
@@ -198,7 +196,6 @@ def test_a_model_without_a_known_head_is_scored_text_by_text_with_a_warning(capl
     with caplog.at_level(logging.WARNING, "klray"):
         scored = score(model, tokens, tokens_per_batch=10_000)
     assert scored.head == "model"
-    assert scored.padding_share == 0
     assert "Wrapped: it has no plain linear head" in caplog.text
     assert sorted(model.shapes) == sorted((1, n) for n in tokens.lengths if n >= 2)
     np.testing.assert_allclose(scored.values, truth(model.inner, tokens), rtol=0, atol=1e-3)

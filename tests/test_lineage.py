@@ -15,9 +15,10 @@ from klray.analysis.scale import Models, lineages
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.checkpoints.parents import Lineage, lineage_of, parsed_parents
 from klray.store import Store, catalog, layout
+from klray.store.columns import commit_column
 from klray.tiny.hub_server import HubServer
 from tests.hub_faults import write_model
-from tests.stores import TEXTS, add, column
+from tests.stores import TEXTS, add, column, put_column
 
 # Repository: its card. A chain of two generations, a merge of several parents and one that names a single parent.
 CARDS: dict[str, dict[str, object]] = {
@@ -152,7 +153,9 @@ def test_a_snapshot_shows_parents_and_relation(server: HubServer, tmp_path: Path
         facts = {**dataclasses.asdict(each.facts), "revision": each.revision, "architecture": "LlamaForCausalLM"}
         made = column(str(number), **{name: value for name, value in facts.items() if name != "step"})
         identity = dataclasses.replace(made.identity, repository=each.repository, commit=each.commit)
-        assert store.commit(store.write_column(dataclasses.replace(made, identity=identity), f"{number:032x}"))
+        assert commit_column(
+            store.objects, put_column(store, dataclasses.replace(made, identity=identity), f"{number:032x}")
+        )
     store.publish()
     data = store.dataset()
     rows = {run: place for place, run in enumerate(data["run"].values.tolist())}

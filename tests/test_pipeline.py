@@ -16,7 +16,9 @@ from jobs.report import report
 from klray.config import AnalysisConfig, Config, ReportConfig, StoreConfig
 from klray.errors import KlrayError
 from klray.store import Column, Identity, Store
+from klray.store.columns import commit_column
 from klray.texts import TextSet
+from tests.stores import put_column
 
 N_TEXTS = 60
 TEXTS = TextSet("test", tuple("x" * (300 + 5 * i) for i in range(N_TEXTS)), tuple("ab"[i % 2] for i in range(N_TEXTS)))
@@ -44,7 +46,7 @@ def columns(run: str, steps: list[int]) -> list[Column]:
 
 def add(store: Store, new: list[Column]) -> None:
     for number, column in enumerate(new):
-        assert store.commit(store.write_column(column, f"{number:032x}"))
+        assert commit_column(store.objects, put_column(store, column, f"{number:032x}"))
 
 
 def prepared(place: str, tmp_path: Path) -> Config:

@@ -11,11 +11,12 @@ import pytest
 
 from klray.errors import StoreError
 from klray.store import Store
+from klray.store.columns import commit_column
 from klray.store.objects import open_objects
 from klray.store.objects.probe import Finding, probe
 from tests.careless_s3 import CarelessS3, careless_s3
 from tests.s3_server import CREDENTIALS
-from tests.stores import EVERY_PLACE, TEXTS, column
+from tests.stores import EVERY_PLACE, TEXTS, column, put_column
 
 URL = "s3://bucket/some/store"
 
@@ -116,8 +117,10 @@ def test_store_on_a_careless_server_is_refused_before_anything_is_written(ignori
 def test_single_writer_can_use_a_careless_server(ignoring: CarelessS3) -> None:
     store = Store.create(URL, TEXTS, {"endpoint_url": ignoring.endpoint}, single_writer=True)
     written = column("a", 1)
-    assert store.commit(store.write_column(written, attempt="1" * 32))
-    assert not store.commit(store.write_column(written, attempt="2" * 32)), "one after another, the first stands"
+    assert commit_column(store.objects, put_column(store, written, attempt="1" * 32))
+    assert not commit_column(store.objects, put_column(store, written, attempt="2" * 32)), (
+        "one after another, the first stands"
+    )
     (commit,) = store.commits()
     assert commit.attempt == "1" * 32
     store.publish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_next_checkpoint_is_fetched_while_this_one_is_scored(
     tmp_path: Path, scorer: Scorer, checkpoints: list[Checkpoint]
 ) -> None:
     scorer.score(checkpoints[0], upcoming=[checkpoints[1]])
-    scorer.fetcher.settle()
+    wait(scorer.fetcher._ahead.values())
     scorer.fetcher.hub = Hub("http://127.0.0.1:9", "nobody answers there")
     scorer.score(checkpoints[1])
     assert len(scorer.store.commits()) == 2

@@ -13,7 +13,8 @@ import xarray as xr
 import klray
 from klray.errors import StoreError
 from klray.store import Column, Store
-from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, column
+from klray.store.columns import commit_column
+from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, column, put_column
 
 
 def test_snapshot_opens_in_plain_xarray_without_a_warning(folder_store: Store) -> None:
@@ -100,7 +101,7 @@ def test_column_taken_out_moves_the_latest_snapshot_once(store: Store) -> None:
     assert store.publish() == (manifest, False)
     again = column("a", 2)
     changed = Column(again.identity, again.log_likelihood + 1, (-1,), again.n_tokens, again.facts, {}, {})
-    assert store.commit(store.write_column(changed, "e" * 32))
+    assert commit_column(store.objects, put_column(store, changed, "e" * 32))
     store.publish()
     values = store.dataset()["log_likelihood"].load()
     (row,) = np.flatnonzero(store.dataset()["step"].values == 2)

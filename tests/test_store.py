@@ -18,19 +18,19 @@ from botocore.exceptions import ClientError
 import klray
 from klray.errors import StoreError
 from klray.store import Column, Identity, Store, unresolved
-from klray.store.columns import values_sha256
+from klray.store.columns import commit_column, values_sha256
 from klray.store.objects import FolderObjects, open_objects
 from klray.store.objects.s3 import _codes
 from klray.texts import TextSet
-from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, column
+from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, column, put_column
 
 
 @EVERY_PLACE
 def test_column_is_visible_only_after_its_commit_and_keeps_its_bits(store: Store) -> None:
     written = column("a", 1)
-    commit = store.write_column(written, attempt="0" * 32)
+    commit = put_column(store, written, attempt="0" * 32)
     assert store.committed_keys() == set()
-    assert store.commit(commit)
+    assert commit_column(store.objects, commit)
     assert store.committed_keys() == {written.identity.key}
     (found,) = Store.open(store.url).commits()
     assert found == commit
@@ -40,9 +40,9 @@ def test_column_is_visible_only_after_its_commit_and_keeps_its_bits(store: Store
 @EVERY_PLACE
 def test_first_commit_stands_and_the_second_attempt_is_an_orphan(store: Store) -> None:
     first, second = column("a", 1), column("a", 1)
-    late = store.write_column(second, attempt="f" * 32)
-    assert store.commit(store.write_column(first, attempt="0" * 32))
-    assert not store.commit(late)
+    late = put_column(store, second, attempt="f" * 32)
+    assert commit_column(store.objects, put_column(store, first, attempt="0" * 32))
+    assert not commit_column(store.objects, late)
     (found,) = store.commits()
     assert found.attempt == "0" * 32
     assert late.path != found.path
@@ -89,7 +89,7 @@ def test_another_text_set_is_refused_with_both_sets_named(store: Store) -> None:
     ):
         Store.create(store.url, fewer)
     with pytest.raises(StoreError, match=r"column org/a@step1 has 9 texts .*the store has 12 .*set texts="):
-        store.write_column(column("a", 1, text_set=fewer), attempt="0" * 32)
+        store.add_column(column("a", 1, text_set=fewer))
 
 
 def test_newer_schema_is_refused_with_both_versions(folder_store: Store) -> None:
@@ -131,7 +131,7 @@ def test_repair_leaves_a_column_that_was_written_anew_since_the_audit(folder_sto
     folder_store.objects.delete_tree(f"{commit.path}/log_likelihood/c")
     found = folder_store.audit()
     assert folder_store.repair(folder_store.audit(), timedelta(hours=1)) == [f"commits/{commit.key}.json"]
-    assert folder_store.commit(folder_store.write_column(column("a", 1), "e" * 32))
+    assert commit_column(folder_store.objects, put_column(folder_store, column("a", 1), "e" * 32))
     assert folder_store.repair(found, timedelta(hours=1)) == []
     assert [each.attempt for each in folder_store.commits()] == ["e" * 32]
 
@@ -239,9 +239,9 @@ def test_s3_error_codes_are_found_along_the_chain_of_causes() -> None:
 def test_audit_finds_what_is_damaged_and_what_is_left_over(store: Store) -> None:
     add(store, column("a", 1), column("a", 2), column("a", 3))
     manifest, _ = store.publish()
-    store.write_column(column("a", 4), "d" * 32)  # a writer that died before its commit
-    orphan = store.write_column(column("a", 1), "e" * 32)
-    assert not store.commit(orphan)  # a writer that came second
+    put_column(store, column("a", 4), "d" * 32)  # a writer that died before its commit
+    orphan = put_column(store, column("a", 1), "e" * 32)
+    assert not commit_column(store.objects, orphan)  # a writer that came second
     for _ in range(2):
         store.write_result(manifest.id, "trajectory", xr.Dataset({"kl": (("model", "other"), np.eye(2))}))
     store.objects.put("snapshots/20200101T000000.000Z-00000000.claim", b"a publisher that died")
@@ -260,6 +260,6 @@ def test_audit_finds_what_is_damaged_and_what_is_left_over(store: Store) -> None
     again = store.audit()
     assert (again.sound, again.damages) == (1, ())
     assert {leftover.kind for leftover in again.leftovers} == {"column"}  # of the two columns that were taken out
-    assert store.commit(store.write_column(column("a", 2), "9" * 32))
+    assert commit_column(store.objects, put_column(store, column("a", 2), "9" * 32))
     assert store.publish()[0].n_models == 2
     assert store.result(manifest.id, "trajectory").sizes == {"model": 2, "other": 2}

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from klray.errors import KlrayError
 from klray.texts import python_stdlib, stdlib_documents
 from klray.tiny.documents import training_documents
-from klray.tiny.family import family_root, is_complete, train_family
+from klray.tiny.family import family_root, train_family
 from klray.tiny.family_recipe import DEFAULT, SMALLEST, FamilyRecipe, Size
 from klray.tiny.training import draw_blocks, learning_rate
 
@@ -64,6 +64,12 @@ def log_likelihood(folder: Path, texts: tuple[str, ...]) -> float:
     with torch.no_grad():
         ids = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
         return float(np.mean([-model(i, labels=i).loss.item() * (i.shape[1] - 1) for i in ids]))
+
+
+def is_complete(recipe: FamilyRecipe, cache: Path) -> bool:
+    """Whether every model of a family is made: its ``complete.json`` comes last."""
+    folders = [family_root(recipe, cache) / made.repository for made in recipe.all]
+    return all((folder / "complete.json").exists() for folder in folders)
 
 
 def test_layout(cache: Path, root: Path) -> None:

@@ -12,14 +12,13 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
 
 from klray.checkpoints.checkpoint import Checkpoint, RemoteFile
 from klray.checkpoints.delivery import MARKER, deliver, delivered, verify_folder
 from klray.checkpoints.download import Downloader
-from klray.checkpoints.hub import Hub, is_disk_full
-from klray.checkpoints.patience import Patience
+from klray.checkpoints.hub import Hub
+from klray.checkpoints.patience import Patience, is_disk_full
 from klray.errors import CheckpointError, KlrayError
 
 log = logging.getLogger("klray")
@@ -63,9 +62,7 @@ class Cache:
     def __enter__(self) -> Cache:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

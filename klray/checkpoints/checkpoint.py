@@ -110,12 +110,6 @@ class Checkpoint:
             return ""
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
-    @property
-    def weights_sha256(self) -> str:
-        """Identity of the weights alone (64 hex): equal for two commits that hold the same weight files."""
-        weights = sorted(f"{file.path}\n{file.content}\n" for file in self.files if file.is_weight)
-        return hashlib.sha256("".join(weights).encode()).hexdigest()
-
 
 @dataclass(frozen=True)
 class Unavailable:

@@ -15,8 +15,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,19 +24,16 @@ from huggingface_hub.utils import (
     build_hf_headers,
     get_session,
     hf_raise_for_status,
-    parse_ratelimit_headers,
     silent_tqdm,
 )
 
 from klray.checkpoints.checkpoint import RemoteFile
-from klray.checkpoints.hub import NETWORK_ERRORS, TOO_MANY, Hub, failure, is_disk_full, is_transient, response_of
-from klray.checkpoints.patience import Patience
+from klray.checkpoints.hub import Hub, failure
+from klray.checkpoints.patience import NETWORK_ERRORS, Patience, is_disk_full, pause_after, response_of
 from klray.checkpoints.proof import Proof, verify
 
 log = logging.getLogger("klray")
 
-PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # before the second to the sixth attempt, unless the hub names a time
-LONGEST_PAUSE_SECONDS = 900.0  # the hub counts requests over five minutes; whoever asks for more is not waited for
 PROGRESS_BYTES = 1 << 20  # an attempt that brought this much, or the rest, was none in vain
 XET_HASH = constants.HUGGINGFACE_HEADER_X_XET_HASH
 NOTES = ".cache"  # where huggingface_hub keeps notes about what it downloaded
@@ -90,12 +85,9 @@ class Downloader:
                         xet = False
                         break
                     failed = 1 if proof.taken - before >= PROGRESS_BYTES else failed + 1
-                    if failed > len(PAUSES_SECONDS) or not is_transient(error):
+                    seconds = pause_after(error, failed)
+                    if seconds is None:
                         raise failure(hub, repository, commit, error, file.path) from error
-                    asked = _pause_asked(error)
-                    if asked is not None and asked > LONGEST_PAUSE_SECONDS:
-                        raise failure(hub, repository, commit, error, file.path) from error
-                    seconds = PAUSES_SECONDS[failed - 1] if asked is None else asked
                     log.warning("%s: %s; going on in %g s at byte %d", where, hub.said(error), seconds, proof.taken)
                     if response_of(error) is None:
                         time.sleep(seconds)  # a broken connection concerns this file alone
@@ -181,20 +173,3 @@ def _answer(url: str, headers: dict[str, str], xet: bool) -> Iterator[Any]:
 
 def _xet_is_here() -> bool:
     return not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet") is not None
-
-
-def _pause_asked(error: BaseException) -> float | None:
-    """Seconds that the hub asks to wait for, by RateLimit (429) or Retry-After; None when it names none."""
-    response = response_of(error)
-    if response is None:
-        return None
-    limit = parse_ratelimit_headers(response.headers) if response.status_code == TOO_MANY else None
-    if limit is not None:
-        return float(limit.reset_in_seconds)
-    after = response.headers.get("retry-after", "").strip()
-    if after.isdecimal():
-        return float(after)
-    try:
-        return max(0.0, (parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None

@@ -37,11 +37,6 @@ class Fetcher:
                 self._ahead[each] = self._pool.submit(self.cache.fetch, self.hub, each)
         return self._ahead.pop(checkpoint).result()
 
-    def settle(self) -> None:
-        """Return when what is being fetched ahead is here, or has failed."""
-        for future in list(self._ahead.values()):
-            future.exception()
-
     def _give_up(self, checkpoint: Checkpoint) -> None:
         def evict(done: Future[Path]) -> None:
             if done.exception() is None:

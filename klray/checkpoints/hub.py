@@ -8,11 +8,9 @@ is not found (the hub's strict limit: 500 anonymous or 1,000 authenticated API r
 from __future__ import annotations
 
 import base64
-import errno
 import os
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -21,7 +19,6 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
-    HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -29,13 +26,13 @@ from huggingface_hub.utils import (
     build_hf_headers,
     get_session,
     hf_raise_for_status,
-    http_backoff,
     parse_ratelimit_headers,
     validate_repo_id,
 )
 
 from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.parents import Lineage, lineage_of
+from klray.checkpoints.patience import NETWORK_ERRORS, TOO_MANY, asked_again, chain, response_of
 from klray.errors import CheckpointError, Reason
 from klray.words.secrets import bare_address, without_secrets
 
@@ -43,11 +40,6 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONTACT_SECONDS = 5.0  # to connect, and between two parts of an answer, when the hub is only asked who we are
 TIMEOUT_SECONDS = 60.0  # without one, huggingface_hub 2.4 waits for ever for a hub that accepts and then says nothing
-TOO_MANY = 429
-TRANSIENT_STATUS = (408, TOO_MANY, 500, 502, 503, 504)
-# RuntimeError: after a refused connection huggingface_hub closes the client that all threads share, and the others find
-# "Cannot send a request, as the client has been closed"; hf_xet raises it for network failures as well.
-NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)
 
 
 class SilentHubError(CheckpointError):
@@ -196,13 +188,7 @@ def references(hub: Hub, repository: str) -> dict[str, str]:
 def repositories_of(hub: Hub, organisation: str) -> list[str]:
     """Names of an organisation's models, at most 1,000, in one request; none where the hub does not tell: for hints."""
     try:
-        response = get_session().get(
-            f"{hub.address}/api/models",
-            params={"author": organisation, "limit": "1000"},
-            headers=build_hf_headers(token=hub.token or False, headers=hub.headers),
-            timeout=CONTACT_SECONDS,
-        )
-        response.raise_for_status()
+        response = _request(hub, "/api/models", {"author": organisation, "limit": "1000"}, CONTACT_SECONDS)
         return [str(each["id"]) for each in response.json()]
     except (*NETWORK_ERRORS, ValueError, TypeError, KeyError):
         return []
@@ -213,21 +199,10 @@ def check_access(hub: Hub, repository: str) -> None:
     _get(hub, repository, "", "/auth-check")
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or one that caused it, says that the disk or the quota is full."""
-    for one in _chain(error):
-        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if os.strerror(errno.ENOSPC) in str(one):  # hf_xet gives the words without the number
-            return True
-    return False
-
-
 def _get(hub: Hub, repository: str, revision: str, route: str, **parameters: str) -> dict[str, Any]:
     try:
         validate_repo_id(repository)
-        response = _request(hub, f"{hub.address}/api/models/{repository}{route}", parameters)
-        hf_raise_for_status(response)
+        response = asked_again(lambda: _request(hub, f"/api/models/{repository}{route}", parameters), hub.said)
         data = response.json() if response.content else {}
         return data if isinstance(data, dict) else {}
     except HFValidationError as error:
@@ -243,17 +218,12 @@ def _get(hub: Hub, repository: str, revision: str, route: str, **parameters: str
         raise found from error
 
 
-def _request(hub: Hub, url: str, parameters: dict[str, str]) -> Any:
+def _request(hub: Hub, route: str, parameters: dict[str, str], seconds: float = TIMEOUT_SECONDS) -> Any:
+    """The hub's answer to one request, if it is no refusal."""
     headers = build_hf_headers(token=hub.token or False, headers=hub.headers)
-    closed = 0
-    while True:
-        try:
-            # http_backoff: five more attempts at 408, 429, 5xx and network errors, as Retry-After or RateLimit says
-            return http_backoff("GET", url, params=parameters, headers=headers, timeout=TIMEOUT_SECONDS)
-        except RuntimeError:  # 1 in 20 times, with 8 threads and a hub that refuses
-            closed += 1
-            if closed == 10:
-                raise
+    response = get_session().get(f"{hub.address}{route}", params=parameters, headers=headers, timeout=seconds)
+    hf_raise_for_status(response)
+    return response
 
 
 def _remote_file(sibling: dict[str, Any]) -> RemoteFile:
@@ -265,26 +235,6 @@ def _remote_file(sibling: dict[str, Any]) -> RemoteFile:
         large.get("sha256"),
         None if large else sibling.get("blobId"),
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def response_of(error: BaseException) -> Any:
-    """The hub's answer that an error, or one that caused it, is about; None for a connection that broke."""
-    responses = (getattr(one, "response", None) for one in _chain(error))
-    return next((response for response in responses if response is not None), None)
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may be answered later."""
-    response = response_of(error)
-    return response is None or response.status_code in TRANSIENT_STATUS
 
 
 def failure(hub: Hub, repository: str, revision: str, error: BaseException, path: str = "") -> CheckpointError:
@@ -312,7 +262,7 @@ def failure(hub: Hub, repository: str, revision: str, error: BaseException, path
         found = f"was refused by {hub.address} with {token} (HTTP {status})"
         cure = "set HF_TOKEN to a valid token"
     else:
-        cause = list(_chain(error))[-1]
+        cause = list(chain(error))[-1]
         found = (
             f"could not be fetched from {hub.address} after all attempts ({type(cause).__name__}: {hub.said(cause)})"
         )

@@ -1,15 +1,33 @@
-"""Pauses that a hub asks for, kept by everybody who asks it for files."""
+"""When to ask a hub again: what was in vain, the pauses that a hub asks for, and those who keep them together."""
 
 from __future__ import annotations
 
+import errno
 import logging
-import random
+import os
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import parse_ratelimit_headers
+
+from klray.errors import Pauses, seconds_named
 
 log = logging.getLogger("klray")
 
-SPREAD = 0.1  # share of a pause by which those who wait come back at different times
+T = TypeVar("T")
+
+# 1, 2, ... 16 s, unless the hub names a time. It counts requests over five minutes: for longer than 900 s nobody waits.
+PAUSES = Pauses(first=1.0, attempts=6, spread=0.1, longest=900.0)
+TOO_MANY = 429
+TRANSIENT_STATUS = (408, TOO_MANY, 500, 502, 503, 504)
+# RuntimeError: after a refused connection huggingface_hub closes the client that all threads share, and the others find
+# "Cannot send a request, as the client has been closed"; hf_xet raises it for network failures as well.
+NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)
+# What no hub has seen yet: an address without https://, a token that no header can hold.
+_UNSENT = ("UnsupportedProtocol", "LocalProtocolError")
 
 
 class Patience:
@@ -33,4 +51,58 @@ class Patience:
         """Return when the hub may be asked."""
         while (left := self.left()) > 0:
             log.info("the hub wants to be left alone for %.0f s more", left)
-            time.sleep(left * (1 + random.uniform(0, SPREAD)))  # noqa: S311 - not cryptography
+            time.sleep(PAUSES.spread_over(left))
+
+
+def asked_again(request: Callable[[], T], said: Callable[[BaseException], str]) -> T:
+    """What ``request`` returns, repeated while what it raises may pass; ``said`` are an error's words for the log."""
+    failed = 0
+    while True:
+        try:
+            return request()
+        except NETWORK_ERRORS as error:
+            failed += 1
+            seconds = pause_after(error, failed)
+            if seconds is None:
+                raise
+            log.warning("%s; asking again in %g s", said(error), seconds)
+        time.sleep(PAUSES.spread_over(seconds))
+
+
+def pause_after(error: BaseException, failed: int) -> float | None:
+    """Seconds until what was in vain ``failed`` times in a row is worth another try; None when it is not."""
+    if type(error).__name__ in _UNSENT:
+        return None
+    response = response_of(error)
+    if response is None:
+        return PAUSES.after(failed)
+    if response.status_code not in TRANSIENT_STATUS:
+        return None
+    limit = parse_ratelimit_headers(response.headers) if response.status_code == TOO_MANY else None
+    named = seconds_named(response.headers.get("retry-after", "")) if limit is None else float(limit.reset_in_seconds)
+    return PAUSES.after(failed, named)
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that caused it, each once."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def response_of(error: BaseException) -> Any:
+    """The hub's answer that an error, or one that caused it, is about; None for a connection that broke."""
+    responses = (getattr(one, "response", None) for one in chain(error))
+    return next((response for response in responses if response is not None), None)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, says that the disk or the quota is full."""
+    for one in chain(error):
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(one):  # hf_xet gives the words without the number
+            return True
+    return False

@@ -206,7 +206,7 @@ def _agreeing(heads: Sequence[OutputHead], hidden_TD: torch.Tensor, own_TV: torc
     allowed = _HEAD_TOLERANCE[heads[0].weight_VD.dtype]
     errors = []
     for head in heads:
-        errors.append(_relative_error(head.logits(hidden_TD.to(head.weight_VD.device)), own_TV))
+        errors.append(relative_error(head.logits(hidden_TD.to(head.weight_VD.device)), own_TV))
         if errors[-1] <= allowed:
             return head
     raise _Unfit(f"its logits are {min(errors):.1e} off those of its linear head ({allowed:.0e} allowed)")
@@ -239,9 +239,10 @@ def _short_context(model: Any) -> float:
     return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else math.inf
 
 
-def _relative_error(logits_TV: torch.Tensor, own_TV: torch.Tensor) -> float:
-    if logits_TV.shape != own_TV.shape:
+def relative_error(found: torch.Tensor, own: torch.Tensor) -> float:
+    """Difference to the model's ``own`` numbers, relative, in root mean square; infinite for another shape."""
+    if found.shape != own.shape:
         return math.inf
-    ours_TV = logits_TV.float()  # float64 takes two to three times as long
-    theirs_TV = own_TV.to(ours_TV.device).float()
-    return ((ours_TV - theirs_TV).norm() / theirs_TV.norm().clamp_min(torch.finfo(torch.float32).tiny)).item()
+    ours = found.float()  # float64 takes two to three times as long
+    theirs = own.to(ours.device).float()
+    return ((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo(torch.float32).tiny)).item()

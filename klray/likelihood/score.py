@@ -40,8 +40,6 @@ class LogLikelihoods:
         (N,) float64, nats: sum of log p(token | tokens before it) over a text's tokens but the first.
     n_tokens
         (N,) int64, the tokens counted in each text.
-    padding_share
-        Share of the computed positions that were padding, 0 to 1.
     head
         "tiled": klray's head; "model": the model's own logits, one text per forward pass (a warning said why).
     tokens_per_batch
@@ -52,7 +50,6 @@ class LogLikelihoods:
 
     values: np.ndarray
     n_tokens: np.ndarray
-    padding_share: float
     head: Literal["tiled", "model"]
     tokens_per_batch: int
     layers: np.ndarray | None = None
@@ -156,7 +153,7 @@ def _score(
     batches = list(plan(tokens.lengths, budget).batches)
     if not batches:
         rows = np.zeros((1, len(tokens)))
-        return LogLikelihoods(rows[0], tokens.counted, 0.0, "tiled", budget)
+        return LogLikelihoods(rows[0], tokens.counted, "tiled", budget)
     readers = _readers(model, tokens, ids, batches, lens)
     tiled = readers[0].head is not None
     if not tiled:  # one text per forward pass: the definition of the log-likelihood, and free of padding
@@ -176,13 +173,11 @@ def _score(
             remaining = np.concatenate(batches)
             batches = [remaining[rows] for rows in plan(tokens.lengths[remaining], budget).batches]
     positions = np.concatenate([part.positions for _, part in done])
-    computed = sum(_slots(tokens, batch) for batch, _ in done)
     by_layer = torch.cat([part.log_probabilities for _, part in done], dim=1).cpu()
     rows = np.stack([_sums(tokens, positions, row.double().numpy()) for row in by_layer])
     return LogLikelihoods(
         values=rows[-1],
         n_tokens=tokens.counted,
-        padding_share=1.0 - int(tokens.lengths[tokens.lengths >= 2].sum()) / computed,
         head="tiled" if tiled else "model",
         tokens_per_batch=budget,
         layers=rows if lens is not None else None,

@@ -13,7 +13,8 @@ from klray.store import layout
 from klray.store.columns import Commit, committed, find_commits, read_column
 from klray.store.objects import Objects, is_temporary, probe
 from klray.store.results import damaged_results, read_marker
-from klray.store.snapshots import damaged_objects, last_finished, read_manifest, snapshot_ids, wrong_objects
+from klray.store.seal import read_whole
+from klray.store.snapshots import damaged_objects, last_finished, read_manifest, snapshot_ids
 
 COLUMNS_AT_ONCE = 32  # checked by one thread; each has five objects
 THREADS = 4
@@ -191,7 +192,7 @@ def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Da
         except StoreDamagedError as error:
             damages.append(Damage(key, "", str(error)))
     paths = {f"{commit.path}/{name}": sha256 for commit in commits for name, sha256 in commit.objects.items()}
-    wrong = wrong_objects(objects, paths)
+    _, wrong = read_whole(objects, paths)
     for commit in commits:
         found = [f"{name} {wrong[path]}" for name in commit.objects if (path := f"{commit.path}/{name}") in wrong]
         if found:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -22,6 +21,7 @@ from klray.errors import StoreError, StoreUnreachableError
 from klray.store import layout
 from klray.store.columns import Commit, StoredColumn, committed, find_commits
 from klray.store.objects import Listed, Objects
+from klray.store.seal import read_whole, sha256_of
 from klray.store.snapshots import Manifest, open_snapshot
 
 log = logging.getLogger("klray")
@@ -128,7 +128,7 @@ class Catalog:
         """SHA-256 over the key and the SHA-256 of each column, in order."""
         first = self.first_rows
         pairs = zip(self.rows["key"][first], self.rows["sha256"][first], strict=True)
-        return hashlib.sha256("".join(key + sha256 for key, sha256 in pairs).encode()).hexdigest()
+        return sha256_of("".join(key + sha256 for key, sha256 in pairs).encode())
 
     def columns(self, start: int, stop: int) -> list[tuple[int, StoredColumn]]:
         """The columns that have rows from ``start`` to ``stop``, each with the row at which it begins."""
@@ -193,9 +193,10 @@ def read_catalog(objects: Objects, base: Manifest | None, report: Callable[[int,
 def _rows_of(objects: Objects, base: Manifest) -> Rows:
     """Rows of a snapshot; its keys alone, in order, when it does not say where its columns are, or is damaged there."""
     path = f"{layout.snapshot_path(base.id)}/{layout.CATALOG}"
-    body = objects.get(path) if base.objects else None  # klray 0.1.0 before its first release kept no catalog
-    if body is not None and hashlib.sha256(body).hexdigest() == base.objects.get(layout.CATALOG):
-        values = json.loads(gzip.decompress(body))
+    # klray 0.1.0 before its first release kept no catalog
+    whole, _ = read_whole(objects, {path: base.objects[layout.CATALOG]} if layout.CATALOG in base.objects else {})
+    if path in whole:
+        values = json.loads(gzip.decompress(whole[path]))
         missing = [None] * len(values["key"])  # a fact that klray did not keep when the snapshot was made
         values = {**dict.fromkeys(COORDINATES, missing), **values}
         return {

@@ -6,7 +6,6 @@ the chunk before and from columns. Memory holds four chunks at most, whatever th
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from klray.store import layout
 from klray.store.catalog import Catalog
 from klray.store.columns import StoredColumn, read_columns
 from klray.store.objects import Objects
+from klray.store.seal import read_whole, sha256_of
 
 log = logging.getLogger("klray")
 
@@ -53,7 +53,7 @@ def write_chunks(
                     if rows != stop - start:  # what is not filled would be zeros
                         raise AssertionError(f"chunk {number}: {rows} of {stop - start} rows were filled")
                     del block
-                    sha256 = hashlib.sha256(body).hexdigest()
+                    sha256 = sha256_of(body)
                     if len(writing) == WRITERS:
                         writing.popleft().result()
                     writing.append(writers.submit(objects.put, layout.chunk_path(identifier, number), body))
@@ -132,11 +132,11 @@ def _rows_before(
     if not wanted.any():
         return done
     source = layout.chunk_path(base.id, number)
-    body = objects.get(source)
-    if body is None or hashlib.sha256(body).hexdigest() != base.chunks[number].sha256:
+    whole, wrong = read_whole(objects, {source: base.chunks[number].sha256})
+    if wrong:
         log.warning("%s is missing or damaged: reading columns", source)
         return done
-    before = np.frombuffer(body, "<f4").reshape(base.chunk_models, -1)
+    before = np.frombuffer(whole[source], "<f4").reshape(base.chunk_models, -1)
     np.copyto(block[rows], before[rows], where=wanted[:, None])
     done[rows] = wanted
     return done

@@ -7,7 +7,6 @@ leaves a folder that no commit names; a writer that comes second finds the commi
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import time
@@ -22,10 +21,10 @@ import zarr
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.store import layout
-from klray.store.datasets import encode_group
+from klray.store.datasets import add_array, encode_group
 from klray.store.identity import Identity
 from klray.store.objects import Listed, Objects
-from klray.store.seal import sealed, unsealed
+from klray.store.seal import read_whole, sealed, sha256_of, unsealed
 from klray.store.zarr_store import ZarrStore
 
 log = logging.getLogger("klray")
@@ -111,14 +110,7 @@ class StoredColumn:
 
 def values_sha256(values: npt.NDArray[np.float32]) -> str:
     """SHA-256 of (layer, text) float32 values as they are stored."""
-    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
-
-
-def write_column(objects: Objects, column: Column, attempt: str) -> Commit:
-    """Write the column's group below a folder of its own; nobody sees it before ``commit_column``."""
-    bodies, commit = encode_column(column, attempt)
-    objects.put_many(bodies)
-    return commit
+    return sha256_of(np.ascontiguousarray(values, dtype="<f4").tobytes())
 
 
 def encode_column(column: Column, attempt: str) -> tuple[dict[str, bytes], Commit]:
@@ -140,7 +132,7 @@ def encode_column(column: Column, attempt: str) -> tuple[dict[str, bytes], Commi
         versions=dict(column.versions),
         timings=dict(column.timings),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        objects={name: hashlib.sha256(body).hexdigest() for name, body in sorted(bodies.items())},
+        objects={name: sha256_of(body) for name, body in sorted(bodies.items())},
     )
     return {f"{path}/{name}": body for name, body in bodies.items()}, commit
 
@@ -159,19 +151,15 @@ def _fill(
     if sketch is not None:
         arrays.append(("weight_sketch", np.ascontiguousarray(sketch, dtype="<f4"), float("nan"), {}))
     for name, data, fill, more in arrays:
-        dims, _, unit, meaning = layout.ARRAYS[name]
-        array = group.create_array(
+        add_array(
+            group,
             name,
-            shape=data.shape,
-            chunks=data.shape,
-            dtype=data.dtype,
+            data,
+            more,
             fill_value=fill,
-            dimension_names=dims,
-            attributes={"units": unit, "long_name": meaning, **more},
             compressors=None,  # the bytes of float32 noise: 8 % smaller at best, and then hashes would not be theirs
             config={"write_empty_chunks": True},  # an all-fill chunk would be no object, and read as if written
         )
-        array[:] = data
 
 
 def add_column(objects: Objects, column: Column) -> tuple[Commit, bool]:
@@ -255,8 +243,13 @@ def read_columns(objects: Objects, columns: Sequence[StoredColumn]) -> list[npt.
     StoreError
         A column's objects are missing or hold other bytes than were committed.
     """
-    bodies = objects.get_many([layout.values_path(column.path) for column in columns])
-    return [_checked(objects, column, body) for column, body in zip(columns, bodies, strict=True)]
+    whole, _ = read_whole(objects, {layout.values_path(column.path): column.sha256 for column in columns})
+    return [
+        _decoded(objects, column)
+        if (body := whole.get(layout.values_path(column.path))) is None
+        else np.frombuffer(body, "<f4").reshape(column.n_layers, -1)
+        for column in columns
+    ]
 
 
 def read_sketches(objects: Objects, commits: Sequence[Commit]) -> dict[str, npt.NDArray[np.float32]]:
@@ -267,17 +260,12 @@ def read_sketches(objects: Objects, commits: Sequence[Commit]) -> dict[str, npt.
     StoreError
         A sketch is missing or holds other bytes than were committed.
     """
-    having = [commit for commit in commits if layout.SKETCH_CHUNK in commit.objects]
-    sketches = {}
-    bodies = objects.get_many([layout.sketch_path(commit.path) for commit in having])
-    for commit, body in zip(having, bodies, strict=True):
-        if body is None or hashlib.sha256(body).hexdigest() != commit.objects[layout.SKETCH_CHUNK]:
-            what = "is missing" if body is None else "holds other bytes than were committed"
-            raise StoreDamagedError(
-                f"store {objects.url}: {layout.sketch_path(commit.path)} {what}; {_requeue(objects, commit.key)}"
-            )
-        sketches[commit.key] = np.frombuffer(body, "<f4")
-    return sketches
+    keys = {layout.sketch_path(each.path): each.key for each in commits if layout.SKETCH_CHUNK in each.objects}
+    hashes = {layout.sketch_path(each.path): each.objects.get(layout.SKETCH_CHUNK, "") for each in commits}
+    whole, wrong = read_whole(objects, {path: hashes[path] for path in keys})
+    for path, what in wrong.items():
+        raise StoreDamagedError(f"store {objects.url}: {path} {what}; {_requeue(objects, keys[path])}")
+    return {keys[path]: np.frombuffer(body, "<f4") for path, body in whole.items()}
 
 
 def read_column(objects: Objects, commit: Commit) -> npt.NDArray[np.float32]:
@@ -285,11 +273,10 @@ def read_column(objects: Objects, commit: Commit) -> npt.NDArray[np.float32]:
     return read_columns(objects, [commit.stored])[0]
 
 
-def _checked(objects: Objects, column: StoredColumn, body: bytes | None) -> npt.NDArray[np.float32]:
-    if body is not None and hashlib.sha256(body).hexdigest() == column.sha256:
-        return np.frombuffer(body, "<f4").reshape(column.n_layers, -1)
+def _decoded(objects: Objects, column: StoredColumn) -> npt.NDArray[np.float32]:
+    """A column whose bytes are not its values: klray 0.1.0 before its first release compressed them."""
     where = f"store {objects.url}: column {column.path} of {column.repository}"
-    try:  # klray 0.1.0 before its first release compressed them
+    try:
         group = zarr.open_group(ZarrStore(objects, column.path, read_only=True), mode="r", zarr_format=3)
         values = np.asarray(group["log_likelihood"][:], dtype=np.float32)
         found = values_sha256(values)

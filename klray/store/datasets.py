@@ -14,6 +14,7 @@ from xarray.core import indexing
 from zarr.storage import MemoryStore
 
 from klray.errors import StoreError
+from klray.store import layout
 from klray.store.objects import Objects
 from klray.store.zarr_store import ZarrStore
 
@@ -25,6 +26,23 @@ def encode_group(fill: Callable[[zarr.Group], None]) -> dict[str, bytes]:
     buffers: dict[str, Any] = {}
     fill(zarr.open_group(MemoryStore(buffers), mode="w-", zarr_format=3))
     return {key: buffer.to_bytes() for key, buffer in buffers.items()}
+
+
+def add_array(
+    group: zarr.Group, name: str, values: np.ndarray, attributes: Mapping[str, Any] | None = None, **options: Any
+) -> None:
+    """Add one of ``layout.ARRAYS`` with ``values`` to a group, in one chunk; ``options`` are Zarr's."""
+    dims, dtype, unit, meaning = layout.ARRAYS[name]
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=values.shape,
+        dtype=dtype,
+        dimension_names=dims,
+        attributes={"units": unit, "long_name": meaning, **(attributes or {})},
+        **options,
+    )
+    array[:] = values
 
 
 def encode_dataset(data: xr.Dataset, fill: Callable[[zarr.Group], None] | None = None) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import defaultdict
@@ -10,6 +9,7 @@ from collections.abc import Iterable
 
 from klray.store import layout
 from klray.store.objects import Objects
+from klray.store.seal import sha256_of
 
 log = logging.getLogger("klray")
 
@@ -24,7 +24,7 @@ def record_plan(objects: Objects, family: str, keys: Iterable[str]) -> None:
 
 
 def _path(family: str, body: bytes) -> str:
-    return layout.plan_path(family, hashlib.sha256(body).hexdigest())
+    return layout.plan_path(family, sha256_of(body))
 
 
 def wanted_keys(objects: Objects) -> dict[str, set[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from klray.store.catalog import COORDINATES, Catalog, read_catalog
 from klray.store.chunks import Report, write_chunks
 from klray.store.datasets import encode_dataset
 from klray.store.objects import Objects
+from klray.store.seal import sha256_of
 from klray.store.snapshots import Chunk, Manifest, damaged_objects, move_latest
 from klray.store.text_facts import TextFacts
 
@@ -110,7 +110,7 @@ def _write_facts(
     bodies[layout.CATALOG] = catalog.to_json()
     folder = layout.snapshot_path(identifier)
     objects.put_many({f"{folder}/{name}": body for name, body in bodies.items()})
-    return {name: hashlib.sha256(body).hexdigest() for name, body in sorted(bodies.items())}
+    return {name: sha256_of(body) for name, body in sorted(bodies.items())}
 
 
 def _dataset(texts: TextFacts, catalog: Catalog, identifier: str) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""Seals: JSON objects with a hash of themselves, so that a damaged one is not believed."""
+"""Seals: hashes by which a damaged object is known, written elsewhere or, for JSON objects, into themselves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
+
+from klray.store.objects import Objects
 
 SEAL = "seal"
 
@@ -31,5 +33,23 @@ def unsealed(fields: Any) -> dict[str, Any]:
     return kept
 
 
+def sha256_of(body: bytes | bytearray) -> str:
+    """SHA-256 of an object's bytes, 64 hex digits."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def read_whole(objects: Objects, hashes: Mapping[str, str]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Bytes of the objects that have the SHA-256 in ``hashes``, and what is wrong with each of the others, by path."""
+    whole, wrong = {}, {}
+    for (path, sha256), body in zip(hashes.items(), objects.get_many(list(hashes)), strict=True):
+        if body is None:
+            wrong[path] = "is missing"
+        elif (found := sha256_of(body)) != sha256:
+            wrong[path] = f"holds other bytes than were written (SHA-256 {found[:12]}, {sha256[:12]} was written)"
+        else:
+            whole[path] = body
+    return whole, wrong
+
+
 def _seal(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return sha256_of(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())

@@ -7,10 +7,8 @@ old snapshot or the new one, never a part.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
@@ -20,7 +18,7 @@ from klray.store import layout
 from klray.store.columns import committed
 from klray.store.datasets import open_dataset_below
 from klray.store.objects import Objects
-from klray.store.seal import sealed, unsealed
+from klray.store.seal import read_whole, sealed, unsealed
 
 log = logging.getLogger("klray")
 
@@ -164,24 +162,13 @@ def damaged_objects(objects: Objects, manifest: Manifest) -> dict[str, str]:
     Small objects are hashed; chunks must have the fingerprint that they had.
     """
     folder = layout.snapshot_path(manifest.id)
-    found = wrong_objects(objects, {f"{folder}/{name}": sha256 for name, sha256 in manifest.objects.items()})
+    _, found = read_whole(objects, {f"{folder}/{name}": sha256 for name, sha256 in manifest.objects.items()})
     prints = objects.fingerprints(f"{folder}/log_likelihood/c") if manifest.chunks else {}
     for number, chunk in enumerate(manifest.chunks):
         path = layout.chunk_path(manifest.id, number)
         if prints.get(path) != chunk.fingerprint:  # a store that was moved has others; its bytes are what counts
-            found.update(wrong_objects(objects, {path: chunk.sha256}))
+            found.update(read_whole(objects, {path: chunk.sha256})[1])
     return found
-
-
-def wrong_objects(objects: Objects, hashes: Mapping[str, str]) -> dict[str, str]:
-    """Paths whose objects are missing or have another SHA-256 than announced, and what is wrong with each."""
-    wrong = {}
-    for (path, sha256), body in zip(hashes.items(), objects.get_many(list(hashes)), strict=True):
-        if body is None:
-            wrong[path] = "is missing"
-        elif (found := hashlib.sha256(body).hexdigest()) != sha256:
-            wrong[path] = f"holds other bytes than were written (SHA-256 {found[:12]}, {sha256[:12]} was written)"
-    return wrong
 
 
 def open_snapshot(objects: Objects, snapshot: str) -> xr.Dataset:

@@ -108,18 +108,14 @@ class Store:
         """Commits of ``keys``, or all of them, sorted by key."""
         return columns.read_commits(self.objects, sorted(self.committed_keys()) if keys is None else keys)
 
-    def write_column(self, column: Column, attempt: str) -> Commit:
-        """Write a column where nobody sees it yet.
+    def add_column(self, column: Column) -> tuple[Commit, bool]:
+        """Write a column and commit it; (commit, False if another attempt had committed the same column before).
 
         Raises
         ------
         StoreError
             The column has another number of texts, or another text set, than the store.
         """
-        self._check_column(column)
-        return columns.write_column(self.objects, column, attempt)
-
-    def _check_column(self, column: Column) -> None:
         n_texts = column.log_likelihood.shape[1]
         if n_texts != len(self.texts.text_bytes) or column.identity.text_set != self.texts.fingerprint:
             raise StoreError(
@@ -128,15 +124,7 @@ class Store:
                 f"(text set {self.texts.fingerprint[:8]}...): it was scored with another text set; set texts= as the "
                 "store has it"
             )
-
-    def add_column(self, column: Column) -> tuple[Commit, bool]:
-        """Write a column and commit it; (commit, False if another attempt had committed the same column before)."""
-        self._check_column(column)
         return columns.add_column(self.objects, column)
-
-    def commit(self, commit: Commit) -> bool:
-        """Make a written column visible; False if another attempt had committed the same column before."""
-        return columns.commit_column(self.objects, commit)
 
     def read_column(self, commit: Commit) -> np.ndarray:
         """Log-likelihoods (layer, text) float32 of a committed column, in nats, checked against its SHA-256."""

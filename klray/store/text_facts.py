@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +13,9 @@ import zarr
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.store import layout
-from klray.store.datasets import encode_group
+from klray.store.datasets import add_array, encode_group
 from klray.store.objects import Objects
+from klray.store.seal import sha256_of
 from klray.store.zarr_store import ZarrStore
 from klray.texts import TextSet
 
@@ -37,7 +37,7 @@ class TextFacts:
     def sha256(self) -> str:
         """SHA-256 of the bytes and the domains, as canonical JSON."""
         facts = [self.text_bytes.tolist(), self.domains]
-        return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
+        return sha256_of(json.dumps(facts, separators=(",", ":")).encode())
 
 
 def text_facts(text_set: TextSet) -> TextFacts:
@@ -109,13 +109,4 @@ def write_texts(objects: Objects, root: Mapping[str, Any], facts: TextFacts) -> 
 def _fill(group: zarr.Group, facts: TextFacts) -> None:
     group.attrs.update({"text_set": facts.fingerprint, "text_set_name": facts.name})
     for name, values in (("text_bytes", facts.text_bytes), ("domain", np.array(facts.domains, dtype=object))):
-        dims, dtype, unit, meaning = layout.ARRAYS[name]
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            chunks=values.shape,
-            dtype=dtype,
-            dimension_names=dims,
-            attributes={"units": unit, "long_name": meaning},
-        )
-        array[:] = values
+        add_array(group, name, values)

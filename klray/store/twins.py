@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import time
 import uuid
@@ -16,6 +15,7 @@ from klray.store import layout
 from klray.store.columns import Commit, find_commits, put_and_commit
 from klray.store.identity import Identity
 from klray.store.objects import Objects
+from klray.store.seal import read_whole
 
 log = logging.getLogger("klray")
 
@@ -36,11 +36,9 @@ def take_over(
         known = None
     if known is None or not known.objects:  # klray 0.1.0 before its first release kept no hashes of objects
         return None
-    found = objects.get_many([f"{known.path}/{name}" for name in known.objects])
-    bodies = {name: body or b"" for name, body in zip(known.objects, found, strict=True)}
-    damaged = [name for name, body in bodies.items() if hashlib.sha256(body).hexdigest() != known.objects[name]]
-    if damaged:
-        log.warning("store %s: %s/%s is not what was committed: not taken over", objects.url, known.path, damaged[0])
+    whole, wrong = read_whole(objects, {f"{known.path}/{name}": sha256 for name, sha256 in known.objects.items()})
+    for where, what in wrong.items():
+        log.warning("store %s: %s %s: not taken over", objects.url, where, what)
         return None
     attempt = uuid.uuid4().hex
     path = layout.column_path(identity.repository, str(facts.get("revision", "")), identity.key, attempt)
@@ -54,4 +52,5 @@ def take_over(
         timings={},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return commit, put_and_commit(objects, {f"{path}/{name}": body for name, body in bodies.items()}, commit, start)
+    bodies = {place.replace(known.path, path, 1): body for place, body in whole.items()}
+    return commit, put_and_commit(objects, bodies, commit, start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from klray.errors import StoreDamagedError
 from klray.store.objects import Objects
+from klray.store.seal import sha256_of
 
 
 class ZarrStore(Store):
@@ -78,7 +78,7 @@ class ZarrStore(Store):
         wrong = ""
         if body is None and (sha256 or re.fullmatch(f"(?:{self._whole})/c(?:/.*)?", key)):
             wrong = "is missing: it was written and is gone"
-        elif body is not None and sha256 and hashlib.sha256(body).hexdigest() != sha256:
+        elif body is not None and sha256 and sha256_of(body) != sha256:
             wrong = "holds other bytes than were written"
         if wrong:
             raise StoreDamagedError(

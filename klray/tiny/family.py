@@ -43,11 +43,6 @@ def family_root(recipe: FamilyRecipe = DEFAULT, cache_root: Path | None = None) 
     return _family_folder(recipe, cache_root) / "hub"
 
 
-def is_complete(recipe: FamilyRecipe = DEFAULT, cache_root: Path | None = None) -> bool:
-    """Whether every model of the family has been trained to its end."""
-    return not _missing(recipe, family_root(recipe, cache_root))
-
-
 def train_family(
     recipe: FamilyRecipe = DEFAULT,
     cache_root: Path | None = None,

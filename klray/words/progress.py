@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TextIO
 
 import tqdm
@@ -62,9 +61,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
         elif self.done:
@@ -115,16 +112,14 @@ class Stages:
     def __enter__(self) -> Stages:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._now:
-            self._now[1].__exit__(kind, error, trace)
+            self._now[1].__exit__()
 
     def __call__(self, units: str, done: int, total: int) -> None:
         """``done`` of ``total`` units, such as ``columns``, are through."""
         if self._now is None or self._now[0] != units:
-            self.__exit__(None, None, None)
+            self.__exit__()
             self._now = units, Progress(total, self.what, units.removesuffix("s"))
         self._now[1].advance(done - self._now[1].done)
 

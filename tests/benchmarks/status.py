@@ -22,6 +22,7 @@ from tests.benchmarks.machine import table
 from tests.faults.proxy import Plan, proxy
 from tests.faults.servers import server
 from tests.s3_server import why_no_ceph
+from tests.stores import put_column
 
 N_COMMITS, NEW = 20_000, 10
 TEXTS = TextSet("bench", tuple(f"text {i} " * 40 for i in range(4)), ("prose",) * 4)
@@ -67,7 +68,7 @@ def fill(store: Store, numbers: range) -> None:
     column = Column(Identity("org/x", "0" * 40, TEXTS.fingerprint), values, (-1,), np.full(len(TEXTS), 7), {}, {}, {})
     written: dict[str, bytes] = {}
     with mock.patch.object(store.objects, "put_many", written.update):
-        template = store.write_column(column, "a" * 32)
+        template = put_column(store, column, "a" * 32)
     bodies: dict[str, bytes] = {}
     for number in numbers:
         run, step = f"bench/run-{number % 20:02d}", number // 20 * 1000

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from klray.store import Manifest, Store, layout
+from klray.store.columns import commit_column
 from tests.faults.damage import folders
 from tests.faults.model import Model, make_column
+from tests.stores import put_column
 
 N_KEYS = 3
 SPARE_KEY = 99  # committed at the end where the newest snapshot was damaged, so that there is something to publish
@@ -76,7 +78,7 @@ class Ending:
             column = make_column(number, 0)
             missing = column.identity.key not in self.model.stands
             if missing:
-                assert self.store.commit(self.store.write_column(self.model.begin(column), "e" * 32))
+                assert commit_column(self.store.objects, put_column(self.store, self.model.begin(column), "e" * 32))
         self._see(repairing=False)
         assert len(self.model.stands) == len(numbers)
         manifest, _ = self.store.publish()

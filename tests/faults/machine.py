@@ -45,11 +45,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from klray.errors import StoreError
 from klray.store import Store, audit, layout, publishing
 from klray.store import chunks as store_chunks
+from klray.store.columns import commit_column
 from klray.store.objects import FolderObjects
 from tests.faults.damage import chunks, damage, folders
 from tests.faults.ending import N_KEYS, Ending
 from tests.faults.gates import TO_THE_BRINK, UNLIMITED, Actor, Fault
 from tests.faults.model import TEXTS, Clock, Inline, Model, make_column, sha256, small_snapshots
+from tests.stores import put_column
 
 MOST_ACTORS = 4
 GRACE = timedelta(days=1)
@@ -143,13 +145,13 @@ class StoreMachine(Ending, RuleBasedStateMachine):
         def work(store: Store) -> bool:
             if self.began % 2 and hasattr(store, "add") and not retries:
                 return bool(store.add(column))
-            commit = store.write_column(column, attempt)
+            commit = put_column(store, column, attempt)
             try:
-                return store.commit(commit)
+                return commit_column(store.objects, commit)
             except OSError:
                 if not retries:
                     raise
-                return store.commit(commit)
+                return commit_column(store.objects, commit)
 
         def judge(stands: bool) -> None:
             ever = self.model.ever.get(column.identity.key, set())

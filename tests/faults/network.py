@@ -28,13 +28,15 @@ from unittest import mock
 import botocore.retryhandler
 import s3fs
 
-from klray.errors import StoreError
+from klray.errors import Pauses, StoreError
 from klray.store import Store
+from klray.store.columns import commit_column
 from klray.store.objects import bucket as bucket_module
 from klray.store.objects import opening, s3
 from tests.faults.model import TEXTS, Model, make_column, sha256, small_snapshots
 from tests.faults.proxy import Plan, Proxy, proxy
 from tests.faults.servers import new_bucket, server
+from tests.stores import put_column
 
 N_KEYS = 3
 SCHEDULES_AT_ONCE = 6  # most of a schedule is waiting
@@ -126,7 +128,7 @@ def _write(url: str, options: dict[str, Any], order: list[int], who: int, outcom
         column = make_column(number, who)
         if store.is_committed(column.identity.key) and who % 2:
             continue  # as a sweep does; the others score all the same and come second
-        stands = store.commit(store.write_column(column, f"{who:08x}" * 4))
+        stands = commit_column(store.objects, put_column(store, column, f"{who:08x}" * 4))
         outcome.told.append((column.identity.key, sha256(column), stands))
 
 
@@ -195,7 +197,7 @@ def quick_retries() -> Iterator[None]:
         return random.uniform(0.5, 1.5) * FIRST_PAUSE_SECONDS * growth_factor ** (attempts - 1)
 
     with (
-        mock.patch.object(bucket_module, "FIRST_PAUSE_SECONDS", FIRST_PAUSE_SECONDS),
+        mock.patch.object(bucket_module, "PAUSES", Pauses(FIRST_PAUSE_SECONDS / 2, 8, 2.0)),
         mock.patch.object(botocore.retryhandler, "delay_exponential", delay),
     ):
         yield

@@ -31,10 +31,12 @@ from unittest import mock
 
 from klray.store import Store
 from klray.store import store as store_module
+from klray.store.columns import commit_column
 from klray.store.objects import Objects, folder, open_objects
 from tests.faults.gates import GatedObjects
 from tests.faults.model import TEXTS, Model, make_column, sha256, small_snapshots
 from tests.faults.servers import new_bucket, server
+from tests.stores import put_column
 
 N_WRITERS = 32
 N_KEYS = 32
@@ -278,7 +280,7 @@ def _work(url: str, writer: int, order: list[int], *, checks: bool) -> None:
         if checks and store.is_committed(column.identity.key):
             continue
         attempt = f"{random.getrandbits(128):032x}"
-        store.commit(store.write_column(column, attempt))
+        commit_column(store.objects, put_column(store, column, attempt))
 
 
 def _judge(store: Store) -> None:

@@ -19,8 +19,10 @@ from typing import Any
 
 from klray.errors import StoreError
 from klray.store import Store
+from klray.store.columns import commit_column
 from tests.faults.model import TEXTS, Model, make_column, small_snapshots
 from tests.faults.servers import new_bucket, server
+from tests.stores import put_column
 
 N_KEYS = 4
 MOVES = 24
@@ -72,9 +74,9 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
             step, url, argument = received
             store = Store.open(url)
             if step == "write":
-                pipe.send(store.write_column(make_column(*argument), f"{random.getrandbits(128):032x}"))
+                pipe.send(put_column(store, make_column(*argument), f"{random.getrandbits(128):032x}"))
             elif step == "commit":
-                pipe.send(store.commit(argument))
+                pipe.send(commit_column(store.objects, argument))
             else:
                 pipe.send(store.publish())
 

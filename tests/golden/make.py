@@ -13,7 +13,9 @@ import numpy as np
 import xarray as xr
 
 from klray.store import Column, Identity, Store, unresolved
+from klray.store.columns import commit_column
 from klray.texts import TextSet
+from tests.stores import put_column
 
 TEXTS = TextSet("golden", tuple(f"golden text {i} é " * (20 + i) for i in range(6)), ("prose", "code") * 3)
 COLUMNS = [("org/a", step) for step in (0, 1, 512, 1000)] + [("org/b", None)]
@@ -41,14 +43,14 @@ def main(folder: Path) -> None:
     """Columns, a failure, an orphan, two snapshots and a result."""
     store = Store.create(str(folder), TEXTS)
     for number, each in enumerate(COLUMNS):
-        assert store.commit(store.write_column(column(*each), f"{number:032x}"))
-    store.write_column(column("org/a", 1), "f" * 32)  # came second: an orphan
+        assert commit_column(store.objects, put_column(store, column(*each), f"{number:032x}"))
+    put_column(store, column("org/a", 1), "f" * 32)  # came second: an orphan
     gone = Identity("org/gone", unresolved("main"), TEXTS.fingerprint)
     store.record_failure(gone, "main", "repository_not_found", "no such repository", "e" * 32)
     first, _ = store.publish()
     store.write_result(first.id, "golden", xr.Dataset({"kl": (("model", "other"), np.eye(len(COLUMNS)))}))
     for number, each in enumerate(LATER):
-        assert store.commit(store.write_column(column(*each), f"{90 + number:032x}"))
+        assert commit_column(store.objects, put_column(store, column(*each), f"{90 + number:032x}"))
     store.publish()
 
 

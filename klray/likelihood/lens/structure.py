@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from klray.errors import CheckpointError, KlrayError
-from klray.likelihood.head import text_config
+from klray.likelihood.head import relative_error, text_config
 
 # Greatest difference between the way to the head that was found and the model's own, relative, in root mean square.
 # The same modules on the same numbers give the same bits; a wrong module is off by a tenth or more.
@@ -122,7 +122,7 @@ def find_layers(model: Any, probe_T: torch.Tensor, norm: str | None = None) -> L
         names = _named(model, norm) if norm else _called_after(model, probe_T, blocks[-1])
         modules = dict(model.named_modules())
         layers = Layers(model, blocks, names, tuple(modules[each] for each in names))
-        error = _relative_error(layers, probe_T)
+        error = _way_error(layers, probe_T)
         if error <= _TOLERANCE:
             return layers
         why = (
@@ -180,7 +180,7 @@ def _called_after(model: Any, probe_T: torch.Tensor, last_block: nn.Module) -> t
     return tuple(name for name in calls if not any(name.startswith(f"{other}.") for other in calls))
 
 
-def _relative_error(layers: Layers, probe_T: torch.Tensor) -> float:
+def _way_error(layers: Layers, probe_T: torch.Tensor) -> float:
     """How far the way leads from the model's last hidden states, from its last layer's output; infinite if nowhere."""
     given: list[torch.Tensor] = []
 
@@ -199,9 +199,7 @@ def _relative_error(layers: Layers, probe_T: torch.Tensor) -> float:
         return float("inf")
     if not isinstance(found, torch.Tensor) or found.numel() != own_TD.numel():
         return float("inf")
-    theirs_TD = own_TD.float()
-    difference_TD = found.to(own_TD.device).float().reshape(own_TD.shape) - theirs_TD
-    return float(difference_TD.norm() / theirs_TD.norm().clamp_min(torch.finfo(torch.float32).tiny))
+    return relative_error(found.reshape(own_TD.shape), own_TD)
 
 
 def _norms(model: Any) -> list[str]:

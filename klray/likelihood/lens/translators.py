@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from klray.checkpoints.tensors import first_line
 from klray.errors import CheckpointError, KlrayError
 
 FACTS = "lens.json"
@@ -155,10 +156,8 @@ def load_translators(folder: str | Path) -> Translators:
     except KlrayError:
         raise
     except _UNREADABLE as error:
-        first = next(iter(str(error).splitlines()), "")
-        raise KlrayError(
-            f"the tuned lens in {place} cannot be read ({type(error).__name__}: {first}): fetch or train it again"
-        ) from error
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise KlrayError(f"the tuned lens in {place} cannot be read ({found}): fetch or train it again") from error
     raise KlrayError(
         f"{place} holds no tuned lens: neither {FACTS} and {WEIGHTS} (klray lens) nor {PUBLISHED_CONFIG} and "
         f"{PUBLISHED_WEIGHTS} (the tuned-lens package), only {', '.join(sorted(files)) or 'none of these'}; "

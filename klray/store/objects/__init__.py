@@ -3,6 +3,7 @@
 base        the operations
 folder      on a local file system
 roles       who may do what in a shared bucket
+retry       asking a server again
 bucket      on S3: patience, and words for refusals
 s3          on S3, through s3fs
 s3_obstore  on S3, through obstore

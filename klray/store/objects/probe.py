@@ -110,21 +110,19 @@ def check_conditional(objects: Objects) -> None:
 
 def create_in_turn(objects: Objects, folder: str) -> Finding:
     """Two creates of one key, one after the other: the second must lose and change nothing."""
-    check = IN_TURN
     key, first, second = f"{folder}/turn", _body(), _body()
     if not objects.conditional_put(key, first):
-        return _unsafe(check, "a create of a new key was told that the key is taken")
+        return _unsafe(IN_TURN, "a create of a new key was told that the key is taken")
     won = objects.conditional_put(key, second)
     kept = objects.get(key) == first
     if won or not kept:
         told = "was told that it had won" if won else "was told that it had lost"
-        return _unsafe(check, f"a second create of one key {told}{'' if kept else ', and replaced the first'}")
-    return Finding(check, "ok", "the first stands, the second is told")
+        return _unsafe(IN_TURN, f"a second create of one key {told}{'' if kept else ', and replaced the first'}")
+    return Finding(IN_TURN, "ok", "the first stands, the second is told")
 
 
 def create_at_once(objects: Objects, folder: str) -> Finding:
     """Creates of one key by 16 threads that start together: one must win, and the object must hold its body."""
-    check = TOGETHER
     for number in range(ROUNDS):
         key, bodies, barrier = f"{folder}/race{number}", [_body() for _ in range(AT_ONCE)], threading.Barrier(AT_ONCE)
 
@@ -135,13 +133,11 @@ def create_at_once(objects: Objects, folder: str) -> Finding:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             winners = [body for body, won in zip(bodies, pool.map(create, bodies), strict=True) if won]
         if len(winners) != 1:
-            return _unsafe(
-                check,
-                f"{len(winners)} of {AT_ONCE} concurrent creates of one key were told that they had won",
-            )
+            told = f"{len(winners)} of {AT_ONCE} concurrent creates of one key were told that they had won"
+            return _unsafe(TOGETHER, told)
         if objects.get(key) != winners[0]:
-            return _unsafe(check, f"of {AT_ONCE} concurrent creates of one key one won, and another's body is there")
-    return Finding(check, "ok", f"one winner each time, {ROUNDS} times")
+            return _unsafe(TOGETHER, f"of {AT_ONCE} concurrent creates of one key one won, and another's body is there")
+    return Finding(TOGETHER, "ok", f"one winner each time, {ROUNDS} times")
 
 
 def _unsafe(check: str, found: str) -> Finding:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import s3fs
 from aiobotocore.session import AioSession
@@ -14,12 +13,9 @@ from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
 from botocore.exceptions import ClientError as Refusal
 from botocore.utils import parse_timestamp
-from fsspec.asyn import sync
 
 from klray.store.objects.base import Listed
 from klray.store.objects.bucket import REQUESTS_AT_ONCE, BucketObjects
-
-T = TypeVar("T")
 
 
 class S3Objects(BucketObjects):
@@ -50,7 +46,7 @@ class S3Objects(BucketObjects):
         session = AioSession(profile=self._options.get("profile"))
         parsers = session.get_component("response_parser_factory")
         parsers.set_parser_defaults(timestamp_parser=_timestamp)
-        files = s3fs.S3FileSystem(session=session, **self._options)
+        files = s3fs.S3FileSystem(session=session, **{**self._options, "anon": self._anonymous})
         files.retries = 1
         return files
 
@@ -60,16 +56,6 @@ class S3Objects(BucketObjects):
 
     def _send(self, key: str, body: bytes | bytearray, *, new: bool = False) -> None:
         self._files.pipe_file(self._path(key), body, mode="create" if new else "overwrite")
-
-    def put_many(self, bodies: Mapping[str, bytes]) -> None:
-        for key, error in zip(bodies, self._each(self._send_one, bodies.items()), strict=True):
-            if isinstance(error, Exception):  # alone and patiently: all of them at once may never get through
-                self.put(key, bodies[key])
-            elif error is not None:
-                raise error
-
-    async def _send_one(self, each: tuple[str, bytes]) -> None:
-        await self._files._pipe_file(self._path(each[0]), each[1])
 
     def _copy(self, source: str, target: str, fingerprint: str) -> bool:
         bucket, _, prefix = self._root.partition("/")
@@ -82,31 +68,8 @@ class S3Objects(BucketObjects):
         return True
 
     def _fetch(self, key: str) -> bytes:
-        body: bytes = self._files.cat_file(self._path(key))
+        body: bytes = self._files.cat_file(self._path(key))  # not cat, to which [ and * are patterns
         return body
-
-    def get_many(self, keys: list[str]) -> list[bytes | None]:
-        found = zip(keys, self._each(self._fetch_one, keys), strict=True)
-        return [body if isinstance(body, bytes) else self.get(key) for key, body in found]
-
-    async def _fetch_one(self, key: str) -> bytes:
-        body: bytes = await self._files._cat_file(self._path(key))  # not a list's _cat, to which [ and * are patterns
-        return body
-
-    def _each(self, work: Callable[[Any], Awaitable[T]], what: Iterable[Any]) -> list[T | BaseException]:
-        """Results or errors of ``work`` for each, several at a time."""
-
-        async def all_of_them() -> list[T | BaseException]:
-            turn = asyncio.Semaphore(REQUESTS_AT_ONCE)
-
-            async def one(each: Any) -> T:
-                async with turn:
-                    return await work(each)
-
-            return await asyncio.gather(*map(one, what), return_exceptions=True)
-
-        found: list[T | BaseException] = sync(self._files.loop, all_of_them)
-        return found
 
     def _list(self, prefix: str) -> list[str]:
         paths: list[str] = self._files.ls(self._path(prefix), detail=False, refresh=True)

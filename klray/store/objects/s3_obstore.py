@@ -10,11 +10,9 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import NoCredentialsError
@@ -23,7 +21,7 @@ from obstore.store import S3Store
 
 from klray.errors import StoreError
 from klray.store.objects.base import Listed
-from klray.store.objects.bucket import REQUESTS_AT_ONCE, BucketObjects
+from klray.store.objects.bucket import BucketObjects
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential, S3CredentialProvider
@@ -90,9 +88,6 @@ class ObstoreObjects(BucketObjects):
     def endpoint(self) -> str:
         return str(self._client(self._session()).meta.endpoint_url)
 
-    def _session(self) -> Any:
-        return botocore.session.Session(profile=self._options.get("profile"))
-
     def _client(self, session: Any) -> Any:
         """Botocore's own client, for what it makes of variables and profiles; it sends nothing."""
         options = {"endpoint_url": self._options.get("endpoint_url"), **self._options.get("client_kwargs", {})}
@@ -111,9 +106,6 @@ class ObstoreObjects(BucketObjects):
             else:
                 self._files.put(key, body, use_multipart=len(body) > PARTS_ABOVE_BYTES)
 
-    def put_many(self, bodies: Mapping[str, bytes]) -> None:
-        list(_threads().map(self.put, bodies.keys(), bodies.values()))
-
     def _copy(self, source: str, target: str, fingerprint: str) -> bool:
         # obstore copies without a condition. Looking first will do: what a snapshot's chunk holds is never replaced.
         with _in_words():
@@ -125,9 +117,6 @@ class ObstoreObjects(BucketObjects):
     def _fetch(self, key: str) -> bytes:
         with _in_words():
             return self._files.get(key).bytes().to_bytes()
-
-    def get_many(self, keys: list[str]) -> list[bytes | None]:
-        return list(_threads().map(self.get, keys))
 
     def _list(self, prefix: str) -> list[str]:
         with _in_words():
@@ -149,13 +138,6 @@ class ObstoreObjects(BucketObjects):
         return {
             code for pair in re.findall(r"status code: (\d{3})[^(]*(?:\(([\w.]+)\))?", str(error)) for code in pair
         } - {""}
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    # obstore lets go of the interpreter while it waits; its coroutines took 1.4 times the CPU time of threads (2,000
-    # objects of 40 kB). One pool for all stores of a process: this many requests at once, however many ask.
-    return ThreadPoolExecutor(REQUESTS_AT_ONCE, "klray-s3")
 
 
 def _names(options: Mapping[str, Any]) -> Iterator[str]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+import functools
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 from aiohttp import ClientError, ClientResponseError
 from fsspec.implementations.http import HTTPFileSystem
 
-from klray.errors import StoreError, StoreUnreachableError
+from klray.errors import Pauses, StoreError, StoreUnreachableError
 from klray.store.objects.base import Listed, Objects
-
-T = TypeVar("T")
+from klray.store.objects.retry import Trouble, patiently
+from klray.words.secrets import without_secrets
 
 REQUESTS_AT_ONCE = 16
-ATTEMPTS = 5
-FIRST_PAUSE_SECONDS = 0.2  # doubled each time: 3 s in all
+PAUSES = Pauses(first=0.1, attempts=5, spread=2.0)  # 0.2 s ... 1.6 s in the mean, 3 s in all
 BUSY = {408, 429, 500, 502, 503, 504}
 
 
@@ -41,32 +39,25 @@ class WebObjects(Objects):
                 return None
             return body
 
-        return self._patiently(attempt, key)
+        return patiently(attempt, PAUSES, (ClientError, OSError), functools.partial(self._trouble, key))
 
     def get_many(self, keys: list[str]) -> list[bytes | None]:
-        if not keys:
-            return []
         paths = [self._path(key) for key in keys]
-        found = self._files.cat(paths, on_error="return", batch_size=REQUESTS_AT_ONCE)
+        found = self._files.cat(paths, on_error="return", batch_size=REQUESTS_AT_ONCE) if keys else {}
         bodies = [found[path] for path in paths]
         return [body if isinstance(body, bytes) else self.get(key) for key, body in zip(keys, bodies, strict=True)]
 
-    def _patiently(self, attempt: Callable[[], T], key: str) -> T:
-        pause = FIRST_PAUSE_SECONDS
-        for last in [False] * (ATTEMPTS - 1) + [True]:
-            try:
-                return attempt()
-            except (ClientError, OSError) as error:
-                status = error.status if isinstance(error, ClientResponseError) else None
-                if last or (status is not None and status not in BUSY):
-                    found = f"HTTP status {status}" if status else str(error) or type(error).__name__
-                    raise StoreUnreachableError(
-                        f"store {self.url}: {self._path(key)} cannot be read ({found}); check the address, and that "
-                        "everybody may read there"
-                    ) from error
-            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not cryptography
-            pause *= 2
-        raise AssertionError("the last attempt returns or raises")
+    def _trouble(self, key: str, error: Exception) -> Trouble:
+        """What is wrong with the server; an answer that will be the same is raised."""
+        status = error.status if isinstance(error, ClientResponseError) else None
+        said = f"HTTP status {status}" if status else without_secrets(str(error)) or type(error).__name__
+        found = StoreUnreachableError(
+            f"store {self.url}: {self._path(key)} cannot be read ({said}); check the address, and that everybody may "
+            "read there"
+        )
+        if status is not None and status not in BUSY:
+            raise found from error
+        return Trouble(f"store {self.url}: the server does not give {key} ({said})", found)
 
     def conditional_put(self, key: str, body: bytes) -> bool:
         self._refuse("written to")
