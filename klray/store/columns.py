@@ -24,7 +24,7 @@ from klray.store import layout
 from klray.store.datasets import add_array, encode_group
 from klray.store.identity import Identity
 from klray.store.objects import Listed, Objects
-from klray.store.seal import read_whole, sealed, sha256_of, unsealed
+from klray.store.seal import read_parsed, read_whole, sealed, sha256_of, unsealed
 from klray.store.zarr_store import ZarrStore
 
 log = logging.getLogger("klray")
@@ -80,8 +80,8 @@ class Commit:
         return sealed(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, body: bytes) -> Commit:
-        """Inverse of ``to_json``.
+    def from_json(cls, path: str, body: bytes) -> Commit:
+        """Inverse of ``to_json``, for the object at ``path``.
 
         Raises
         ------
@@ -94,6 +94,8 @@ class Commit:
         commit = cls(**fields)
         if commit.key != commit.identity.key:
             raise ValueError("its key is not that of its identity")
+        if path != layout.commit_path(commit.key):
+            raise ValueError(f"it is the commit of {commit.key}")
         return commit
 
 
@@ -220,18 +222,13 @@ def find_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
         A commit is unreadable.
     """
     commits = []
-    for key, body in zip(keys, objects.get_many([layout.commit_path(key) for key in keys]), strict=True):
-        if body is None:
-            continue
-        try:
-            commit = Commit.from_json(body)
-            if commit.key != key:
-                raise ValueError(f"it is the commit of {commit.key}")
-            commits.append(commit)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+    for path, found in read_parsed(objects, [layout.commit_path(key) for key in keys], Commit.from_json):
+        if isinstance(found, Exception):
+            key = str(layout.commit_key(path))
             raise StoreDamagedError(
-                f"store {objects.url}: commit {layout.commit_path(key)} is damaged ({error}); {_requeue(objects, key)}"
-            ) from error
+                f"store {objects.url}: commit {path} is damaged ({found}); {_requeue(objects, key)}"
+            ) from found
+        commits.append(found)
     return commits
 
 

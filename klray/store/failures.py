@@ -13,7 +13,7 @@ from klray.store import layout
 from klray.store.columns import committed
 from klray.store.identity import Identity
 from klray.store.objects import Objects
-from klray.store.seal import sealed, unsealed
+from klray.store.seal import read_parsed, sealed, unsealed
 from klray.words.secrets import without_secrets
 
 log = logging.getLogger("klray")
@@ -51,32 +51,23 @@ def standing_failures(objects: Objects) -> list[Failure]:
     done = committed(objects)
     names = [name for name in objects.names(layout.FAILURES) if name.split("-")[0] not in done]
     latest: dict[str, Failure] = {}
-    for name, body in zip(names, objects.get_many([f"{layout.FAILURES}/{name}" for name in names]), strict=True):
-        if body is None:
-            continue
-        try:
-            failure = _parsed(name, body)
-        except (ValueError, TypeError) as error:
-            log.warning(
-                "store %s: %s/%s is damaged (%s) and passed over; klray score records the failure again if it lasts",
-                objects.url,
-                layout.FAILURES,
-                name,
-                error,
-            )
+    for path, failure in read_parsed(objects, [f"{layout.FAILURES}/{name}" for name in names], _parsed):
+        if isinstance(failure, Exception):
+            words = "store %s: %s is damaged (%s) and passed over; klray score records the failure again if it lasts"
+            log.warning(words, objects.url, path, failure)
             continue
         if failure.key not in latest or latest[failure.key].created < failure.created:
             latest[failure.key] = failure
     return sorted(latest.values(), key=lambda failure: (failure.repository, failure.revision))
 
 
-def _parsed(name: str, body: bytes) -> Failure:
-    """The record in the object ``name``; ValueError or TypeError if it is not what was written."""
+def _parsed(path: str, body: bytes) -> Failure:
+    """The record in the object at ``path``; ValueError or TypeError if it is not what was written."""
     failure = Failure(**unsealed(json.loads(body)))
     wrong = [field for field, value in dataclasses.asdict(failure).items() if not isinstance(value, str)]
     if wrong:
         raise ValueError(f"its {', '.join(wrong)} is no text")
-    if failure.key != name.split("-")[0]:
+    if not path.startswith(f"{layout.FAILURES}/{failure.key}-"):
         raise ValueError(f"it is the record of {failure.key}")
     return failure
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from klray.store import layout
 from klray.store.objects import Objects
-from klray.store.seal import sha256_of
+from klray.store.seal import read_parsed, sha256_of
 
 log = logging.getLogger("klray")
 
@@ -31,12 +31,17 @@ def wanted_keys(objects: Objects) -> dict[str, set[str]]:
     """Keys of all columns that were ever asked for, by family."""
     wanted: dict[str, set[str]] = defaultdict(set)
     names = [name for name in objects.names(layout.PLANS) if name.endswith(".json")]
-    for name, body in zip(names, objects.get_many([f"{layout.PLANS}/{name}" for name in names]), strict=True):
-        try:
-            plan = {} if body is None else json.loads(body)
-            if _path(str(plan["family"]), body or b"") != f"{layout.PLANS}/{name}":
-                raise ValueError("it is not what was written")
-            wanted[str(plan["family"])].update(map(str, plan["keys"]))
-        except (ValueError, TypeError, KeyError) as error:
-            log.warning("store %s: plan %s cannot be read (%s); it is passed over", objects.url, name, error)
+    for path, plan in read_parsed(objects, [f"{layout.PLANS}/{name}" for name in names], _parsed):
+        if isinstance(plan, Exception):
+            log.warning("store %s: %s cannot be read (%s); it is passed over", objects.url, path, plan)
+        else:
+            wanted[plan[0]].update(plan[1])
     return dict(wanted)
+
+
+def _parsed(path: str, body: bytes) -> tuple[str, list[str]]:
+    plan = json.loads(body)
+    family, keys = str(plan["family"]), list(map(str, plan["keys"]))
+    if _path(family, body) != path:
+        raise ValueError("it is not what was written")
+    return family, keys

@@ -18,7 +18,7 @@ from klray.errors import StoreDamagedError, StoreError
 from klray.store import layout
 from klray.store.columns import Commit
 from klray.store.objects import Objects, probe
-from klray.store.seal import sealed, unsealed
+from klray.store.seal import read_parsed, sealed, unsealed
 from klray.store.snapshots import read_manifests, snapshot_ids
 from klray.store.text_facts import AGAIN, MARKER, TextFacts, find_texts
 
@@ -189,13 +189,9 @@ def _attributes(objects: Objects, body: bytes) -> dict[str, Any] | None:
 
 def _witnessed(objects: Objects) -> set[str]:
     """Fingerprints of the text sets that commits, else snapshots, else texts/ were made for, as far as can be read."""
-    found = set()
-    names = objects.names(layout.COMMITS)[:WITNESSES]
-    for body in objects.get_many([f"{layout.COMMITS}/{name}" for name in names]):
-        try:
-            found.add(Commit.from_json(body or b"").identity.text_set)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
+    paths = [f"{layout.COMMITS}/{name}" for name in objects.names(layout.COMMITS)[:WITNESSES]]
+    commits = [commit for _, commit in read_parsed(objects, paths, Commit.from_json)]
+    found = {commit.identity.text_set for commit in commits if isinstance(commit, Commit)}
     if not found:
         found = {each.text_set for each in read_manifests(objects, snapshot_ids(objects)[-WITNESSES:])}
     if not found:

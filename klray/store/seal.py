@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from klray.store.objects import Objects
+
+T = TypeVar("T")
 
 SEAL = "seal"
 
@@ -49,6 +51,21 @@ def read_whole(objects: Objects, hashes: Mapping[str, str]) -> tuple[dict[str, b
         else:
             whole[path] = body
     return whole, wrong
+
+
+def read_parsed(
+    objects: Objects, paths: Sequence[str], parse: Callable[[str, bytes], T]
+) -> Iterator[tuple[str, T | Exception]]:
+    """Path and meaning of those objects that are there; what ``parse`` raised of one that is not what was written."""
+    for path, body in zip(paths, objects.get_many(list(paths)), strict=True):
+        if body is None:
+            continue
+        found: T | Exception
+        try:
+            found = parse(path, body)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            found = error
+        yield path, found
 
 
 def _seal(fields: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from klray.store import layout
 from klray.store.columns import committed
 from klray.store.datasets import open_dataset_below
 from klray.store.objects import Objects
-from klray.store.seal import read_whole, sealed, unsealed
+from klray.store.seal import read_parsed, read_whole, sealed, unsealed
 
 log = logging.getLogger("klray")
 
@@ -148,11 +148,12 @@ def read_manifest(objects: Objects, snapshot: str) -> Manifest:
 def read_manifests(objects: Objects, ids: list[str]) -> list[Manifest]:
     """Manifests of snapshots, several at a time; those that are not there, or cannot be read, are left out."""
     manifests = []
-    for identifier, body in zip(ids, objects.get_many([layout.manifest_path(each) for each in ids]), strict=True):
-        try:
-            manifests += [Manifest.from_fields(json.loads(body))] if body is not None else []
-        except (ValueError, TypeError) as error:
-            log.warning("snapshot %s of store %s cannot be read (%s)", identifier, objects.url, error)
+    paths = [layout.manifest_path(each) for each in ids]
+    for path, found in read_parsed(objects, paths, lambda _, body: Manifest.from_fields(json.loads(body))):
+        if isinstance(found, Exception):
+            log.warning("%s of store %s cannot be read (%s)", path, objects.url, found)
+        else:
+            manifests.append(found)
     return manifests
 
 
