@@ -11,6 +11,8 @@ from typing import TextIO
 
 import tqdm
 
+from klray.words.numbers import counted
+
 log = logging.getLogger("klray")
 
 LOG_EVERY_SECONDS = 15.0
@@ -56,7 +58,7 @@ class Progress:
         self._start = self._logged = clock()
         self._first: tuple[float, int] | None = None  # when the first units were done, and how many they were
         if self._bar is None and total:
-            log.info("%s: %s to do", what, self._units)
+            log.info("%s: %s to do", what, counted(total, unit))
 
     def __enter__(self) -> Progress:
         return self
@@ -80,13 +82,13 @@ class Progress:
         elif now - self._logged >= LOG_EVERY_SECONDS and self.done < self.total:
             self._log()
 
-    @property
-    def _units(self) -> str:
-        return f"{self.total} {self.unit}{'' if self.total == 1 else 's'}"
-
     def _log(self) -> None:
         now = self._logged = self._clock()
-        parts = [f"{self.done} of {self._units}", f"{now - self._start:.0f} s", *self._details(now)]
+        parts = [
+            f"{self.done:,} of {counted(self.total, self.unit)}",
+            f"{now - self._start:.0f} s",
+            *self._details(now),
+        ]
         log.info("%s: %s", self.what, ", ".join(parts))
 
     def _details(self, now: float) -> list[str]:

@@ -11,9 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from klray.weights.alignment.symmetry import Symmetry, permute
 from klray.weights.windows import squared_distance
 
-SWEEPS = (
-    50  # a bound: symmetries that do not share a tensor settle in one sweep, those with the residual stream in a few
-)
+# A bound: symmetries that do not share a tensor settle in one sweep, those with the residual stream in a few.
+SWEEPS = 50
 
 
 def align(
