@@ -43,7 +43,7 @@ from klray.tiny.family_recipe import SMALLEST
 from klray.weights.distances import relative_error, squared_distances
 from klray.weights.parameters import parameters
 from klray.weights.sketch import sketch
-from klray.weights.windows import Windows, window_bytes
+from klray.weights.windows import WindowDistances, window_bytes
 from tests.scorers import scorer_here
 
 RUN = "klray/tiny-46k-seed1"
@@ -157,7 +157,7 @@ def test_a_window_above_the_budget_is_refused_with_both_numbers(
 
 
 def test_a_window_keeps_no_more_than_it_says() -> None:
-    windows = Windows(3)
+    windows = WindowDistances(3)
     for step in range(8):
         windows.add(f"step{step}", {"w": torch.full((10,), float(step))})
         assert len(windows._kept) <= 3
@@ -165,7 +165,7 @@ def test_a_window_keeps_no_more_than_it_says() -> None:
 
 
 def test_checkpoints_that_cannot_be_compared_are_named() -> None:
-    windows = Windows(3)
+    windows = WindowDistances(3)
     windows.add("a@step1", {"w": torch.ones(4), "v": torch.ones(2)})
     with pytest.raises(KlrayError, match=r"b@step2 and a@step1 are not comparable: 2 parameters .*\(u, w\)"):
         windows.add("b@step2", {"w": torch.ones(5), "v": torch.ones(2), "u": torch.ones(1)})

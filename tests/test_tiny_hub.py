@@ -171,7 +171,7 @@ def test_token_is_required(server: HubServer) -> None:
         with pytest.raises(HfHubHTTPError) as raised:
             HfApi(server.endpoint, token=token).model_info(REPOSITORY)
         assert raised.value.response.status_code == 401
-    assert HubServer(server._server.repositories.root).token != server.token
+    assert HubServer(server.repositories.root).token != server.token
 
 
 def test_head_announces_what_get_sends(server: HubServer, root: Path) -> None:

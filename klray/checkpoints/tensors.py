@@ -13,12 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from klray.checkpoints import model_config
+from klray.checkpoints.files import WEIGHT_FORMATS
 from klray.errors import CheckpointError, Reason
 
-_WEIGHT_FILES = (
-    ("model.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
+_WEIGHT_FILES = [(whole, index) for whole, _, index in WEIGHT_FORMATS]
 
 
 def stored_tensors(directory: str | Path) -> dict[str, torch.Tensor]:

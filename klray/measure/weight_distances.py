@@ -19,7 +19,7 @@ from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub
 from klray.checkpoints.tensors import stored_tensors
 from klray.errors import CheckpointError, KlrayError
 from klray.weights.parameters import parameters
-from klray.weights.windows import Distance, Named, Windows, window_bytes
+from klray.weights.windows import Distance, Named, WindowDistances, window_bytes
 
 log = logging.getLogger("klray")
 
@@ -91,7 +91,7 @@ def measure_run(
             f"takes {needed / 1e9:.2f} GB, the budget is {limit_bytes / 1e9:.2f} GB: raise weights.memory_gigabytes, "
             "lower analysis.window, or rest on the sketches that klray score keeps"
         )
-    windows: Windows | None = None
+    windows: WindowDistances | None = None
     read: list[Checkpoint] = []
     failures: dict[str, str] = {}
     fetcher = Fetcher(hub, cache)
@@ -102,7 +102,7 @@ def measure_run(
                 stored = stored_tensors(directory)
                 if windows is None:
                     aligned = {"aligned": aligner(parameters(stored), _config(directory))} if aligner else {}
-                    windows = Windows(window, aligned)
+                    windows = WindowDistances(window, aligned)
                 try:
                     windows.add(checkpoint.label, stored)
                 except KlrayError as error:  # its parameters have other names or shapes, or no values to compare

@@ -9,48 +9,65 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, Self, cast
 
 from klray.errors import KlrayError
 from klray.tiny.repositories import Repositories
-from klray.tiny.routes import HubHandler, HubHTTPServer
+from klray.tiny.routes import HubHandler, Throttle
+
+log = logging.getLogger("klray")
 
 
-class HubServer:
-    """The hub, in threads of this process while the context is open. ``token`` None makes one up."""
+class HubServer(ThreadingHTTPServer):
+    """The hub, in threads of this process while the context is open. ``token`` None makes one up.
+
+    ``requests`` counts requests by route: whoami, list, info, refs, tree, auth-check, resolve HEAD, resolve GET.
+    """
 
     handler: type[HubHandler] = HubHandler
+    request_queue_size = 128
 
     def __init__(self, root: Path, token: str | None = None, port: int = 0, bytes_per_second: float | None = None):
         if not Path(root).is_dir():
             raise KlrayError(f"the hub's folder {root} does not exist: give one with <organisation>/<name>/<revision>/")
         self.token = token or secrets.token_urlsafe(32)
-        self._server = HubHTTPServer(Repositories(Path(root)), self.token, port, bytes_per_second, self.handler)
-
-    @property
-    def requests(self) -> Counter[str]:
-        """Requests so far by route: whoami, list, info, refs, tree, auth-check, resolve HEAD, resolve GET."""
-        return self._server.requests
+        self.repositories = Repositories(Path(root))
+        self.throttle = Throttle(bytes_per_second) if bytes_per_second else None
+        self.requests: Counter[str] = Counter()
+        self.connections: set[socket.socket] = set()
+        self.lock = threading.Lock()
+        super().__init__(("127.0.0.1", port), self.handler)
 
     @property
     def endpoint(self) -> str:
         """Address, as HF_ENDPOINT takes it."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def __enter__(self) -> HubServer:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.close()
+        self.shutdown()
+        self.server_close()
+        for connection in list(self.connections):  # clients keep theirs open, and would still be answered
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what ended a connection, instead of printing it."""
+        log.debug("hub: connection ended", exc_info=True)
 
 
 @contextlib.contextmanager

@@ -6,16 +6,18 @@ import contextlib
 import hmac
 import json
 import logging
-import socket
 import threading
 import time
 from collections import Counter
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from klray.tiny.repositories import HubError, Repositories, git_sha1
+from klray.tiny.repositories import HubError, git_sha1
+
+if TYPE_CHECKING:
+    from klray.tiny.hub_server import HubServer
 
 log = logging.getLogger("klray")
 
@@ -44,7 +46,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # headers and body are two writes: 40 ms an answer otherwise
-    server: HubHTTPServer
+    server: HubServer
 
     def setup(self) -> None:
         """Note the connection, so that the server can end it."""
@@ -245,37 +247,3 @@ def _range(header: str | None, size: int) -> tuple[int, int]:
     if start >= stop:
         raise HubError(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "", f"Range {header} is outside of {size} bytes")
     return start, stop
-
-
-class HubHTTPServer(ThreadingHTTPServer):
-    """The listening socket on 127.0.0.1 and what all connections share. ``requests`` counts them by route."""
-
-    request_queue_size = 128
-
-    def __init__(
-        self,
-        repositories: Repositories,
-        token: str,
-        port: int,
-        bytes_per_second: float | None,
-        handler: type[HubHandler],
-    ):
-        self.repositories = repositories
-        self.token = token
-        self.throttle = Throttle(bytes_per_second) if bytes_per_second else None
-        self.requests: Counter[str] = Counter()
-        self.connections: set[socket.socket] = set()
-        self.lock = threading.Lock()
-        super().__init__(("127.0.0.1", port), handler)
-
-    def close(self) -> None:
-        """Stop, and end the connections: clients keep theirs open, and would still be answered."""
-        self.shutdown()
-        self.server_close()
-        for connection in list(self.connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what ended a connection, instead of printing it."""
-        log.debug("hub: connection ended", exc_info=True)

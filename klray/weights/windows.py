@@ -41,7 +41,7 @@ def squared_distance(one: Named, other: Named) -> float:
     return total
 
 
-class Windows:
+class WindowDistances:
     """The last W parameter sets of a run, and the squared distances (T, T) that they gave so far.
 
     Give it each checkpoint once, in the order of its steps: it keeps a copy until W others came after it.
