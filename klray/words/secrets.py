@@ -11,7 +11,7 @@ WHOLE_WORD_LENGTH, ANYWHERE_LENGTH = 4, 8  # shorter ones keep no secret, and wo
 
 _RULES = (
     # Of a URL, user and password before the host and the signature in the query give access; the rest may be shown.
-    (re.compile(r"""(\w+://)(?:[^\s/?#]*@)?([^\s?#'"<>]*)(?:[?#][^\s'"<>]*)?"""), r"\1\2"),
+    (re.compile(r"""\b(\w+://)(?:[^\s/?#]*@)?([^\s?#'"<>]*)(?:[?#][^\s'"<>]*)?"""), r"\1\2"),
     # httpx says of a token that no header can hold: Illegal header value b'Bearer hf_...'
     (re.compile(r"""(?i)(['"](?:bearer|basic) )[^'"]*"""), r"\1..."),
     (
@@ -20,7 +20,7 @@ _RULES = (
     ),
     (
         re.compile(
-            r"(?i)(?<!no )\b((?:[\w-]*(?:hf|hub|face|access|auth|session|security|api|secret|amz)[_-])?"
+            r"(?i)(?<!no )\b((?:[\w-]{0,40}(?:hf|hub|face|access|auth|session|security|api|secret|amz)[_-])?"
             r"(?:token|secret|password|signature|credential|access[_-]key(?:[_-]id)?)['\"]?\s*[=:]\s*['\"]?)[^\s'\",;)]+"
         ),
         r"\1...",
