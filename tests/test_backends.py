@@ -192,6 +192,29 @@ def test_without_credentials_writers_are_refused_and_readers_are_anonymous(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_whether_requests_are_signed_is_decided_once_for_each_opening(
+    server: CarelessS3, no_credentials: None, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    server.objects["some/store/a"] = (b"body", server.now())
+    before = opened(backend)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="this was asked anonymously"):
+            before.get("a")
+        with pytest.raises(StoreError, match="no S3 credentials were found; set"):
+            before.put("a", b"")
+        for name, value in CREDENTIALS.items():
+            monkeypatch.setenv(name, value)
+    for after in (opened(backend), pickle.loads(pickle.dumps(before))):
+        assert after.get("a") == b"body"
+
+
+def test_profile_that_is_not_there_is_named(server: CarelessS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody's")
+    first, second = refusals(lambda each: each.get("a"))
+    assert first == second and "profile (nobody's) could not be found; check AWS_PROFILE" in first
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_busy_server_is_asked_again_once_each_time(
     server: CarelessS3, backend: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -279,8 +302,9 @@ def test_options_and_backends_that_mean_nothing_are_named(monkeypatch: pytest.Mo
     with pytest.raises(StoreError, match=r"store\.backend=boto: klray asks S3 through s3fs or obstore"):
         opened("boto")
     monkeypatch.delitem(sys.modules, "klray.store.objects.s3_obstore", raising=False)
-    monkeypatch.setitem(sys.modules, "obstore.store", None)
-    with pytest.raises(StoreError, match=r"needs obstore, which is not installed: pip install 'klray\[obstore\]'"):
+    for name in ("obstore", "obstore.store"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(StoreError, match=r"needs obstore: pip install 'klray\[obstore\]'"):
         opened()
 
 
