@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from klray import config as configs
+from klray.analysis.continuing import there_already
 from klray.checkpoints import Cache, Checkpoint, Hub, resolve
 from klray.config import Config
 from klray.config import measure as measure_configs
@@ -17,7 +18,7 @@ from klray.config import sweep as sweep_configs
 from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.likelihood import loading
-from klray.likelihood.lens import Lens, is_unfinished, load_translators
+from klray.likelihood.lens import Lens, Translators, is_unfinished, load_translators
 from klray.likelihood.tokens import encode
 from klray.measure.lens_training import prediction_kl, train_lens
 from klray.measure.settings import LensTraining
@@ -54,7 +55,6 @@ def lens(config: Config) -> Lens:
         }
         there = _there(folder, facts, training)
         if there is not None:
-            print(f"{there.name} of {checkpoints[0].label} is in {folder} already")
             return there
         model, tokenizer = _loaded(hub, cache, checkpoints[0], settings)
     torch.set_num_threads(settings.threads)
@@ -75,26 +75,37 @@ def lens(config: Config) -> Lens:
 
 
 def _there(folder: Path, facts: Mapping[str, Any], training: LensTraining) -> Lens | None:
-    """The lens in a folder that holds one, if it is of the same checkpoint and texts and was trained alike."""
-    if not folder.is_dir() or is_unfinished(folder):
-        return None
-    found = load_translators(folder)
-    of = f"{found.facts.get('repository')}@{found.facts.get('revision')}"
-    if any(found.facts.get(name) != value for name, value in facts.items()):
-        raise KlrayError(
-            f"lens.path={folder}: a lens of {of}, in {found.facts.get('dtype')}, trained on "
-            f"{found.facts.get('text_set_name')} is there already, and another was asked for; name a new folder"
-        )
-    differ = [name for name, value in asdict(training).items() if found.facts.get(name) != value]
-    if differ:
-        was, now = (
-            " ".join(f"lens.{name}={values.get(name)}" for name in differ) for values in (found.facts, asdict(training))
-        )
-        raise KlrayError(
-            f"lens.path={folder}: a lens of {of} is there already that was trained with {was}, and {now} was asked "
-            "for; name a new folder"
-        )
-    return Lens(found)
+    """The lens in a folder that holds one, if it is of the same checkpoint and texts and was trained alike.
+
+    Columns are known by their lens: another one never takes its place.
+    """
+
+    def same(found: Translators) -> bool:
+        of = f"{found.facts.get('repository')}@{found.facts.get('revision')}"
+        if any(found.facts.get(name) != value for name, value in facts.items()):
+            raise KlrayError(
+                f"lens.path={folder}: a lens of {of}, in {found.facts.get('dtype')}, trained on "
+                f"{found.facts.get('text_set_name')} is there already, and another was asked for; name a new folder"
+            )
+        differ = [name for name, value in asdict(training).items() if found.facts.get(name) != value]
+        if differ:
+            was, now = (
+                " ".join(f"lens.{name}={values.get(name)}" for name in differ)
+                for values in (found.facts, asdict(training))
+            )
+            raise KlrayError(
+                f"lens.path={folder}: a lens of {of} is there already that was trained with {was}, and {now} was asked "
+                "for; name a new folder"
+            )
+        return True
+
+    found = there_already(
+        f"lens {folder}",
+        lambda: load_translators(folder) if folder.is_dir() and not is_unfinished(folder) else None,
+        same,
+        "lens.path=",
+    )
+    return None if found is None else Lens(found)
 
 
 def _loaded(hub: Hub, cache: Cache, checkpoint: Checkpoint, settings: ScoringSettings) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from klray import config as configs
+from klray.analysis.continuing import there_already
 from klray.analysis.noise_floor import ROWS_MEAN, ModelNoise, NoiseFloor
 from klray.checkpoints import Cache, Checkpoint, Hub, resolve
 from klray.config import Config
@@ -42,7 +43,6 @@ def noise(config: Config) -> NoiseFloor:
         there = _there(path, chosen, text_set, settings.dtype, ways)
         if there is not None:
             _print(there, len(checkpoints), ways)
-            print(f"noise floor {path} is of these checkpoints, texts and versions already; remove it to measure anew")
             return there
         with Progress(len(chosen) * ways.scorings, "noise", "scoring") as progress:
             measured = tuple(_measured(hub, cache, each, text_set, ways, progress) for each in chosen)
@@ -68,29 +68,32 @@ def _there(
     path: Path | None, chosen: Sequence[Checkpoint], text_set: TextSet, default: str, ways: Ways
 ) -> NoiseFloor | None:
     """What ``path`` holds, if it is what would be measured now, and nothing failed."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        found = NoiseFloor.read(path)
-    except KlrayError:
-        return None
     asked = {
         (dtype, device, budget)
         for dtype in ways.dtypes
         for device in ways.devices
         for budget in ways.budgets_on(device)
     }
-    same = (
-        (found.text_set, found.default_dtype, found.dtypes, dict(found.versions), found.threads)
-        == (text_set.fingerprint, default, ways.dtypes, dict(versions()), ways.threads)
-        and [model.commit for model in found.models] == [each.commit for each in chosen]
-        and all(
-            {(each.dtype, each.device, each.tokens_per_batch) for each in model.variants[1:]} == asked
-            and model.variants[0].device == ways.devices[-1]
-            for model in found.models
+
+    def same(found: NoiseFloor) -> bool:
+        return (
+            (found.text_set, found.default_dtype, found.dtypes, dict(found.versions), found.threads)
+            == (text_set.fingerprint, default, ways.dtypes, dict(versions()), ways.threads)
+            and [model.commit for model in found.models] == [each.commit for each in chosen]
+            and all(
+                {(each.dtype, each.device, each.tokens_per_batch) for each in model.variants[1:]} == asked
+                and model.variants[0].device == ways.devices[-1]
+                for model in found.models
+            )
         )
+
+    return there_already(
+        f"noise floor {path}",
+        lambda: NoiseFloor.read(path) if path is not None and path.is_file() else None,
+        same,
+        "noise.path=",
+        unreadable=KlrayError,
     )
-    return found if same else None
 
 
 def _measured(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import xarray as xr
 
-from jobs.analyze import exact_weights
 from klray import config as configs
+from klray.analysis.continuing import exact_weights
 from klray.analysis.noise_floor import NoiseFloor
 from klray.analysis.recipe import of_domain, result_name
 from klray.config import Config

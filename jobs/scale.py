@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import xarray as xr
 
-from jobs.analyze import earlier_result, exclusions, given_recipe
+from jobs.analyze import given_recipe, preprocessing
 from klray import config as configs
 from klray.analysis import analyze as trajectory
 from klray.analysis.cluster import dask_scheduler
+from klray.analysis.continuing import earlier_result, there_already
 from klray.analysis.recipe import Recipe, of_domain, result_name
 from klray.analysis.scale import compare_domains, format_scale, measure_scale, require_pairs
 from klray.config import Config
@@ -36,7 +36,6 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
     snapshot = store.manifest(config.analysis.snapshot).id
     folder = Path(asked.dir).expanduser() if asked.dir else None
     datasets = {domain: of_domain(store.dataset(snapshot), domain) for domain in domains}
-    there = store.result_names(snapshot)
     results, trajectories = {}, {}
     with dask_scheduler(config.dask.scheduler, config.dask.address, config.dask.threads):
         for domain, dataset in datasets.items():
@@ -44,11 +43,10 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
             result = measure_scale(dataset, recipe, configs.scale_choice(asked), asked.resamples)
             require_pairs(result)
             name = result_name(asked.name, domain)
+            _give_way(store, snapshot, name)
             path = store.write_result(snapshot, name, result)
             print(f"{name}{f', texts of domain {domain}' if domain else ''}, snapshot {snapshot}")
             print(format_scale(result))
-            if name in there:
-                print(f"it takes the place of an earlier result {name} of this snapshot; scale.name= keeps both")
             print(f"result {store.url}/{path}")
             if folder is not None:
                 save(scale_violins(result), folder, name)
@@ -62,14 +60,20 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
     return results
 
 
+def _give_way(store: Store, snapshot: str, name: str) -> None:
+    """Say so if there is such a result: a scale is measured in seconds, and always is."""
+    there = name if name in store.result_names(snapshot) else None
+    there_already(f"result {name} of this snapshot", lambda: there, lambda _: False, "scale.name=")
+
+
 def _recipe(store: Store, snapshot: str, config: Config, domain: str, dataset: xr.Dataset) -> Recipe:
     """The recipe of an analysis of these texts if there is one (analysis.recipe=keep), else a new one."""
     asked = config.analysis
-    given = given_recipe(asked)
+    given, made_so = given_recipe(asked), preprocessing(asked)
     if given is not None:
         return given
     if asked.recipe == "keep":
-        earlier = earlier_result(store, snapshot, replace(asked, domain=domain))
+        earlier = earlier_result(store, snapshot, asked.name, domain, made_so)
         if earlier is not None:
             return Recipe.from_json(earlier.attrs["recipe"])
         name = result_name(asked.name, domain)
@@ -80,7 +84,7 @@ def _recipe(store: Store, snapshot: str, config: Config, domain: str, dataset: x
                 "as analysis=tiny",
                 name,
             )
-    return Recipe.fit(dataset, asked.clip_quantile, asked.outlier_fraction, asked.outlier_min_step, exclusions(asked))
+    return made_so.fit(dataset)
 
 
 def _trajectory(dataset: xr.Dataset, recipe: Recipe, config: Config) -> xr.Dataset:

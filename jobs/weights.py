@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from jobs.analyze import exclusions
+from jobs.analyze import preprocessing
 from klray import config as configs
+from klray.analysis.continuing import there_already
 from klray.analysis.diffusion import MIN_POINTS, fractal_dimension, late
 from klray.analysis.drift import exponents, is_exact
 from klray.analysis.recipe import excluded_by
@@ -18,8 +19,14 @@ from klray.checkpoints import Cache, resolve
 from klray.config import Align, Config
 from klray.config import sweep as sweep_configs
 from klray.config.job import verb
-from klray.errors import KlrayError, StoreDamagedError
-from klray.measure.weight_distances import Aligner, RunDistances, as_dataset, measure_run, standing_checkpoints
+from klray.errors import KlrayError
+from klray.measure.weight_distances import (
+    Aligner,
+    RunDistances,
+    as_dataset,
+    measure_run,
+    standing_checkpoints,
+)
 from klray.store import Store
 from klray.weights import alignment
 from klray.words.numbers import significant
@@ -47,7 +54,7 @@ def weights(config: Config) -> tuple[xr.Dataset, list[RunDistances]]:
         for refused in unavailable:
             log.warning("%s@%s: %s", refused.repository, refused.revision, refused.message)
         dataset = store.dataset(snapshot)
-        runs = standing_checkpoints(checkpoints, dataset, excluded_by(dataset, exclusions(config.analysis)))
+        runs = standing_checkpoints(checkpoints, dataset, excluded_by(dataset, preprocessing(config.analysis).exclude))
         if not runs:
             raise KlrayError(
                 f"models.family={selection.family}: no checkpoint names a step, so there is no run to follow; set "
@@ -55,7 +62,6 @@ def weights(config: Config) -> tuple[xr.Dataset, list[RunDistances]]:
             )
         there = _there(store, snapshot, config, {each.commit for run in runs for each in run})
         if there is not None:
-            print(f"result {config.weights.name} of snapshot {snapshot} has these runs already")
             return there, []
         with Progress(sum(map(len, runs)), "weights", "checkpoint") as progress:
             measured = [
@@ -76,21 +82,24 @@ def weights(config: Config) -> tuple[xr.Dataset, list[RunDistances]]:
 
 def _there(store: Store, snapshot: str, config: Config, commits: set[str]) -> xr.Dataset | None:
     """The same result of these checkpoints, the whole of them, if it was written before."""
-    if config.weights.name not in store.result_names(snapshot):
-        return None
-    try:
-        found = store.result(snapshot, config.weights.name).load()
-    except StoreDamagedError as error:
-        log.warning("%s; it is measured anew", error)
-        return None
-    if not is_exact(found):
-        raise KlrayError(
-            f"weights.name={config.weights.name}: snapshot {snapshot} has a result of that name that is none of klray "
-            "weights; choose another name"
-        )
-    asked = (config.analysis.window, config.weights.align.value)
-    same = (found.attrs.get("window"), found.attrs.get("alignment")) == asked
-    return found if same and set(found["commit"].values.tolist()) == commits else None
+    name = config.weights.name
+
+    def same(found: xr.Dataset) -> bool:
+        if not is_exact(found):
+            raise KlrayError(
+                f"weights.name={name}: snapshot {snapshot} has a result of that name that is none of klray weights; "
+                "choose another name"
+            )
+        asked = (config.analysis.window, config.weights.align.value)
+        made = (found.attrs.get("window"), found.attrs.get("alignment"))
+        return made == asked and set(found["commit"].values.tolist()) == commits
+
+    return there_already(
+        f"result {name} of this snapshot",
+        lambda: store.result(snapshot, name).load() if name in store.result_names(snapshot) else None,
+        same,
+        "weights.name=",
+    )
 
 
 def _aligner(align: Align) -> Aligner | None:

@@ -171,7 +171,7 @@ def test_lost_chunk_of_an_earlier_result_is_not_handed_on(config: Config) -> Non
 def test_result_of_other_numerics_is_not_continued(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(config)
     analyze(config)
-    monkeypatch.setattr("klray.analysis.analyze.NUMERICS_VERSION", 99)
+    monkeypatch.setattr("klray.analysis.continuing.NUMERICS_VERSION", 99)
     again = analyze(config)
     assert again.attrs["numerics"] == 99
 

@@ -15,16 +15,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import dask
-import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.system import CPU_COUNT
 
-from klray.analysis import embedding
+from klray.analysis import continuing, embedding
+from klray.analysis.continuing import check_previous, known_pairs
 from klray.analysis.defaults import CLIP_QUANTILE, MIN_STEP, OUTLIER_FRACTION, OUTLIER_MIN_STEP, TILE, WINDOW
 from klray.analysis.diffusion import diffusion_exponent
 from klray.analysis.drift import Sketches, drift_bytes, exact_drift, sketched_drift
-from klray.analysis.facts import NO_QUANTIZATION, facts
+from klray.analysis.facts import labels, origin, own_output, quantised, strings
 from klray.analysis.kl.all_pairs import (
     kl_divergence,
     kl_standard_error,
@@ -46,8 +46,6 @@ from klray.analysis.runs import Run, runs
 from klray.errors import KlrayError
 
 logger = logging.getLogger("klray")
-
-NUMERICS_VERSION = 2  # raise when the same snapshot and recipe give other values than before
 
 _KL_PAPER = "arXiv:2505.15353"
 _MAX_REFITS = 5  # an anomaly may hide behind others that were found and left out; more rounds were never seen
@@ -138,7 +136,7 @@ def analyze(
         if exclude_found:
             recipe, left_out = _without_anomalies(dataset, recipe, fit)
     if previous is not None:
-        _check_previous(previous, dataset, recipe)
+        check_previous(previous, dataset, recipe)
     values = recipe.apply(dataset)
     text_bytes = values["text_bytes"].values
     reasons = recipe.reasons(dataset)
@@ -147,9 +145,9 @@ def analyze(
     _check_memory(values, tile, [len(run.models) for run in found], memory_limit_bytes, threads)
     result = xr.Dataset(
         {
-            "kl": kl_divergence(values, text_bytes, tile=tile, previous=_known(previous, "kl")),
+            "kl": kl_divergence(values, text_bytes, tile=tile, previous=known_pairs(previous, "kl")),
             "kl_standard_error": kl_standard_error(
-                values, text_bytes, tile=tile, previous=_known(previous, "kl_standard_error")
+                values, text_bytes, tile=tile, previous=known_pairs(previous, "kl_standard_error")
             ),
         }
     )
@@ -169,20 +167,16 @@ def analyze(
     result["text_kept"] = ("text", recipe.text_kept, {"long_name": "text kept by the recipe"})
     result["excluded"] = ("model", excluded, {"long_name": "model left out of windows, consecutive KL and maps"})
     result = result.assign_coords({n: c for n, c in dataset.coords.items() if set(c.dims) <= {"model", "text"}})
-    labels = result["model"].values if "model" in result.coords else np.arange(len(reasons))
-    result.attrs = {
-        name: dataset.attrs[name]
-        for name in ("snapshot", "text_set", "text_set_name", "domain")
-        if name in dataset.attrs
-    }
-    result.attrs |= {
+    result.attrs = origin(dataset) | {
         "title": "Trajectories of language models",
-        "numerics": NUMERICS_VERSION,
+        "numerics": continuing.NUMERICS_VERSION,
         "mean_bytes": recipe.mean_bytes,
         "recipe": recipe.to_json(),
         "window": window,
         "min_step": min_step,
-        "excluded_reasons": json.dumps({str(n): why for n, why in zip(labels, reasons, strict=True) if why}),
+        "excluded_reasons": json.dumps(
+            {str(name): why for name, why in zip(labels(result), reasons, strict=True) if why}
+        ),
         "exclude_found": exclude_found,
         "anomalies": json.dumps([asdict(anomaly) for anomaly in anomalies]),
         "references": "arXiv:2505.15353, arXiv:2502.16173",
@@ -202,7 +196,7 @@ def _without_anomalies(
     dataset: xr.Dataset, recipe: Recipe, fit: Callable[[Iterable[Exclusion]], Recipe]
 ) -> tuple[Recipe, list[Anomaly]]:
     """The recipe with found anomalies excluded, fitted again until there are no more, and what was found."""
-    names, quantizations = names_of(dataset), facts(dataset, "quantization", "")
+    names, changed = names_of(dataset), quantised(dataset)
     left_out: list[Anomaly] = []
     for _ in range(_MAX_REFITS):
         values = recipe.apply(dataset)
@@ -215,7 +209,7 @@ def _without_anomalies(
         # A checkpoint that is broken is so in every variant; one that is broken when quantised, only there.
         new = [
             Exclusion(
-                glob.escape((names[at][2] if quantizations[at] in NO_QUANTIZATION else "") or names[at][0]),
+                glob.escape(("" if changed[at] else names[at][2]) or names[at][0]),
                 FOUND + anomaly.evidence,
             )
             for at, anomaly in found.items()
@@ -258,55 +252,12 @@ def _check_memory(
 
 
 def _check_sketches(dataset: xr.Dataset, run_lengths: list[int], limit_bytes: int | None) -> None:
-    labels = [str(label) for label in facts(dataset, "sketch", "")]
-    size = max((int(label.partition("-")[0]) for label in labels if label), default=0)
+    size = max((int(label.partition("-")[0]) for label in strings(dataset, "sketch").tolist() if label), default=0)
     needed = drift_bytes(max(run_lengths, default=0), size)
     if limit_bytes is not None and needed > limit_bytes:
         raise KlrayError(
             f"the weight sketches of the longest run, {max(run_lengths):,} checkpoints with {size:,} buckets, need "
             f"about {needed / 2**30:.2f} GiB, the budget is {limit_bytes / 2**30:.2f} GiB; set dask.memory_limit=..."
-        )
-
-
-def _known(previous: xr.Dataset | None, name: str) -> Any:
-    """Pairs of a previous result; a block that was lost reads as NaN, and is refused when it is used."""
-    if previous is None:
-        return None
-    values = previous[name]
-    blocks = da.asarray(values.data).map_blocks(_whole, name, dtype=values.dtype, meta=np.empty((0, 0), values.dtype))
-    return values.copy(data=blocks)
-
-
-def _whole(block: np.ndarray, name: str) -> np.ndarray:
-    if np.isnan(block).any():
-        raise KlrayError(
-            f"the previous result has lost values of {name}: analyse without it (analysis.recipe=fit computes all anew)"
-        )
-    return block
-
-
-def _check_previous(previous: xr.Dataset, dataset: xr.Dataset, recipe: Recipe) -> None:
-    """Refuse a previous result whose pairs are not those of the snapshot's first models."""
-    advice = "leave previous out to compute all pairs anew"
-    before, now = (str(d.attrs.get("text_set", "")) for d in (previous, dataset))
-    if before != now:
-        raise KlrayError(
-            f"the previous result belongs to text set {before[:12]}, the snapshot has {now[:12]}: {advice}"
-        )
-    if Recipe.from_json(previous.attrs["recipe"]) != recipe:
-        raise KlrayError(
-            "the previous result was made with another recipe than the one given: leave recipe out to keep that of the "
-            f"previous result, or {advice}"
-        )
-    n_known = previous.sizes["model"]
-    identity = [name for name in ("key", "layer") if name in previous.coords and name in dataset.coords] or ["model"]
-    same = n_known <= dataset.sizes["model"] and all(
-        np.array_equal(previous[name].values, dataset[name].values[:n_known]) for name in identity
-    )
-    if not same:
-        raise KlrayError(
-            f"the previous result's {n_known:,} models are not the first of the snapshot's {dataset.sizes['model']:,}: "
-            f"pass a result of an earlier snapshot of the same store, or {advice}"
         )
 
 
@@ -318,15 +269,14 @@ def _by_run(
     Layers under a lens are not judged: their checkpoint's own output is.
     """
     n_models = len(excluded)
-    labels = values["model"].values if "model" in values.coords else np.arange(n_models)
+    names = labels(values)
     tasks = []
     for run in found:
         rows = values.data[np.sort(run.models)].rechunk((-1, -1)).to_delayed()[0, 0]
         order = np.argsort(np.argsort(run.models))
-        names = [str(label) for label in labels[run.models]]
         tasks.append(
             dask.delayed(_analyze_run, pure=False)(
-                rows, order, names, run.steps, excluded[run.models], text_bytes, window, min_step
+                rows, order, names[run.models].tolist(), run.steps, excluded[run.models], text_bytes, window, min_step
             )
         )
     analyses: tuple[RunAnalysis, ...] = dask.compute(*tasks)
@@ -357,12 +307,12 @@ def _by_run(
         ),
         "exponent_kl_r_squared": (columns["r_squared"], {**fit, "long_name": "R^2 of the fit of exponent_kl"}),
     }
-    layers = facts(values, "layer", -1)
+    own = own_output(values)
     anomalies = {
         int(run.models[run.steps == anomaly.step][0]): anomaly
         for run, analysis in zip(found, analyses, strict=True)
         for anomaly in analysis.anomalies
-        if layers[run.models[0]] < 0
+        if own[run.models[0]]
     }
     return described, anomalies
 
@@ -370,7 +320,7 @@ def _by_run(
 def _analyze_run(
     rows: np.ndarray,
     order: np.ndarray,
-    labels: list[str],
+    names: list[str],
     steps: np.ndarray,
     excluded: np.ndarray,
     text_bytes: np.ndarray,
@@ -388,4 +338,4 @@ def _analyze_run(
     standard_error[1:] = paired_standard_error(rows[:-1], rows[1:], text_bytes)
     standard_error[np.isnan(consecutive)] = np.nan
     exponent, r_squared = diffusion_exponent(steps, kl, window, min_step)
-    return RunAnalysis(consecutive, standard_error, exponent, r_squared, find_anomalies(labels, steps, kl))
+    return RunAnalysis(consecutive, standard_error, exponent, r_squared, find_anomalies(names, steps, kl))

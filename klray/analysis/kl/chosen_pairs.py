@@ -11,6 +11,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from klray.analysis.facts import labels
 from klray.analysis.kl import tiles
 from klray.analysis.kl.all_pairs import mean_text_bytes, paired_standard_error
 from klray.errors import KlrayError
@@ -60,7 +61,7 @@ def pair_divergence(
             standard_error[chosen] = paired_standard_error(rows[first], rows[second], text_bytes)
     if not np.isfinite(kl).all():
         bad = distinct[np.flatnonzero(~np.isfinite(kl))[0]]
-        names = values["model"].values if "model" in values.coords else np.arange(values.sizes["model"])
+        names = labels(values)
         raise KlrayError(
             f"the KL of {names[bad[0]]} and {names[bad[1]]} is not finite, because their log-likelihoods are not: "
             "exclude them (analysis.exclude=) or score them again"

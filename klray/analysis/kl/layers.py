@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from klray.analysis.facts import facts
+from klray.analysis.facts import facts, origin, strings
 from klray.analysis.kl.all_pairs import paired_divergence, paired_standard_error
 from klray.analysis.kl.centering import checked, model_by_text
 from klray.analysis.recipe import Recipe
@@ -82,8 +82,7 @@ def layer_kl(dataset: xr.Dataset, recipe: Recipe | None = None) -> xr.Dataset:
     result = xr.Dataset({name: ("model", column[chosen], _attributes(name)) for name, column in found.items()})
     kept = dataset.isel(model=chosen)
     result = result.assign_coords({n: c for n, c in kept.coords.items() if c.dims == ("model",)})
-    result.attrs = {name: dataset.attrs[name] for name in ("snapshot", "text_set") if name in dataset.attrs}
-    result.attrs |= {"title": "KL between layers", "references": _PAPERS}
+    result.attrs = origin(dataset) | {"title": "KL between layers", "references": _PAPERS}
     return result
 
 
@@ -100,7 +99,7 @@ def compare_lenses(result: xr.Dataset) -> list[LensSummary]:
             f"compare_lenses needs what klray.layer_kl gives, this lacks {', '.join(missing)}: pass "
             "klray.layer_kl(snapshot)"
         )
-    kinds = np.array(["tuned" if str(lens).startswith("tuned-") else str(lens) for lens in facts(result, "lens", "")])
+    kinds = np.array(["tuned" if lens.startswith("tuned-") else lens for lens in strings(result, "lens").tolist()])
     keys, layers = _columns(result), result["layer"].values
     final = result["kl_final"].values
     summaries = []
@@ -129,8 +128,7 @@ def compare_lenses(result: xr.Dataset) -> list[LensSummary]:
 def _columns(dataset: xr.Dataset) -> np.ndarray:
     """(K,) what tells columns apart: the key, or without one the model and how it was read."""
     names = ("key",) if "key" in dataset.coords else ("repository", "revision", "commit", "dtype", "lens")
-    parts = [facts(dataset, name, "").tolist() for name in names]
-    return np.array(["|".join(map(str, each)) for each in zip(*parts, strict=True)])
+    return np.array(["|".join(each) for each in zip(*(strings(dataset, name) for name in names), strict=True)])
 
 
 def _attributes(name: str) -> dict[str, str]:

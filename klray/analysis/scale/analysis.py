@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from klray.analysis.defaults import RESAMPLES
+from klray.analysis.facts import labels, origin
 from klray.analysis.kl.chosen_pairs import ROWS_BYTES, pair_divergence
 from klray.analysis.recipe import Recipe, excluded_by
 from klray.analysis.scale.bootstrap import bootstrap_standard_error
@@ -103,8 +104,7 @@ def measure_scale(
     rows = [
         _row(name, kl[of == place], standard_error[of == place], resamples, choice) for place, name in enumerate(found)
     ]
-    names = dataset["model"].values if "model" in dataset.coords else np.arange(dataset.sizes["model"]).astype(str)
-    labels = np.array([str(name) for name in names], dtype=np.dtypes.StringDType())
+    names = labels(dataset).astype(np.dtypes.StringDType())
     settings = np.array(list(found), dtype=np.dtypes.StringDType())
     bits = {"units": "bit/byte", "references": SOURCE}
     family = lineages(models)
@@ -113,8 +113,8 @@ def measure_scale(
             "kl": ("pair", kl, {**bits, "long_name": "Kullback-Leibler divergence of the pair"}),
             "kl_standard_error": ("pair", standard_error, {**bits, "long_name": "its standard error over texts"}),
             "pair_setting": ("pair", settings[of], {"long_name": "setting that the pair belongs to"}),
-            "first": ("pair", labels[pairs[:, 0]], {"long_name": "model, the child of a fine-tuning pair"}),
-            "second": ("pair", labels[pairs[:, 1]], {"long_name": "other model"}),
+            "first": ("pair", names[pairs[:, 0]], {"long_name": "model, the child of a fine-tuning pair"}),
+            "second": ("pair", names[pairs[:, 1]], {"long_name": "other model"}),
             "n": ("setting", np.array([row.n for row in rows]), {"long_name": "pairs"}),
             **{
                 name: ("setting", np.array([getattr(row, name) for row in rows]), {**bits, "long_name": meaning})
@@ -122,11 +122,7 @@ def measure_scale(
             },
         },
         coords={"setting": settings},
-        attrs={
-            name: dataset.attrs[name]
-            for name in ("snapshot", "text_set", "text_set_name", "domain")
-            if name in dataset.attrs
-        }
+        attrs=origin(dataset)
         | {
             "title": "Scale of KL divergence between language models",
             "recipe": recipe.to_json(),

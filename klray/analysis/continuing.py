@@ -1,0 +1,153 @@
+"""Which earlier result of a store may be continued, and whether what was asked for is there already."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from klray.analysis.drift import is_exact
+from klray.analysis.recipe import FOUND, Exclusion, Recipe, result_name
+from klray.errors import KlrayError, StoreDamagedError
+from klray.store import Store
+
+log = logging.getLogger("klray")
+
+NUMERICS_VERSION = 2  # raise when the same snapshot and recipe give other values than before
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a recipe is to be made: arguments of ``Recipe.fit``, and whether anomalies that are found are excluded."""
+
+    clip_quantile: float
+    outlier_fraction: float
+    outlier_min_step: int
+    exclude: tuple[Exclusion, ...]
+    exclude_found: bool = False
+
+    def fit(self, dataset: xr.Dataset) -> Recipe:
+        """A new recipe of the snapshot, without what is only found by an analysis."""
+        return Recipe.fit(dataset, self.clip_quantile, self.outlier_fraction, self.outlier_min_step, self.exclude)
+
+    def has_made(self, result: xr.Dataset) -> bool:
+        """Whether the recipe of a result was made so."""
+        recipe = Recipe.from_json(result.attrs["recipe"])
+        by_hand = tuple(each for each in recipe.excluded if not each.reason.startswith(FOUND))
+        found = bool(result.attrs.get("exclude_found", False))
+        made = Preprocessing(recipe.clip_quantile, recipe.outlier_fraction, recipe.min_step, by_hand, found)
+        return made == self
+
+
+def there_already(
+    what: str,
+    read: Callable[[], Made | None],
+    same: Callable[[Made], bool],
+    both: str,
+    unreadable: type[KlrayError] = StoreDamagedError,
+) -> Made | None:
+    """What stands where a verb is about to write, if it is what the verb would make: the user is told, and it stays.
+
+    What cannot be read is made anew, with a warning; what is something else gives way, and the user is told how to
+    keep ``both``. What must not give way is refused by ``same``.
+    """
+    try:
+        found = read()
+    except unreadable as error:
+        log.warning("%s; it is made anew", error)
+        return None
+    if found is None:
+        return None
+    if same(found):
+        print(f"{what} is there already")
+        return found
+    print(f"this takes the place of an earlier {what}; {both} keeps both")
+    return None
+
+
+def earlier_result(
+    store: Store, snapshot: str, name: str, domain: str, preprocessing: Preprocessing
+) -> xr.Dataset | None:
+    """The newest "trajectory" result, of this snapshot or one before it, with a recipe made as is asked for.
+
+    ``name`` is that of all texts; on a ``domain`` a result has a name of its own.
+    """
+    for _, result in _newest_first(store, snapshot, result_name(name, domain)):
+        numerics, of = result.attrs.get("numerics"), result.attrs.get("domain", "")
+        # a result of another domain was called so by the user
+        if numerics == NUMERICS_VERSION and of == domain and preprocessing.has_made(result):
+            return result
+    return None
+
+
+def exact_weights(store: Store, snapshot: str, name: str) -> xr.Dataset | None:
+    """The newest exact weight distances, of this snapshot or one before it: they are known by commit."""
+    for identifier, result in _newest_first(store, snapshot, name):
+        found = result.load()
+        if not is_exact(found):
+            raise KlrayError(
+                f"analysis.weights={name}: the result of that name of snapshot {identifier} is none of klray "
+                "weights; name one that is (weights.name= there)"
+            )
+        return found
+    return None
+
+
+def comes_first(result: xr.Dataset, dataset: xr.Dataset) -> bool:
+    """Whether the models of a result are the first ones of the snapshot."""
+    n_known = result.sizes["model"]
+    identity = [name for name in ("key", "layer") if name in result.coords and name in dataset.coords] or ["model"]
+    return n_known <= dataset.sizes["model"] and all(
+        np.array_equal(result[name].values, dataset[name].values[:n_known]) for name in identity
+    )
+
+
+def check_previous(previous: xr.Dataset, dataset: xr.Dataset, recipe: Recipe) -> None:
+    """Refuse a previous result whose pairs are not those of the snapshot's first models."""
+    advice = "leave previous out to compute all pairs anew"
+    before, now = (str(d.attrs.get("text_set", "")) for d in (previous, dataset))
+    if before != now:
+        raise KlrayError(
+            f"the previous result belongs to text set {before[:12]}, the snapshot has {now[:12]}: {advice}"
+        )
+    if Recipe.from_json(previous.attrs["recipe"]) != recipe:
+        raise KlrayError(
+            "the previous result was made with another recipe than the one given: leave recipe out to keep that of the "
+            f"previous result, or {advice}"
+        )
+    if not comes_first(previous, dataset):
+        raise KlrayError(
+            f"the previous result's {previous.sizes['model']:,} models are not the first of the snapshot's "
+            f"{dataset.sizes['model']:,}: pass a result of an earlier snapshot of the same store, or {advice}"
+        )
+
+
+def known_pairs(previous: xr.Dataset | None, name: str) -> Any:
+    """Pairs of a previous result; a block that was lost reads as NaN, and is refused when it is used."""
+    if previous is None:
+        return None
+    values = previous[name]
+    blocks = da.asarray(values.data).map_blocks(_whole, name, dtype=values.dtype, meta=np.empty((0, 0), values.dtype))
+    return values.copy(data=blocks)
+
+
+def _whole(block: np.ndarray, name: str) -> np.ndarray:
+    if np.isnan(block).any():
+        raise KlrayError(
+            f"the previous result has lost values of {name}: analyse without it (analysis.recipe=fit computes all anew)"
+        )
+    return block
+
+
+def _newest_first(store: Store, snapshot: str, name: str) -> Iterator[tuple[str, xr.Dataset]]:
+    """The results of that name of the snapshot and of those before it, each with its snapshot."""
+    for identifier in reversed([each for each in store.snapshot_ids() if each <= snapshot]):
+        if name in store.result_names(identifier):
+            yield identifier, store.result(identifier, name)
