@@ -16,7 +16,7 @@ from klray.config import measure as measure_configs
 from klray.config import sweep as sweep_configs
 from klray.config.job import verb
 from klray.errors import CheckpointError, KlrayError
-from klray.measure.noise import Ways, measure, spread
+from klray.measure.noise_scorings import Ways, measure, spread
 from klray.sweep.scorer import versions
 from klray.texts import TextSet
 from klray.words.progress import Progress

@@ -17,7 +17,8 @@ from klray.analysis.scale import compare_domains, format_scale, measure_scale, r
 from klray.config import Config
 from klray.config.job import verb
 from klray.errors import KlrayError
-from klray.report.figures import save, scale_violins, scale_violins_caption
+from klray.report.figures import scale_violins
+from klray.report.figures.style import save
 from klray.store import Store
 
 log = logging.getLogger("klray")
@@ -49,8 +50,8 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
             print(format_scale(result))
             print(f"result {store.url}/{path}")
             if folder is not None:
-                save(scale_violins(result), folder, name)
-                print(f"figure {folder / name}.png and .pdf: {scale_violins_caption(result)}")
+                save(scale_violins.PLATE.draw(result), folder, name)
+                print(f"figure {folder / name}.png and .pdf: {scale_violins.PLATE.caption(result)}")
             print()
             results[domain] = result
             if len(domains) > 1:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from klray.analysis.diffusion import diffusion_exponent
     from klray.analysis.kl.all_pairs import kl_divergence, kl_standard_error
     from klray.analysis.kl.centering import double_center
-    from klray.analysis.kl.layers import layer_kl
+    from klray.analysis.kl.layer_kl import layer_kl
     from klray.analysis.scale import place
     from klray.likelihood.lens import layer_log_likelihood
     from klray.likelihood.score import log_likelihood
@@ -28,7 +28,7 @@ _HOME = {
     "double_center": "klray.analysis.kl.centering",
     "kl_divergence": "klray.analysis.kl.all_pairs",
     "kl_standard_error": "klray.analysis.kl.all_pairs",
-    "layer_kl": "klray.analysis.kl.layers",
+    "layer_kl": "klray.analysis.kl.layer_kl",
     "layer_log_likelihood": "klray.likelihood.lens",
     "log_likelihood": "klray.likelihood.score",
     "open_dataset": "klray.store",
@@ -52,7 +52,7 @@ __all__ = [
 
 
 _ROOMS = {
-    "layers": "klray.analysis.kl.layers",
+    "layers": "klray.analysis.kl.layer_kl",
     "pairs": "klray.analysis.kl.chosen_pairs",
     "relatives": "klray.analysis.relatives",
     "texts": "klray.texts",

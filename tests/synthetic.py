@@ -141,7 +141,11 @@ def _analysed(
             "exponent_weights": ("model", 0.8 + exponent / 2, {"relative_error": math.sqrt(2 / 65_536)}),
             "exponent_weights_r_squared": ("model", np.sqrt(r_squared)),
             "consecutive_weight_distance": ("model", np.sqrt(consecutive)),
-            "map_pca": (("model", "component"), pca[:, :2]),
+            "map_pca": (
+                ("model", "component"),
+                pca[:, :2],
+                {"explained_variance_ratio": (singular**2 / (singular**2).sum())[:2].tolist()},
+            ),
             "map_tsne": (("model", "component"), tsne),
             "text_kept": ("text", kept),
             "excluded": ("model", excluded),

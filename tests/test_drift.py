@@ -34,7 +34,7 @@ from klray.config.weights import WeightsConfig
 from klray.errors import KlrayError
 from klray.measure import weight_distances as exact
 from klray.measure.weight_distances import measure_run
-from klray.report.figures import kl_and_weights, kl_and_weights_caption
+from klray.report.figures.weight_exponents import kl_and_weights, kl_and_weights_caption
 from klray.store import Store
 from klray.sweep.settings import ScoringSettings
 from klray.texts import python_stdlib

@@ -19,11 +19,12 @@ from matplotlib.lines import Line2D
 from klray.analysis.runs import trajectories
 from klray.analysis.runs_table import consecutive_pairs
 from klray.errors import KlrayError
-from klray.report.figures import PLATES, consecutive_kl, diffusion_exponents, kl_heatmap, model_map, save
-from klray.report.figures.consecutive import consecutive_kl_caption
-from klray.report.figures.heatmap import MAX_MODELS, kl_heatmap_caption
-from klray.report.figures.maps import model_map_caption
-from klray.report.figures.style import run_labels, run_styles
+from klray.report.figures import PLATES
+from klray.report.figures.consecutive_kl import consecutive_kl, consecutive_kl_caption
+from klray.report.figures.diffusion_exponents import diffusion_exponents
+from klray.report.figures.kl_heatmap import MAX_MODELS, kl_heatmap, kl_heatmap_caption
+from klray.report.figures.model_map import model_map, model_map_caption
+from klray.report.figures.style import run_labels, run_styles, save
 from tests.synthetic import trajectory_result
 
 

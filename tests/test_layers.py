@@ -13,7 +13,7 @@ import xarray as xr
 import klray
 from jobs.lens import lens as lens_job
 from klray import texts
-from klray.analysis.kl.layers import compare_lenses
+from klray.analysis.kl.layer_kl import compare_lenses
 from klray.analysis.recipe import Recipe
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.config import Config, LensConfig, ModelsConfig, ScoringConfig, TextsConfig

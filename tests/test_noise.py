@@ -24,7 +24,7 @@ from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading as models
 from klray.likelihood.tokens import encode
 from klray.measure.exact import exact_log_likelihood
-from klray.measure.noise import Ways, available_devices, measure, spread
+from klray.measure.noise_scorings import Ways, available_devices, measure, spread
 from klray.tiny.family import train_family
 from klray.tiny.family_recipe import SMALLEST
 from tests import tiny_models

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from klray.analysis.noise_floor import ModelNoise, NoiseFloor, cells
+from klray.analysis.noise_floor import ModelNoise, NoiseFloor
 from klray.errors import KlrayError
-from klray.report.figures import noise_floor
+from klray.report.figures.noise_marks import noise_floor
 from tests.noise_data import distances, found, variants
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,8 +45,9 @@ def test_the_picture_has_a_mark_for_each_kl_that_is_not_0() -> None:
     [(3.5e-12, "3e9 times"), (1e-6, "10,000 times"), (1e-2, "1 times"), (0.04, "0.2 times"), (0.0, "-")],
 )
 def test_how_far_below_is_told_in_two_figures_at_most(floor: float, below: str) -> None:
-    (row,) = ModelNoise("a@b", "c", variants=variants("float32"), kl=distances(0, 0, floor)).floors(["float32"])
-    assert cells(row)[-1] == below
+    each = ModelNoise("a@b", "c", variants=variants("float32"), kl=distances(0, 0, floor))
+    header, (row,) = (noise := found(each, dtypes=("float32",))).cells(noise.rows())
+    assert dict(zip(header, row, strict=True))["below"] == below
 
 
 def test_two_plans_may_be_further_apart_than_either_is_from_float64() -> None:

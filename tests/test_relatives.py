@@ -15,14 +15,14 @@ from klray.analysis.analyze import analyze
 from klray.analysis.facts import own_output
 from klray.analysis.relatives import parents, unquantised
 from klray.errors import KlrayError
-from klray.report.figures import PLATES, layer_threads, lineage, quantization_arrows, training_paths
-from klray.report.figures.heatmap import _ordered, kl_heatmap_caption
-from klray.report.figures.layer_kl import layers_to_final
-from klray.report.figures.layers import layer_threads_caption
-from klray.report.figures.lineage import lineage_caption
-from klray.report.figures.maps import model_map_caption
-from klray.report.figures.quantized import quantization_arrows_caption
-from klray.report.figures.steps import training_paths_caption
+from klray.report.figures import PLATES
+from klray.report.figures.kl_heatmap import _ordered, kl_heatmap_caption
+from klray.report.figures.layer_threads import layer_threads, layer_threads_caption
+from klray.report.figures.layers_to_final import layers_to_final
+from klray.report.figures.lineage_edges import lineage, lineage_caption
+from klray.report.figures.model_map import model_map_caption
+from klray.report.figures.quantization_arrows import quantization_arrows, quantization_arrows_caption
+from klray.report.figures.training_paths import training_paths, training_paths_caption
 from tests.relatives_data import LAYERS, N_TEXTS, snapshot_of_relatives
 
 NEW = ["training_paths", "quantization_arrows", "lineage", "layer_threads"]

@@ -7,8 +7,8 @@ import hashlib
 import io
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +17,10 @@ from PIL import Image
 
 from klray.analysis.noise_floor import ModelNoise, NoiseFloor, Variant
 from klray.analysis.runs_table import run_table
-from klray.report import models, public, write_report
 from klray.report import page as page_of_report
+from klray.report import public, write_report
+from klray.report.sections import section_models as models
+from klray.store import Failure
 from klray.words.numbers import with_error
 from tests.html_page import Page
 from tests.synthetic import trajectory_result
@@ -26,12 +28,8 @@ from tests.synthetic import trajectory_result
 HOSTILE = "<img src=x onerror=alert(1)></td><script>alert(2)</script>"
 
 
-@dataclass(frozen=True)
-class Failed:
-    repository: str
-    revision: str
-    reason: str
-    message: str
+def failed(repository: str, revision: str, reason: Any, message: str) -> Failure:
+    return Failure("a key", repository, revision, reason, message, "an attempt", "2026-01-02T03:04:05+00:00")
 
 
 def _small(**changes: object) -> xr.Dataset:
@@ -47,8 +45,8 @@ def result() -> xr.Dataset:
 @pytest.fixture(scope="module")
 def page(result: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Page:
     failures = [
-        Failed("org/a", "step5", "download_failed", "the connection broke 5 times; run again"),
-        Failed("org/b", "main", "gated", "accept its terms on the hub, then run again"),
+        failed("org/a", "step5", "download_failed", "the connection broke 5 times; run again"),
+        failed("org/b", "main", "gated", "accept its terms on the hub, then run again"),
     ]
     return Page(write_report(result, tmp_path_factory.mktemp("out") / "new", title="Four runs", failures=failures))
 
@@ -102,8 +100,8 @@ def test_pictures_are_the_files_beside_the_page_and_have_text_alternatives(page:
 
 def test_run_table_shows_the_summary(page: Page, result: xr.Dataset) -> None:
     header, *body = page.tables[0]
-    assert header[:3] == ["Run", "Size", "Seed"]
-    assert header[6:9] == ["Early KL ± SE(bits/byte)", "Late KL ± SE(bits/byte)", "cq ± sdover windows"]
+    assert header[:3] == ["run", "size", "seed"]
+    assert header[6:9] == ["early KL (± SE)", "late KL (± SE)", "cq (± sd over windows)"]
     rows = run_table(result)
     assert [cells[0] for cells in body] == [row.run for row in rows]
     for cells, row in zip(body, rows, strict=True):
@@ -111,7 +109,7 @@ def test_run_table_shows_the_summary(page: Page, result: xr.Dataset) -> None:
         assert cells[7] == with_error(row.late_kl, row.late_kl_standard_error)
         assert cells[8] == with_error(row.exponent, row.exponent_spread)
         assert cells[10] == f"{2 / row.exponent:.2f}"
-    assert body[3][3] == "35and 1 excluded"
+    assert body[3][3] == "35 (+1 excluded)"
 
 
 def test_provenance_lets_a_reader_find_the_data(page: Page, result: xr.Dataset) -> None:
@@ -150,11 +148,12 @@ def test_the_noise_floor_is_told_with_its_verdicts(tmp_path: Path, no_figures: N
     result = _small()
     noise = _noise(result, ("float32", "bfloat16"), 2e-4)
     page = Page(write_report(result, tmp_path, title="Noise", noise=noise))
-    assert "The models of this report were scored in float32. How far a checkpoint is from itself" in page.text
+    assert "The models of this report were scored in float32." in page.text
+    assert "How far a checkpoint is from itself when it is scored in different ways, on" in page.text
     for sentence in noise.verdicts():
         assert sentence in page.text
     assert "bfloat16: too noisy: its noise floor of 2.0e-04 bits/byte is 50 times below 0.01" in page.text
-    (table,) = [table for table in page.tables if table[0][0] == "Precision"]
+    (table,) = [table for table in page.tables if table[0][0] == "precision"]
     assert [(row[0], row[5], row[7]) for row in table[1:]] == [
         ("float32", "1.0e-09", "fine"),
         ("bfloat16", "2.0e-04", "too noisy"),
@@ -246,7 +245,7 @@ def test_hostile_names_and_messages_are_text(tmp_path: Path) -> None:
         "text_set_name": HOSTILE,
         "recipe": json.dumps({HOSTILE: "</pre>" + HOSTILE}),
     }
-    failure = Failed(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    failure = failed(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     page = Page(write_report(hostile, tmp_path, title=HOSTILE, failures=[failure]))
     assert len(page.all("script")) == 1
     assert all(str(attrs["src"]).startswith("data:") for attrs in page.all("img"))
@@ -282,7 +281,7 @@ def test_no_local_path_and_no_token_reaches_the_page(tmp_path: Path) -> None:
         repository=("model", np.repeat(folder, 6)), run=("model", [folder if run else "" for run in result.run.values])
     )
     local.attrs |= {"text_set_name": f"{folder}/texts.jsonl", "recipe": json.dumps({"path": f"{folder}/recipe.json"})}
-    failure = Failed(folder, "main", "load_failed", f"{folder}/config.json is broken; token=hf_0123456789abcdef")
+    failure = failed(folder, "main", "load_failed", f"{folder}/config.json is broken; token=hf_0123456789abcdef")
     path = write_report(local, tmp_path, title=f"Runs of {folder}", failures=[failure])
     source = path.read_text(encoding="utf-8")
     for private in ("secret-project", "ann", "hf_0123456789abcdef"):

@@ -13,7 +13,7 @@ import xarray as xr
 from jobs.analyze import analyze
 from jobs.report import report
 from jobs.scale import scale
-from klray.analysis.kl.layers import layer_kl
+from klray.analysis.kl.layer_kl import layer_kl
 from klray.analysis.noise_floor import ModelNoise, NoiseFloor, Variant
 from klray.analysis.recipe import Recipe
 from klray.analysis.scale import agreements, scale_rows
@@ -21,9 +21,8 @@ from klray.config import AnalysisConfig, Config, ReportConfig, ScaleConfig, Stor
 from klray.errors import KlrayError
 from klray.report import page as page_of_report
 from klray.report import write_report
-from klray.report.figures import layers_to_final
-from klray.report.figures.layer_kl import layers_to_final_caption
-from klray.report.quantization import _ratio
+from klray.report.figures.layers_to_final import layers_to_final, layers_to_final_caption
+from klray.report.sections.section_quantised import _ratio
 from klray.store import Store
 from klray.texts import TextSet
 from klray.words.numbers import significant, with_error

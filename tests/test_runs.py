@@ -19,8 +19,10 @@ from klray.analysis.scale import Choice, Models, setting_pairs
 from klray.checkpoints import Checkpoint, Facts
 from klray.measure.weight_distances import RunDistances, as_dataset, standing_checkpoints
 from klray.report import write_report
-from klray.report.figures import consecutive_kl, diffusion_exponents, training_paths
-from klray.report.figures.heatmap import _ordered
+from klray.report.figures.consecutive_kl import consecutive_kl
+from klray.report.figures.diffusion_exponents import diffusion_exponents
+from klray.report.figures.kl_heatmap import _ordered
+from klray.report.figures.training_paths import training_paths
 from klray.store import Store
 from klray.texts import TextSet
 from tests.scale_data import fill_store

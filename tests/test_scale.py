@@ -25,7 +25,7 @@ from klray.analysis.scale import (
     setting_pairs,
 )
 from klray.errors import KlrayError
-from klray.report.figures import scale_violins, scale_violins_caption
+from klray.report.figures.scale_violins import scale_violins, scale_violins_caption
 from tests.scale_check import check_scale, expected_pairs, read_facts
 from tests.scale_data import scale_snapshot
 

@@ -9,12 +9,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
+from klray.analysis.scale.published_settings import setting_named
 from klray.errors import KlrayError
 from klray.words.numbers import times, tiny
 from klray.words.tables import text_table
 
-# Consecutive checkpoints of Pythia, 1,000 steps apart, late in pretraining: 0.01 to 0.05 (arXiv 2505.15353).
-SMALLEST_KL = 0.01
+SMALLEST_KL = setting_named("later").low  # 0.01: consecutive checkpoints of Pythia, late in pretraining
 # KL is a squared distance: noise 100 times below it is a displacement 10 times shorter. In one of two models it adds
 # 1 % to their KL where it has nothing to do with their difference, and 21 % where it lies all along it.
 MARGIN = 100.0
@@ -183,11 +183,20 @@ class NoiseFloor:
             f"KL under {_kl(MARGIN * row.floor)} is not to be trusted in this precision{cure}{lost}"
         )
 
+    def cells(self, rows: Iterable[Floor]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Header of the table, and these rows of it for a reader."""
+        kinds = {"plans": "plans", "devices": "devices", "to float32": "to_float32", "to float64": "to_float64"}
+        kinds |= {"floor": "floor"}
+        found = []
+        for row in rows:
+            values = [getattr(row, kind) for kind in kinds.values()]
+            told = ["-" if value is None else tiny(value) for value in values]
+            found.append((row.model, row.dtype, *told, _times(row.below) if row.below else "-", row.verdict))
+        return ("checkpoint", "precision", *kinds, "below", "verdict"), found
+
     def table(self) -> str:
         """The rows, and below them the largest of each precision."""
-        header = ("checkpoint", "precision", *COLUMNS, "verdict")
-        rows = [*self.rows(), *(self.worst() if len(self.models) > 1 else [])]
-        return text_table(header, [(row.model, row.dtype, *cells(row), row.verdict) for row in rows], text_columns=2)
+        return text_table(*self.cells([*self.rows(), *(self.worst() if len(self.models) > 1 else [])]), text_columns=2)
 
     def to_json(self) -> str:
         """Everything, with the derived table and what its rows mean; inverse of :meth:`from_json`."""
@@ -237,15 +246,6 @@ class NoiseFloor:
             return cls.from_json(path.read_text("utf-8"))
         except (OSError, UnicodeDecodeError, KlrayError) as error:
             raise KlrayError(f"{path}: {error}; make one with klray noise noise.path={path}") from error
-
-
-COLUMNS = ("plans", "devices", "to float32", "to float64", "floor", "below")
-
-
-def cells(row: Floor) -> tuple[str, ...]:
-    """A row's values under ``COLUMNS``, for a reader."""
-    kinds = (row.plans, row.devices, row.to_float32, row.to_float64, row.floor)
-    return (*("-" if value is None else tiny(value) for value in kinds), _times(row.below) if row.below else "-")
 
 
 def _matrix(rows: Iterable[Iterable[float]]) -> tuple[tuple[float, ...], ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -141,26 +141,43 @@ def run_table(result: xr.Dataset) -> list[RunRow]:
     return [_row(result, run) for run in trajectories(result)]
 
 
-def format_table(rows: Iterable[RunRow]) -> str:
+def table_of(rows: Sequence[RunRow]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and cells of the table of runs, for a reader; names stand as they are. c_w where any run has it."""
+    columns: list[tuple[str, Callable[[RunRow], str]]] = [
+        ("run", lambda row: row.run),
+        ("size", lambda row: _or_none(row.size)),
+        ("seed", lambda row: _or_none(row.seed)),
+        ("checkpoints", lambda row: f"{row.checkpoints}{f' (+{row.excluded} excluded)' if row.excluded else ''}"),
+        ("last step", lambda row: _or_none(row.last_step)),
+        ("every", lambda row: _or_none(row.spacing)),
+        ("early KL (± SE)", lambda row: with_error(row.early_kl, row.early_kl_standard_error)),
+        ("late KL (± SE)", lambda row: with_error(row.late_kl, row.late_kl_standard_error)),
+        ("c_q (± sd over windows)", lambda row: with_error(row.exponent, row.exponent_spread)),
+        ("R^2", lambda row: significant(row.r_squared)),
+        ("2/c_q", lambda row: significant(row.fractal_dimension)),
+    ]
+    if any(math.isfinite(row.weight_exponent) for row in rows):
+        columns += [
+            ("c_w", lambda row: significant(row.weight_exponent)),
+            ("R^2 (w)", lambda row: significant(row.weight_r_squared)),
+            ("2/c_w", lambda row: significant(row.weight_fractal_dimension)),
+        ]
+    return tuple(name for name, _ in columns), [tuple(cell(row) for _, cell in columns) for row in rows]
+
+
+def format_table(rows: Sequence[RunRow]) -> str:
     """Rows as plain text in aligned columns, with a line that explains them; a sentence when there are none."""
-    header: tuple[str, ...] = (
-        *("run", "size", "seed", "checkpoints", "last step", "every"),
-        *("early KL (± SE)", "late KL (± SE)", "c_q (± sd over windows)", "R^2", "2/c_q"),
-    )
-    rows = list(rows)
-    with_weights = any(math.isfinite(row.weight_exponent) for row in rows)
-    cells = [_cells(row) + (_weight_cells(row) if with_weights else ()) for row in rows]
-    if with_weights:
-        header += ("c_w", "R^2 (w)", "2/c_w")
-    if not cells:
+    if not rows:
         return "No run has two or more checkpoints with a step: there is no trajectory to summarise."
+    header, cells = table_of(rows)
+    shown = [(printable(run, 48), printable(size, 16), *numbers) for run, size, *numbers in cells]
     return (
-        text_table(header, cells, text_columns=2) + "\n"
+        text_table(header, shown, text_columns=2) + "\n"
         "KL to the previous checkpoint in bits/byte: medians of the first and last third of the pairs 'every' steps "
         "apart, ± standard error (SE) of one pair.\n"
         "c_q: mean over the last half of the windows, ± their standard deviation (sd), which is no standard error: "
         "windows overlap; 2/c_q: fractal dimension."
-        + (" c_w, R^2 (w), 2/c_w: the same of squared weight distance." if with_weights else "")
+        + (" c_w, R^2 (w), 2/c_w: the same of squared weight distance." if "c_w" in header else "")
     )
 
 
@@ -214,24 +231,3 @@ def _mean(values: np.ndarray) -> float:
 
 def _or_none(value: Hashable | None) -> str:
     return NONE if value is None or value == "" else str(value)
-
-
-def _cells(row: RunRow) -> tuple[str, ...]:
-    excluded = f" (+{row.excluded} excluded)" if row.excluded else ""
-    return (
-        printable(row.run, 48),
-        printable(_or_none(row.size), 16),
-        _or_none(row.seed),
-        f"{row.checkpoints}{excluded}",
-        _or_none(row.last_step),
-        _or_none(row.spacing),
-        with_error(row.early_kl, row.early_kl_standard_error),
-        with_error(row.late_kl, row.late_kl_standard_error),
-        with_error(row.exponent, row.exponent_spread),
-        significant(row.r_squared),
-        significant(row.fractal_dimension),
-    )
-
-
-def _weight_cells(row: RunRow) -> tuple[str, ...]:
-    return tuple(map(significant, (row.weight_exponent, row.weight_r_squared, row.weight_fractal_dimension)))

@@ -11,7 +11,7 @@ from klray.config.scoring import DTYPES, PlanConfig, ScoringConfig
 from klray.errors import KlrayError
 from klray.likelihood.choices import NONE
 from klray.likelihood.lens import FACTS, is_unfinished
-from klray.measure.noise import Ways, available_devices
+from klray.measure.noise_scorings import Ways, available_devices
 from klray.sweep.cost import CPU_CORE_TFLOPS, H100_PEAK_TFLOPS, H100_SHARE, Rates
 from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.words.numbers import counted

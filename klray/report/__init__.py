@@ -4,8 +4,8 @@ nothing else.
 
 from __future__ import annotations
 
-from klray.report.page import Failure, write_report
+from klray.report.page import write_report
 from klray.report.redaction import public
-from klray.report.study import Study
+from klray.report.sections.study_parts import Study
 
-__all__ = ["Failure", "Study", "public", "write_report"]
+__all__ = ["Study", "public", "write_report"]

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import jinja2
 import xarray as xr
@@ -20,34 +19,16 @@ from markupsafe import Markup, escape
 from klray.analysis.noise_floor import NoiseFloor
 from klray.analysis.runs_table import in_memory, run_table
 from klray.report.figures import PLATES
-from klray.report.headline import findings
-from klray.report.models import model_rows
-from klray.report.noise import noise_facts
-from klray.report.provenance import provenance, recipe_text, set_apart
 from klray.report.redaction import public
-from klray.report.sections import Section, picture
-from klray.report.study import NOTHING, Study, study_sections
-from klray.words.numbers import significant, with_error
-
-
-class Failure(Protocol):
-    """A checkpoint without a column, and why."""
-
-    @property
-    def repository(self) -> str:
-        """Repository that was asked for."""
-
-    @property
-    def revision(self) -> str:
-        """Revision that was asked for."""
-
-    @property
-    def reason(self) -> str:
-        """One of `klray.errors.Reason`."""
-
-    @property
-    def message(self) -> str:
-        """What happened, for a reader."""
+from klray.report.sections import Section, Table, picture
+from klray.report.sections.headline import findings
+from klray.report.sections.section_models import model_rows
+from klray.report.sections.section_noise import noise_section
+from klray.report.sections.section_provenance import provenance, recipe_text
+from klray.report.sections.section_runs import runs_section, set_apart_section
+from klray.report.sections.study_parts import NOTHING, Study, study_sections
+from klray.store import Failure
+from klray.words.numbers import counted, significant, with_error
 
 
 def write_report(
@@ -64,7 +45,7 @@ def write_report(
     The page needs no other file and no network: pictures are embedded, and its content security policy forbids any
     request and any script but its own. Names and messages are shown as text whatever they contain; tokens, query
     strings of addresses and absolute paths in them are cut. A figure that has nothing to show is replaced by the
-    reason. Of more than `klray.report.models.MAX_MODEL_ROWS` models the table lists the first ones and says so. With
+    reason. Of more than `MAX_MODEL_ROWS` models the table lists the first ones and says so. With
     ``noise`` the page says how far numerical noise is below the smallest KL of interest; without, that it was not
     measured. What ``study`` has gets sections of its own, in front of the figures of the result.
     """
@@ -72,25 +53,27 @@ def write_report(
     figures = directory / "figures"
     result = in_memory(result)
     rows = run_table(result)
-    sections = [*study_sections(result, study, noise, figures), *_plates(result, figures)]
+    found = [
+        runs_section(rows),
+        set_apart_section(result),
+        *study_sections(result, study, noise, figures),
+        *_plates(result, figures),
+        _failures(failures),
+        None if noise is None else noise_section(result, noise, figures),
+    ]
     numbers = itertools.count(1)
     page = _template().render(
         title=public(title),
         written=datetime.now(UTC).strftime("%d %B %Y"),
         version=importlib.metadata.version("klray"),
-        rows=rows,
-        with_weights=any(math.isfinite(row.weight_exponent) for row in rows),
         findings=findings(result, rows),
-        sections=[(section, next(numbers) if section.picture else 0) for section in sections],
-        next_figure=next(numbers),
+        sections=[
+            (section, next(numbers) if section.picture and section.picture.png_base64 else 0)
+            for section in found
+            if section is not None
+        ],
         models=model_rows(result),
         models_total=result.sizes["model"],
-        failures=[
-            [public(text) for text in (failure.repository, failure.revision, failure.reason, failure.message)]
-            for failure in failures
-        ],
-        noise=None if noise is None else noise_facts(result, noise, figures),
-        set_apart=set_apart(result),
         provenance=provenance(result, noise is not None),
         snapshot=public(str(result.attrs.get("snapshot", ""))),
         recipe=recipe_text(result),
@@ -101,8 +84,11 @@ def write_report(
 
 
 def symbols(text: str) -> Markup:
-    """``text`` escaped, with c_q and c_w as they are printed."""
-    return escape(text).replace("c_q", Markup("<i>c<sub>q</sub></i>")).replace("c_w", Markup("<i>c<sub>w</sub></i>"))
+    """``text`` escaped, with c_q, c_w and R^2 as they are printed."""
+    found = escape(text)
+    for letter in "qw":
+        found = found.replace(f"c_{letter}", Markup(f"<i>c<sub>{letter}</sub></i>"))  # noqa: S704 - one of two letters
+    return found.replace("R^2", Markup("<i>R</i>²"))
 
 
 def _plates(result: xr.Dataset, directory: Path) -> list[Section]:
@@ -111,6 +97,18 @@ def _plates(result: xr.Dataset, directory: Path) -> list[Section]:
         for plate in PLATES
         if plate.applies(result)
     ]
+
+
+def _failures(failures: Iterable[Failure]) -> Section | None:
+    rows = [(each.repository, each.revision, each.reason, each.message) for each in failures]
+    if not rows:
+        return None
+    return Section(
+        "failures",
+        "Failures",
+        paragraphs=(f"{counted(len(rows), 'checkpoint')} were asked for and are not part of this result.",),
+        tables=(Table(("Repository", "Revision", "Reason", "Message"), rows, text_columns=4, long=3),),
+    )
 
 
 def _template() -> jinja2.Template:

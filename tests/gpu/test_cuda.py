@@ -17,7 +17,7 @@ from klray.likelihood.head import OutputHead
 from klray.likelihood.score import score
 from klray.likelihood.tokens import encode
 from klray.measure.exact import exact_log_likelihood
-from klray.measure.noise import Ways, measure
+from klray.measure.noise_scorings import Ways, measure
 from klray.sweep.model import Compute
 from klray.sweep.model_process import ModelProcess
 from klray.sweep.settings import ScoringSettings

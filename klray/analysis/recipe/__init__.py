@@ -6,7 +6,7 @@ Source of the steps and their numbers: arXiv:2505.15353 (pretraining runs) and i
 from __future__ import annotations
 
 from klray.analysis.recipe.anomalies import Anomaly, find_anomalies
-from klray.analysis.recipe.domains import of_domain, result_name
+from klray.analysis.recipe.one_domain import of_domain, result_name
 from klray.analysis.recipe.quantile import lower_quantile
 from klray.analysis.recipe.recipe import FOUND, KNOWN_ANOMALIES, Exclusion, Recipe, excluded_by, names_of
 

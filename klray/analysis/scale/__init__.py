@@ -6,7 +6,11 @@ Source of the settings and of the published values: arXiv:2505.15353, Figure 3 a
 from __future__ import annotations
 
 from klray.analysis.scale.agreement import agreements
-from klray.analysis.scale.analysis import (
+from klray.analysis.scale.bootstrap import bootstrap_standard_error
+from klray.analysis.scale.choosing_pairs import DEFAULT_CHOICE, Choice, setting_pairs
+from klray.analysis.scale.compared_models import Models
+from klray.analysis.scale.generations import Lineages, lineages
+from klray.analysis.scale.measuring import (
     SCALE_HEADER,
     ScaleRow,
     format_scale,
@@ -17,13 +21,9 @@ from klray.analysis.scale.analysis import (
     scale_rows,
     setting_kl,
 )
-from klray.analysis.scale.bootstrap import bootstrap_standard_error
-from klray.analysis.scale.domains import Comparison, compare_domains
-from klray.analysis.scale.lineage import Lineages, lineages
-from klray.analysis.scale.models import Models
-from klray.analysis.scale.pairs import DEFAULT_CHOICE, Choice, setting_pairs
 from klray.analysis.scale.placing import Neighbour, Placement, place
-from klray.analysis.scale.settings import APART, SETTINGS, Setting, setting_named
+from klray.analysis.scale.published_settings import APART, SETTINGS, Setting, setting_named
+from klray.analysis.scale.side_by_side import Comparison, compare_domains
 
 __all__ = [
     "APART",

@@ -6,8 +6,8 @@ import math
 
 import xarray as xr
 
-from klray.analysis.scale.analysis import ScaleRow, scale_rows
-from klray.analysis.scale.settings import SOURCE
+from klray.analysis.scale.measuring import ScaleRow, scale_rows
+from klray.analysis.scale.published_settings import SOURCE, range_words
 from klray.words.numbers import significant
 
 FACTOR = 2.0  # what counts as agreement
@@ -29,7 +29,7 @@ def agreements(result: xr.Dataset) -> list[str]:
 
 def _sentence(row: ScaleRow) -> str:
     low, high, median = row.published_low, row.published_high, row.median
-    published = significant(low, 2) if low == high else f"{low:g} to {high:g}"
+    published = range_words(low, high, " to ")
     if low < high and low <= median <= high:
         return f"{row.setting}: the median of {significant(median)} is inside the published {published}."
     nearer = low if median < low else high

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from klray.analysis.scale.analysis import scale_rows, setting_kl
-from klray.analysis.scale.settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_named
+from klray.analysis.scale.measuring import scale_rows, setting_kl
+from klray.analysis.scale.published_settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_named
 from klray.errors import KlrayError
 from klray.words.numbers import significant
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from klray.report.figures.style import INK, PALETTE, TICK_POINTS, dress
@@ -24,9 +26,15 @@ def two_columns(coordinates: np.ndarray) -> np.ndarray:
     return coordinates[:, :2]
 
 
+def on_map(result: xr.Dataset, name: str) -> np.ndarray:
+    """(K,) bool: the models that have coordinates in the variable."""
+    found: np.ndarray = np.isfinite(two_columns(result[name].values)).all(1)
+    return found
+
+
 def has_points(result: xr.Dataset, name: str) -> bool:
     """Whether the result has the variable, and in it a model with coordinates."""
-    return name in result and bool(np.isfinite(two_columns(result[name].values)).all(1).any())
+    return name in result and bool(on_map(result, name).any())
 
 
 def panels_of(result: xr.Dataset, stem: str) -> list[str]:
@@ -44,19 +52,28 @@ def draw_panels(figure: Figure, result: xr.Dataset, stem: str, draw: Draw, box: 
     for index, name in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), index + 1)
         draw(axes, two_columns(result[name].values))
-        if name.endswith("_pca"):
-            named = result[name].attrs.get("explained_variance_ratio", [])
-            shown = ["", ""] if isinstance(named, str) else [f", {share:.0%} of variance" for share in named]
-            shown += [""] * (2 - len(shown))
-            dress(axes, f"PC 1{shown[0]} [√(bits/byte)]", f"PC 2{shown[1]} [√(bits/byte)]")
-        else:
-            dress(axes, "t-SNE 1", "t-SNE 2")
-            axes.set_xticks([])
-            axes.set_yticks([])
-        axes.set_aspect("equal", adjustable="box" if box else "datalim")
-        axes.margins(0.08)
+        named = result[name].attrs.get("explained_variance_ratio", [])
+        dress_panel(axes, name, [] if isinstance(named, str) else named, box)
         drawn.append(axes)
     return drawn
+
+
+def dress_panel(axes: Axes, name: str, shares: Sequence[float] = (), box: bool = False, margin: float = 0.08) -> None:
+    """Labels and one scale for both axes of the map ``name``; t-SNE's axes mean nothing and carry no ticks."""
+    if name.endswith("_pca"):
+        shown = [f", {share:.0%} of variance" for share in shares] + ["", ""]
+        dress(axes, f"PC 1{shown[0]} [√(bits/byte)]", f"PC 2{shown[1]} [√(bits/byte)]")
+    else:
+        dress(axes, "t-SNE 1", "t-SNE 2")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    axes.set_aspect("equal", adjustable="box" if box else "datalim")
+    axes.margins(margin)
+
+
+def marks(axes: Axes, points: np.ndarray, **look: Any) -> PathCollection:
+    """A mark that looks so at each of the points (n, 2)."""
+    return axes.scatter(points[:, 0], points[:, 1], **look)
 
 
 def write_beside(axes: Axes, point: np.ndarray, text: str) -> None:

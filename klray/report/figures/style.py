@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from klray.analysis.runs import Run
-from klray.words.numbers import printable
+from klray.words.numbers import counted, printable
 
 WIDTH_INCHES = 7.0  # two columns of most proceedings
 DPI = 220
@@ -129,23 +129,35 @@ def plain_log_ticks(axis: Axis, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> No
     axis.set_minor_formatter(NullFormatter())
 
 
+def entry(label: str, **look: Any) -> Line2D:
+    """A legend entry that looks so; ``mark`` is a marker without a line."""
+    if "mark" in look:
+        look |= {"ls": "", "marker": look.pop("mark")}
+    return Line2D([], [], label=label, **look)
+
+
+def mark_points(n_runs: int, few: float = 3.2) -> float:
+    """Size of a checkpoint's mark: ``few`` points, less where there are many runs."""
+    return few if n_runs <= MAX_RUNS_IN_LEGEND else 1.5
+
+
+def ordinary_diffusion(axes: Axes) -> Line2D:
+    """The dashed line where an exponent is 1."""
+    return axes.axhline(1.0, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1, label="ordinary diffusion, c = 1")
+
+
 def run_handles(runs: Sequence[Run], styles: Sequence[RunStyle]) -> list[Artist]:
     """Legend entries, one a run, or one a group when there are more than `MAX_RUNS_IN_LEGEND` runs."""
     if len(runs) <= MAX_RUNS_IN_LEGEND:
         return [
-            Line2D([], [], color=style.color, marker=style.marker, ls=style.line, lw=1.4, ms=4, label=label)
+            entry(label, color=style.color, marker=style.marker, ls=style.line, lw=1.4, ms=4)
             for label, style in zip(run_labels(runs), styles, strict=True)
         ]
     groups = [style.group for style in styles]
     return [
-        Line2D([], [], color=styles[groups.index(group)].color, lw=2, label=_counted(group, groups))
+        entry(f"{plain(group)} ({counted(groups.count(group), 'run')})", color=styles[groups.index(group)].color, lw=2)
         for group in dict.fromkeys(groups)
     ]
-
-
-def _counted(group: str, groups: Sequence[str]) -> str:
-    count = groups.count(group)
-    return f"{plain(group)} ({count} {'run' if count == 1 else 'runs'})"
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import xarray as xr
 
 from klray.analysis.runs_table import RunRow, run_table
-from klray.analysis.scale.analysis import ScaleRow, scale_rows
+from klray.analysis.scale.measuring import ScaleRow, scale_rows
 from klray.words.numbers import significant, with_error
 from klray.words.tables import text_table
 

@@ -12,7 +12,7 @@ from klray.analysis.noise_floor import NoiseFloor
 from klray.analysis.relatives import unquantised
 from klray.analysis.scale import bootstrap_standard_error
 from klray.report.sections import Section, Table
-from klray.words.numbers import significant, with_error
+from klray.words.numbers import scientific, significant, with_error
 
 _HEADER = ("Quantisation", "n", "Median KL ± SE", "Quartiles", "SE of a pair")
 _NOISE_HEADER = ("Noise floor", "Median / floor")
@@ -35,7 +35,7 @@ def quantization_section(result: xr.Dataset, noise: NoiseFloor | None) -> Sectio
             known = [floors[dtype] for dtype in set(dtypes[quantised]) if dtype in floors]
             floor = max(known) if len(known) == len(set(dtypes[quantised])) else math.nan
             cells += (
-                "–" if math.isnan(floor) else f"{floor:.1e}",
+                "–" if math.isnan(floor) else scientific(floor),
                 _ratio(float(np.median(kl)) / floor if floor else math.nan),
             )
         rows.append(cells)
@@ -52,7 +52,7 @@ def quantization_section(result: xr.Dataset, noise: NoiseFloor | None) -> Sectio
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.1e}".replace("e+0", "e").replace("e+", "e") if value >= 1e6 else significant(value, 2)
+    return scientific(value) if value >= 1e6 else significant(value, 2)
 
 
 def _cells(name: str, kl: np.ndarray, error: np.ndarray) -> tuple[str, ...]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from klray.analysis.facts import NO_QUANTIZATION, own_output, strings
 from klray.analysis.runs import single_models, trajectories
 from klray.errors import KlrayError
-from klray.report.figures.panels import has_points, two_columns
+from klray.report.figures.panels import draw_panels, has_points, marks, on_map
+from klray.report.figures.plate import Plate
 from klray.report.figures.style import (
     INK,
     MAX_RUNS_IN_LEGEND,
     MUTED,
     PALETTE,
     RunStyle,
-    dress,
+    entry,
     legend_below,
     new_figure,
     plain,
@@ -50,14 +49,13 @@ def model_map(result: xr.Dataset) -> Figure:
     KlrayError
         When no model has PCA coordinates.
     """
-    panels = [name for name in ("map_pca", "map_tsne") if has_points(result, name)]
-    if "map_pca" not in panels:
+    if not has_points(result, "map_pca"):
         raise KlrayError(
             "a model map was asked for, but no model of this result has coordinates in 'map_pca': "
             "check which models the analysis excluded, then analyze again"
         )
     all_runs = trajectories(result)
-    located = np.isfinite(two_columns(result["map_pca"].values)).all(1)
+    located = on_map(result, "map_pca")
     drawn = [
         (run, style, label)
         for run, style, label in zip(all_runs, run_styles(all_runs), run_labels(all_runs), strict=True)
@@ -66,26 +64,21 @@ def model_map(result: xr.Dataset) -> Figure:
     singles = single_models(result, all_runs)
     groups = _single_groups(result, singles[located[singles]], bool(drawn))
     figure = new_figure(3.9)
-    handles: list[Artist] = list(run_handles([entry[0] for entry in drawn], [entry[1] for entry in drawn]))
-    for index, panel in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), index + 1)
-        points = two_columns(result[panel].values)
+
+    def draw(axes: Axes, points: np.ndarray) -> None:
         for run, style, label in drawn:
-            _draw_run(axes, points[run.models], style, label, end_points=6 if len(drawn) <= MAX_RUNS_IN_LEGEND else 4)
-        single_handles = [_draw_singles(axes, points, *group) for group in groups]
-        if panel == "map_pca":
-            shares = _variance_shares(result, points)
-            x_label, y_label = (f"PC {i + 1}, {share:.0%} of variance [√(bits/byte)]" for i, share in enumerate(shares))
-            dress(axes, x_label, y_label)
-            handles += single_handles
-        else:
-            dress(axes, "t-SNE 1", "t-SNE 2")
-            axes.set_xticks([])
-            axes.set_yticks([])
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.margins(0.08)
+            _draw_run(axes, points[run.models], style, label, 6 if len(drawn) <= MAX_RUNS_IN_LEGEND else 4)
+        for members, label, marker, color in groups:
+            size = 26 if members.size <= 100 else 8
+            look = {"s": size, "marker": marker, "color": color, "label": label}
+            marks(axes, points[members], edgecolor="white", linewidths=0.4, zorder=3, **look)
+
+    draw_panels(figure, result, "map", draw)
+    handles = run_handles([run for run, _, _ in drawn], [style for _, style, _ in drawn])
+    handles += [entry(label, mark=marker, color=color, ms=5) for _, label, marker, color in groups]
     if drawn:
-        handles += [_mark("w", MUTED, 5, "first checkpoint"), _mark(MUTED, "k", 6, "last checkpoint")]
+        handles.append(entry("first checkpoint", mark="o", mfc="w", mec=MUTED, ms=5))
+        handles.append(entry("last checkpoint", mark="o", mfc=MUTED, mec="k", ms=6))
     legend_below(figure, handles)
     return figure
 
@@ -94,7 +87,7 @@ def model_map_caption(result: xr.Dataset) -> str:
     """What the figure shows, as one paragraph of plain text."""
     runs = trajectories(result)
     own = own_output(result)
-    missing = int((own & ~np.isfinite(two_columns(result["map_pca"].values)).all(1)).sum())
+    missing = int((own & ~on_map(result, "map_pca")).sum())
     sentences = [
         "Map of the models from their log-likelihood vectors. Left: the first two principal components; in the full "
         "space, squared distance is the KL divergence in bits/byte."
@@ -121,18 +114,6 @@ def model_map_caption(result: xr.Dataset) -> str:
     return " ".join(sentences)
 
 
-def _variance_shares(result: xr.Dataset, points: np.ndarray) -> np.ndarray:
-    """Share of the models' variance along each of the two axes, (2,): squared distance is KL, so it sums to KL / 2K."""
-    located = np.flatnonzero(np.isfinite(points).all(1))
-    total = float(result["kl"].isel(model=located, other=located).sum()) / (2 * located.size)
-    along = ((points[located] - points[located].mean(0)) ** 2).sum(0)
-    return along / total if total > 0 else np.zeros(2)
-
-
-def _mark(face: str, edge: str, size: float, label: str) -> Line2D:
-    return Line2D([], [], ls="", marker="o", mfc=face, mec=edge, ms=size, label=label)
-
-
 def _draw_run(axes: Axes, path: np.ndarray, style: RunStyle, label: str, end_points: float) -> None:
     path = path[np.isfinite(path).all(1)]
     if not len(path):
@@ -140,7 +121,7 @@ def _draw_run(axes: Axes, path: np.ndarray, style: RunStyle, label: str, end_poi
     shades = [tint(style.color, strength) for strength in np.linspace(_FAINTEST, 1, len(path))]
     segments = np.stack([path[:-1], path[1:]], axis=1)
     axes.add_collection(LineCollection(list(segments), colors=shades[1:], linewidths=1.2, zorder=2))
-    axes.scatter(path[:, 0], path[:, 1], s=5, c=shades, marker=style.marker, linewidths=0, zorder=3, label=label)
+    marks(axes, path, s=5, c=shades, marker=style.marker, linewidths=0, zorder=3, label=label)
     axes.plot(*path[0], marker="o", mfc="white", mec=style.color, mew=1.2, ms=end_points - 1, zorder=4)
     axes.plot(*path[-1], marker="o", mfc=style.color, mec="black", mew=1.0, ms=end_points, zorder=5)
 
@@ -166,18 +147,10 @@ def _single_groups(result: xr.Dataset, singles: np.ndarray, with_runs: bool) -> 
     return [group for group in groups if group[0].size]
 
 
-def _draw_singles(axes: Axes, points: np.ndarray, members: np.ndarray, label: str, marker: str, color: str) -> Line2D:
-    """Draw one group of `_single_groups`; return its legend entry."""
-    size = 26 if members.size <= 100 else 8
-    axes.scatter(
-        points[members, 0],
-        points[members, 1],
-        s=size,
-        marker=marker,
-        color=color,
-        edgecolor="white",
-        linewidths=0.4,
-        zorder=3,
-        label=label,
-    )
-    return Line2D([], [], ls="", marker=marker, color=color, ms=5, label=label)
+PLATE = Plate(
+    "model_map",
+    "Map of the models",
+    "Scatter plots of the models by principal components and by t-SNE, with each training run as a path.",
+    model_map,
+    model_map_caption,
+)

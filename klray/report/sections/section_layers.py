@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from klray.analysis.facts import facts, strings
-from klray.analysis.kl.layers import LensSummary, compare_lenses, layer_kl
-from klray.report.figures import LAYERS_TO_FINAL
+from klray.analysis.kl.layer_kl import LensSummary, compare_lenses, layer_kl
+from klray.report.figures.layers_to_final import PLATE
 from klray.report.sections import Section, Table, picture
 from klray.words.numbers import significant
 
@@ -26,11 +26,11 @@ def layers_section(snapshot: xr.Dataset, result: xr.Dataset, figures: Path) -> S
     kl = layer_kl(snapshot.isel(model=np.flatnonzero(layers)))
     lenses = compare_lenses(kl)
     return Section(
-        LAYERS_TO_FINAL.name,
-        LAYERS_TO_FINAL.heading,
+        PLATE.name,
+        PLATE.heading,
         tables=(Table(_HEADER, [_cells(lens) for lens in lenses]),),
         verdict=_verdict(kl),
-        picture=picture(LAYERS_TO_FINAL, kl, figures),
+        picture=picture(PLATE, kl, figures),
         notes=(
             "KL in bits/byte. Adjacent: each layer and the one before, layer 0 being the embedding's output and the "
             "last layer the model's own output; median and quartiles over the pairs of all models. First half to "

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from klray.analysis.facts import facts, own_output, quantised, strings
 from klray.analysis.runs import single_models, trajectories
 from klray.errors import KlrayError
+from klray.report.figures.plate import Plate
 from klray.report.figures.style import (
     INK,
     LABEL_POINTS,
@@ -151,3 +152,12 @@ def _ordered(result: xr.Dataset) -> tuple[np.ndarray, list[tuple[str, int]]]:
         order, block = order[taken], block[taken]
     sizes = np.bincount(block, minlength=len(blocks))
     return order, [(name, int(size)) for name, size in zip(blocks, sizes, strict=True) if size]
+
+
+PLATE = Plate(
+    "kl_heatmap",
+    "KL between all pairs",
+    "Heat map of the KL divergence in bits per byte between all pairs of models, ordered by run and step.",
+    kl_heatmap,
+    kl_heatmap_caption,
+)

@@ -7,18 +7,19 @@ import math
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from klray.analysis.scale import scale_rows, setting_kl
-from klray.analysis.scale.settings import SOURCE
+from klray.analysis.scale.published_settings import SOURCE
 from klray.errors import KlrayError
+from klray.report.figures.plate import Plate
 from klray.report.figures.style import (
     INK,
     LABEL_POINTS,
     PALETTE,
     TICK_POINTS,
     dress,
+    entry,
     legend_below,
     new_figure,
     plain,
@@ -71,13 +72,12 @@ def scale_violins(result: xr.Dataset) -> Figure:
     plain_log_ticks(axes.xaxis, subs=(1.0,))
     axes.tick_params(axis="x", labelsize=TICK_POINTS)
     axes.set_ylim(len(drawn) - 0.4, -0.6)
-    median = Line2D([], [], ls="", marker="o", ms=5, mfc="white", mec=PALETTE[0], mew=1.2, label="median")
-    quartiles = Line2D([], [], color=PALETTE[0], lw=3, label="quartiles")
-    handles = [median, quartiles]
+    median = {"marker": "o", "ms": 5, "mfc": "white", "mec": PALETTE[0], "mew": 1.2, "ls": ""}
+    handles = [entry("median", **median), entry("quartiles", color=PALETTE[0], lw=3)]
     if any(not math.isnan(row.published_low) for row, _ in drawn):
         ranges = any(row.published_low < row.published_high for row, _ in drawn)
         label = "published (bar: range)" if ranges else "published"
-        handles.append(Line2D([], [], ls="", marker="D", ms=5, color=_PUBLISHED, label=label))
+        handles.append(entry(label, mark="D", ms=5, color=_PUBLISHED))
     legend_below(figure, handles)
     return figure
 
@@ -107,3 +107,13 @@ def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, len(values), 4096):
         density += np.exp(-0.5 * ((grid[:, None] - values[None, start : start + 4096]) / width) ** 2).sum(axis=1)
     return grid, density
+
+
+PLATE = Plate(
+    "scale",
+    "The scale",
+    "Violin plot, on a logarithmic axis, of the KL of the pairs in each setting in bits per byte, with medians, "
+    "quartiles and published values.",
+    scale_violins,
+    scale_violins_caption,
+)

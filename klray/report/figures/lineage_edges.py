@@ -6,12 +6,13 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from klray.analysis.relatives import parents
+from klray.analysis.scale.published_settings import AUTHORS, setting_named
 from klray.errors import KlrayError
-from klray.report.figures.panels import COLORS, arrow, draw_panels, has_points, panels_of, two_columns
-from klray.report.figures.style import MARKERS, MUTED, legend_below, new_figure, plain
+from klray.report.figures.panels import COLORS, arrow, draw_panels, has_points, marks, on_map, panels_of
+from klray.report.figures.plate import Plate
+from klray.report.figures.style import MARKERS, MUTED, entry, legend_below, new_figure, plain
 from klray.words.numbers import significant
 
 MAX_NAMED = 6  # roots that are told apart; further ones are grey
@@ -47,25 +48,15 @@ def lineage(result: xr.Dataset) -> Figure:
         for member in members:
             color, marker = _style(shown.index(roots[int(member)]))
             first = of[member] < 0
-            axes.scatter(
-                points[member, 0],
-                points[member, 1],
-                s=44 if first else 20,
-                marker=marker,
-                color=color,
-                edgecolors="k" if first else "w",
-                linewidths=1.1 if first else 0.5,
-                zorder=4 if first else 3,
-            )
+            size, rim, width, order = (44, "k", 1.1, 4) if first else (20, "w", 0.5, 3)
+            rims = {"edgecolors": rim, "linewidths": width, "zorder": order}
+            marks(axes, points[[member]], s=size, marker=marker, color=color, **rims)
 
     draw_panels(figure, result, _stem(result), draw)
-    handles = [
-        Line2D([], [], ls="", marker=_style(at)[1], color=_style(at)[0], mec="k", ms=5.5, label=names[root])
-        for at, root in enumerate(shown[:MAX_NAMED])
-    ]
-    if len(shown) > MAX_NAMED:
-        handles.append(Line2D([], [], ls="", marker="o", color=MUTED, mec="k", ms=5.5, label="other roots"))
-    handles.append(Line2D([], [], color=MUTED, marker=">", ms=4, label="parent to fine-tuned child"))
+    told = [*((names[root], *_style(at)) for at, root in enumerate(shown[:MAX_NAMED])), ("other roots", MUTED, "o")]
+    told = told if len(shown) > MAX_NAMED else told[:-1]
+    handles = [entry(label, mark=marker, color=color, mec="k", ms=5.5) for label, color, marker in told]
+    handles.append(entry("parent to fine-tuned child", color=MUTED, marker=">", ms=4))
     legend_below(figure, handles)
     return figure
 
@@ -79,7 +70,7 @@ def lineage_caption(result: xr.Dataset) -> str:
     sentences = [
         f"Fine-tuning: edges lead from parents to {len(children):,} fine-tuned children; models of one origin share "
         f"colour and marker, and the origin is rimmed black. Median KL from parent to child: {median} "
-        "bits/byte (published: 0.40, Kishino et al.)."
+        f"bits/byte (published: {setting_named('fine-tuning').published_words()}, {AUTHORS})."
     ]
     if has_points(result, tsne):
         used = result[tsne].attrs.get("perplexity")
@@ -101,7 +92,7 @@ def _stem(result: xr.Dataset) -> str:
 def _family(result: xr.Dataset) -> np.ndarray:
     """(K,) position of the parent, -1 where it or the model is not on the map."""
     of = parents(result)
-    located = np.isfinite(two_columns(result[f"{_stem(result)}_pca"].values)).all(1)
+    located = on_map(result, f"{_stem(result)}_pca")
     of[~located] = -1
     of[(of >= 0) & ~located[of]] = -1
     return of
@@ -117,3 +108,14 @@ def _root(member: int, of: np.ndarray) -> int:
 
 def _style(at: int) -> tuple[str, str]:
     return (COLORS[at], MARKERS[at]) if at < MAX_NAMED else (MUTED, "o")
+
+
+PLATE = Plate(
+    "lineage",
+    "Fine-tuning",
+    "Scatter plots by principal components and by t-SNE of fine-tuned models and their parents, with an edge from "
+    "each parent to each child.",
+    lineage,
+    lineage_caption,
+    shows_lineage,
+)

@@ -14,8 +14,8 @@ import numpy as np
 from klray.analysis.defaults import Choice
 from klray.analysis.facts import NO_QUANTIZATION
 from klray.analysis.runs import Run
-from klray.analysis.scale.lineage import Lineages, lineages
-from klray.analysis.scale.models import Models
+from klray.analysis.scale.compared_models import Models
+from klray.analysis.scale.generations import Lineages, lineages
 
 EIGHT_BITS = ("int8",)
 FOUR_BITS = ("fp4", "nf4")

@@ -9,11 +9,11 @@ from pathlib import Path
 import xarray as xr
 
 from klray.analysis.noise_floor import NoiseFloor
-from klray.report.layers import layers_section
-from klray.report.quantization import quantization_section
-from klray.report.scale import domains_section, scale_section
 from klray.report.sections import Section
-from klray.report.weights import weights_section
+from klray.report.sections.section_layers import layers_section
+from klray.report.sections.section_quantised import quantization_section
+from klray.report.sections.section_scale import domains_section, scale_section
+from klray.report.sections.section_weights import weights_section
 
 
 @dataclass(frozen=True)

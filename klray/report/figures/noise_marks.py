@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from klray.analysis.noise_floor import MARGIN, SMALLEST_KL, Floor, NoiseFloor
 from klray.errors import KlrayError
-from klray.report.figures.style import INK, LABEL_POINTS, MUTED, PALETTE, TICK_POINTS, dress, legend_below, new_figure
+from klray.report.figures.style import (
+    INK,
+    LABEL_POINTS,
+    MUTED,
+    PALETTE,
+    TICK_POINTS,
+    dress,
+    entry,
+    legend_below,
+    new_figure,
+)
 
 # Attribute of a row, what it is called, marker; in the order of the legend and from top to bottom.
 _KINDS = (("plans", "between plans", "o"), ("devices", "between devices", "s"), ("to_float64", "to float64", "D"))
@@ -54,8 +63,8 @@ def noise_floor(noise: NoiseFloor) -> Figure:
         figure,
         [
             *axes.get_legend_handles_labels()[0],
-            Line2D([], [], color=INK, lw=0.9, ls=(0, (4, 3)), label=f"{SMALLEST_KL}: smallest KL of interest"),
-            Line2D([], [], color=MUTED, lw=0.9, ls=(0, (1, 2)), label=f"{MARGIN:.0f} times below it"),
+            entry(f"{SMALLEST_KL}: smallest KL of interest", color=INK, lw=0.9, ls=(0, (4, 3))),
+            entry(f"{MARGIN:.0f} times below it", color=MUTED, lw=0.9, ls=(0, (1, 2))),
         ],
     )
     return figure

@@ -9,12 +9,13 @@ from matplotlib.ticker import StrMethodFormatter
 from klray.analysis.runs import trajectories
 from klray.analysis.runs_table import exponent_windows
 from klray.errors import KlrayError
+from klray.report.figures.plate import Plate
 from klray.report.figures.style import (
-    MAX_RUNS_IN_LEGEND,
-    MUTED,
     dress,
     legend_below,
+    mark_points,
     new_figure,
+    ordinary_diffusion,
     run_handles,
     run_labels,
     run_styles,
@@ -46,7 +47,6 @@ def diffusion_exponents(result: xr.Dataset) -> Figure:
         )
     figure = new_figure(4.3)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
-    mark_points = 3.2 if len(drawn) <= MAX_RUNS_IN_LEGEND else 1.5
     for _, style, label, (start, exponent, r_squared) in drawn:
         for axes, values in ((upper, exponent), (lower, r_squared)):
             axes.plot(
@@ -56,11 +56,11 @@ def diffusion_exponents(result: xr.Dataset) -> Figure:
                 ls=style.line,
                 lw=1.2,
                 marker=style.marker,
-                ms=mark_points,
+                ms=mark_points(len(drawn)),
                 mew=0,
                 label=label,
             )
-    ordinary = upper.axhline(1.0, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1, label="ordinary diffusion, c = 1")
+    ordinary = ordinary_diffusion(upper)
     lowest = min(float(values[1].min()) for *_, values in drawn)
     highest = max(float(values[1].max()) for *_, values in drawn)
     upper.set_ylim(min(0.0, lowest - 0.05), max(1.15, highest + 0.05))
@@ -86,3 +86,13 @@ def diffusion_exponents_caption(result: xr.Dataset) -> str:
 def _attr(result: xr.Dataset, name: str) -> str:
     value = result.attrs.get(name)
     return "the required number of" if value is None else f"{int(value):,}"
+
+
+PLATE = Plate(
+    "diffusion_exponents",
+    "Diffusion exponents",
+    "Line plots of the diffusion exponent and of the R squared of its fit by the start step of the window, one "
+    "line for each run.",
+    diffusion_exponents,
+    diffusion_exponents_caption,
+)

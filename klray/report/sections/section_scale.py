@@ -9,8 +9,8 @@ import xarray as xr
 
 from klray.analysis.scale import SCALE_HEADER, agreements, compare_domains, notes, scale_cells, scale_rows
 from klray.analysis.scale.agreement import WHAT_IT_MEANS
-from klray.analysis.scale.domains import EXPONENTS_MEAN, SETTINGS_MEAN
-from klray.report.figures import SCALE_VIOLINS
+from klray.analysis.scale.side_by_side import EXPONENTS_MEAN, SETTINGS_MEAN
+from klray.report.figures.scale_violins import PLATE
 from klray.report.sections import Section, Table, picture
 
 
@@ -25,13 +25,13 @@ def scale_section(scale: xr.Dataset, result: xr.Dataset, figures: Path) -> Secti
             "The scale was measured with another preprocessing recipe than that of the rest of this report."
         )
     return Section(
-        SCALE_VIOLINS.name,
-        SCALE_VIOLINS.heading,
+        PLATE.name,
+        PLATE.heading,
         paragraphs=tuple(paragraphs),
         tables=(Table(SCALE_HEADER, [scale_cells(row) for row in scale_rows(scale)]),),
         verdict=WHAT_IT_MEANS if compared else "",
         sentences=compared,
-        picture=picture(SCALE_VIOLINS, scale, figures),
+        picture=picture(PLATE, scale, figures),
         notes=tuple(notes(scale)),
     )
 

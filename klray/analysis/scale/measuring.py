@@ -18,10 +18,10 @@ from klray.analysis.facts import labels, origin
 from klray.analysis.kl.chosen_pairs import ROWS_BYTES, pair_divergence
 from klray.analysis.recipe import Recipe, excluded_by
 from klray.analysis.scale.bootstrap import bootstrap_standard_error
-from klray.analysis.scale.lineage import lineages
-from klray.analysis.scale.models import Models
-from klray.analysis.scale.pairs import DEFAULT_CHOICE, Choice, setting_pairs
-from klray.analysis.scale.settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_named
+from klray.analysis.scale.choosing_pairs import DEFAULT_CHOICE, Choice, setting_pairs
+from klray.analysis.scale.compared_models import Models
+from klray.analysis.scale.generations import lineages
+from klray.analysis.scale.published_settings import PUBLISHED_SPACING, SETTINGS, SOURCE, range_words, setting_named
 from klray.errors import KlrayError
 from klray.words.numbers import significant, with_error
 from klray.words.tables import text_table
@@ -204,7 +204,7 @@ def notes(result: xr.Dataset) -> Sequence[str]:
 def scale_cells(row: ScaleRow) -> tuple[str, ...]:
     """A setting's cells under ``SCALE_HEADER``, for a reader."""
     low, high = row.published_low, row.published_high
-    published = "–" if math.isnan(low) else significant(low, 2) if low == high else f"{low:g}-{high:g}"
+    published = "–" if math.isnan(low) else range_words(low, high, "-")
     if not row.n:
         return (row.setting, "0", "–", "–", "–", "–", published)
     return (

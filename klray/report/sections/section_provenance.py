@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from klray.analysis.facts import strings
-from klray.analysis.recipe import Anomaly, Exclusion, names_of
+from klray.analysis.recipe import Exclusion, names_of
 from klray.report.redaction import public
-from klray.words.numbers import significant
+from klray.words.numbers import out_of, significant
 
 _LONGEST_LIST = 3  # longer lists of numbers in a recipe are abridged: the whole recipe stays with the result
-
-
-def set_apart(result: xr.Dataset) -> list[tuple[str, str, str]]:
-    """Checkpoints that are excluded or look anomalous as (which, why, what was done); one row for a reason."""
-    by_reason: dict[str, list[str]] = {}
-    excluded = json.loads(result.attrs.get("excluded_reasons", "{}"))
-    for model, reason in excluded.items():
-        by_reason.setdefault(reason, []).append(model)
-    rows = [(_first(models), reason, "excluded") for reason, models in by_reason.items()]
-    unknown = {"ratio": math.nan, "typical_ratio": math.nan}  # to results of klray 0.1
-    for each in json.loads(result.attrs.get("anomalies", "[]")):
-        anomaly = Anomaly(**unknown | each)
-        if anomaly.model not in excluded:
-            rows.append((anomaly.model, f"off its run's path: {anomaly.evidence}", "kept"))
-    return [(public(which), public(why), done) for which, why, done in rows]
-
-
-def _first(names: list[str]) -> str:
-    rest = len(names) - _LONGEST_LIST
-    return ", ".join(names[:_LONGEST_LIST]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def provenance(result: xr.Dataset, with_noise: bool) -> list[tuple[str, str]]:
@@ -47,11 +26,11 @@ def provenance(result: xr.Dataset, with_noise: bool) -> list[tuple[str, str]]:
         ("Snapshot", attrs.get("snapshot")),
         ("Text set", attrs.get("text_set_name")),
         ("Text set fingerprint", attrs.get("text_set")),
-        ("Texts kept", f"{kept.sum():,} of {kept.size:,}"),
+        ("Texts kept", out_of(int(kept.sum()), kept.size)),
         ("Kept texts by domain", _by_domain(domains, kept)),
-        ("Texts removed", f"{(~kept).sum():,} of {kept.size:,}: {_by_domain(domains, ~kept)}"),
+        ("Texts removed", f"{out_of(int((~kept).sum()), kept.size)}: {_by_domain(domains, ~kept)}"),
         ("Mean bytes of a kept text", significant(float(attrs["mean_bytes"]), 5) if "mean_bytes" in attrs else None),
-        ("Models excluded", f"{int(result['excluded'].values.astype(bool).sum()):,} of {result.sizes['model']:,}"),
+        ("Models excluded", out_of(int(result["excluded"].values.astype(bool).sum()), result.sizes["model"])),
         ("Checkpoints in a diffusion window", attrs.get("window")),
         ("Smallest step that starts a window", attrs.get("min_step")),
         ("Unit of KL", "bits/byte"),

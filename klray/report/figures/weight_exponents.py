@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 
 from klray.analysis.runs import trajectories
 from klray.analysis.runs_table import exponent_windows, weight_windows
 from klray.errors import KlrayError
+from klray.report.figures.plate import Plate
 from klray.report.figures.style import (
     INK,
     LABEL_POINTS,
-    MAX_RUNS_IN_LEGEND,
     MUTED,
     dress,
+    entry,
     legend_below,
+    mark_points,
     new_figure,
+    ordinary_diffusion,
     run_handles,
     run_styles,
 )
@@ -48,13 +50,11 @@ def kl_and_weights(result: xr.Dataset) -> Figure:
         )
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    mark_points = 3.0 if len(runs) <= MAX_RUNS_IN_LEGEND else 1.5
+    points = mark_points(len(runs), few=3.0)
     top = 1.15
     for style, of_kl, of_weights in found:
         for axes, (start, exponent, _) in ((left, of_kl), (right, of_weights)):
-            axes.plot(
-                start, exponent, color=style.color, ls=style.line, lw=1.2, marker=style.marker, ms=mark_points, mew=0
-            )
+            axes.plot(start, exponent, color=style.color, ls=style.line, lw=1.2, marker=style.marker, ms=points, mew=0)
             top = max([top, *(exponent + 0.05)])
     aligned = [(style, weight_windows(result, run, "aligned")) for run, style in zip(runs, styles, strict=True)]
     for style, (start, exponent, _) in aligned:
@@ -62,7 +62,7 @@ def kl_and_weights(result: xr.Dataset) -> Figure:
         top = max([top, *(exponent + 0.05)])
     handles = run_handles(runs, styles)
     for axes, title in ((left, "KL, $c_q$"), (right, "Weights, $c_w$")):
-        ordinary = axes.axhline(1.0, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1, label="ordinary diffusion, c = 1")
+        ordinary = ordinary_diffusion(axes)
         axes.set_title(title, fontsize=LABEL_POINTS, color=INK)
         dress(axes, "Training step at the start of the window", "Diffusion exponent" if axes is left else "")
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -70,7 +70,7 @@ def kl_and_weights(result: xr.Dataset) -> Figure:
     left.set_ylim(min(0.0, lowest - 0.05), top)
     handles.append(ordinary)
     if any(windows[0].size for _, windows in aligned):
-        handles.append(Line2D([], [], color=MUTED, ls=":", lw=1.0, label="aligned by permutation"))
+        handles.append(entry("aligned by permutation", color=MUTED, ls=":", lw=1.0))
     legend_below(figure, handles)
     return figure
 
@@ -94,3 +94,13 @@ def kl_and_weights_caption(result: xr.Dataset) -> str:
         "2/c_w. The paper has c_w near 1 and c_q near 0.2 for Pythia."
         f"{dotted}"
     )
+
+
+PLATE = Plate(
+    "kl_and_weight_exponents",
+    "Exponents of KL and of weights",
+    "Two line plots side by side: the diffusion exponents of KL and of squared weight distance by the start step "
+    "of the window, one line for each run.",
+    kl_and_weights,
+    kl_and_weights_caption,
+)

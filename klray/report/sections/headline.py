@@ -8,7 +8,7 @@ import xarray as xr
 
 from klray.analysis.runs import single_models, trajectories
 from klray.analysis.runs_table import RunRow
-from klray.words.numbers import significant
+from klray.words.numbers import from_to
 
 
 def findings(result: xr.Dataset, rows: list[RunRow]) -> list[tuple[str, str]]:
@@ -33,10 +33,14 @@ def findings(result: xr.Dataset, rows: list[RunRow]) -> list[tuple[str, str]]:
     if dimensions:
         found.append((_range(dimensions), "fractal dimension 2/c_q of the path"))
     if of_weights := [row.weight_exponent for row in rows if math.isfinite(row.weight_exponent)]:
-        found.append((_range(of_weights), "diffusion exponent c_w of the weights in the same windows, by run"))
+        found.append(
+            (
+                _range(of_weights),
+                "diffusion exponent c_w of the weights in the same windows, by run",
+            )
+        )
     return found
 
 
 def _range(values: list[float]) -> str:
-    low, high = significant(min(values)), significant(max(values))
-    return low if low == high else f"{low}–{high}"
+    return from_to(min(values), max(values), "–")

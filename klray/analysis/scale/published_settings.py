@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from klray.words.numbers import significant
+
 SOURCE = "arXiv:2505.15353"
+AUTHORS = "Kishino et al."
 PUBLISHED_SPACING = 1000  # steps between the consecutive checkpoints of the published "later" and "early"
 
 
@@ -29,9 +32,18 @@ class Setting:
         known = spacing == PUBLISHED_SPACING or "{spacing}" not in self.phrase
         return (self.low, self.high) if known else (math.nan, math.nan)
 
+    def published_words(self, between: str = " to ") -> str:
+        """What was published, for a reader: 0.44, or 0.01 to 0.05."""
+        return range_words(self.low, self.high, between)
+
     def words(self, spacing: int = PUBLISHED_SPACING) -> str:
         """``phrase`` with the spacing in its place."""
         return self.phrase.replace("{spacing}", f"{spacing:,}")
+
+
+def range_words(low: float, high: float, between: str) -> str:
+    """A published median (both numbers), or range, for a reader."""
+    return significant(low, 2) if low == high else f"{low:g}{between}{high:g}"
 
 
 SETTINGS = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from klray.analysis.scale.models import Models
+from klray.analysis.scale.compared_models import Models
 
 NO_FINE_TUNING = ("merge", "adapter", "quantized")
 MIN_SHA = 7  # characters of a commit sha that name it

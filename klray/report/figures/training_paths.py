@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -13,13 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from klray.analysis.facts import quantised
 from klray.analysis.runs import Run, trajectories
 from klray.errors import KlrayError
-from klray.report.figures.panels import draw_panels, has_points, two_columns
-from klray.report.figures.style import INK, MARKERS, MUTED, TICK_POINTS, legend_below, new_figure, run_labels
+from klray.report.figures.panels import draw_panels, has_points, marks, on_map
+from klray.report.figures.plate import Plate
+from klray.report.figures.style import INK, MARKERS, MUTED, TICK_POINTS, entry, legend_below, new_figure, run_labels
+from klray.words.numbers import counted
 
 MAX_MARKERS = len(MARKERS)
 _COLORS = "viridis"  # even in lightness, and told apart without red and green
@@ -56,13 +58,13 @@ def training_paths(result: xr.Dataset) -> Figure:
         for number, run in enumerate(runs):
             path = points[run.models]
             early = run.steps < warm_up
-            for a, b in zip(range(len(path) - 1), range(1, len(path)), strict=True):
+            for a, b in pairwise(range(len(path))):
                 axes.plot(path[[a, b], 0], path[[a, b], 1], color="0.72", lw=0.8, ls=":" if early[b] else "-", zorder=2)
             shades = colors(norm(run.steps + 1.0))
             for chosen, faces in ((early, np.full_like(shades, 1.0)), (~early, shades)):
-                axes.scatter(
-                    path[chosen, 0],
-                    path[chosen, 1],
+                marks(
+                    axes,
+                    path[chosen],
                     s=15 if len(runs) <= MAX_MARKERS else 7,
                     marker=markers[number % len(markers)],
                     facecolors=faces[chosen],
@@ -80,17 +82,11 @@ def training_paths(result: xr.Dataset) -> Figure:
     bar.ax.tick_params(labelsize=TICK_POINTS, colors=INK)
     handles = []
     if len(runs) <= MAX_MARKERS:
-        handles = [
-            Line2D([], [], ls="", marker=marker, color=MUTED, ms=4.5, label=label)
-            for marker, label in zip(markers, run_labels(runs), strict=False)
-        ]
+        named = zip(markers, run_labels(runs), strict=False)
+        handles = [entry(label, mark=marker, color=MUTED, ms=4.5) for marker, label in named]
     if any((run.steps < warm_up).any() for run in runs):
-        handles += [
-            Line2D(
-                [], [], ls=":", color="0.6", marker="o", mfc="w", mec=MUTED, ms=4.5, label=f"before step {warm_up:,}"
-            ),
-            Line2D([], [], ls="-", color="0.6", marker="o", mfc=MUTED, mec=MUTED, ms=4.5, label="after"),
-        ]
+        mark = {"color": "0.6", "marker": "o", "mec": MUTED, "ms": 4.5}
+        handles += [entry(f"before step {warm_up:,}", ls=":", mfc="w", **mark), entry("after", mfc=MUTED, **mark)]
     legend_below(figure, handles)
     return figure
 
@@ -100,7 +96,7 @@ def training_paths_caption(result: xr.Dataset) -> str:
     runs = _located(result)
     warm_up = warm_up_end(result)
     sentences = [
-        f"Trajectories of {len(runs):,} training {'run' if len(runs) == 1 else 'runs'}, coloured by training step. "
+        f"Trajectories of {counted(len(runs), 'training run')}, coloured by training step. "
         "Left: principal components of the map coordinates, in which squared distance is KL."
     ]
     if has_points(result, "map_tsne"):
@@ -127,7 +123,18 @@ def shows_runs(result: xr.Dataset) -> bool:
 
 def _located(result: xr.Dataset) -> list[Run]:
     """Runs with two checkpoints or more on the map, cut to these; quantised runs have a figure of their own."""
-    drawn = np.isfinite(two_columns(result["map_pca"].values)).all(1) & ~quantised(result)
+    drawn = on_map(result, "map_pca") & ~quantised(result)
     found = [run.at(drawn[run.models]) for run in trajectories(result) if drawn[run.models].sum() > 1]
     several = Counter(run.run for run in found)  # a run whose variants are not drawn needs nothing that sets it apart
     return [run if several[run.run] > 1 else replace(run, name=run.run) for run in found]
+
+
+PLATE = Plate(
+    "training_paths",
+    "Trajectories by training step",
+    "Scatter plots of the checkpoints by principal components and by t-SNE, each run a path, coloured by training "
+    "step on a logarithmic scale, with warm-up in open marks.",
+    training_paths,
+    training_paths_caption,
+    shows_runs,
+)

@@ -6,17 +6,20 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from klray.analysis.runs import Run, trajectories
 from klray.analysis.runs_table import Pairs, consecutive_pairs
+from klray.analysis.scale.published_settings import AUTHORS, PUBLISHED_SPACING, setting_named
 from klray.errors import KlrayError
+from klray.report.figures.plate import Plate
 from klray.report.figures.style import (
     MAX_RUNS_IN_LEGEND,
     MUTED,
     TICK_POINTS,
     dress,
+    entry,
     legend_below,
+    mark_points,
     new_figure,
     plain_log_ticks,
     run_handles,
@@ -24,8 +27,7 @@ from klray.report.figures.style import (
     run_styles,
 )
 
-PUBLISHED_SPACING = 1000  # steps between the Pythia checkpoints of arXiv 2505.15353
-PUBLISHED_BITS_PER_BYTE = {"early": (0.05, 0.1), "later": (0.01, 0.05)}
+_PUBLISHED = [setting_named(name) for name in ("early", "later")]  # of the Pythia checkpoints of arXiv 2505.15353
 
 
 def consecutive_kl(result: xr.Dataset) -> Figure:
@@ -54,7 +56,6 @@ def consecutive_kl(result: xr.Dataset) -> Figure:
     runs = trajectories(result)
     styles = dict(zip((run.name for run in runs), run_styles(runs), strict=True))
     labels = dict(zip((run.name for run in runs), run_labels(runs), strict=True))
-    mark_points = 3.2 if len(drawn) <= MAX_RUNS_IN_LEGEND else 1.5
     for run, pairs in drawn:
         style = styles[run.name]
         _draw_stretches(axes, pairs, style.color)
@@ -67,19 +68,19 @@ def consecutive_kl(result: xr.Dataset) -> Figure:
                 pairs.kl[chosen],
                 ls="",
                 marker=style.marker,
-                ms=mark_points,
+                ms=mark_points(len(drawn)),
                 mfc=face,
                 mec=style.color,
                 mew=0.8,
                 zorder=4,
             )
     if _published_applies(drawn):
-        for name, (low_edge, high_edge) in PUBLISHED_BITS_PER_BYTE.items():
-            axes.axhspan(low_edge, high_edge, color="0.5" if name == "early" else "0.7", alpha=0.15, lw=0, zorder=0)
+        for setting, shade in zip(_PUBLISHED, ("0.5", "0.7"), strict=True):
+            axes.axhspan(setting.low, setting.high, color=shade, alpha=0.15, lw=0, zorder=0)
             axes.text(
                 1.01,
-                np.sqrt(low_edge * high_edge),
-                f"published,\n{name}",
+                np.sqrt(setting.low * setting.high),
+                f"published,\n{setting.name}",
                 transform=axes.get_yaxis_transform(),
                 ha="left",
                 va="center",
@@ -94,7 +95,7 @@ def consecutive_kl(result: xr.Dataset) -> Figure:
         for handle, (_, pairs) in zip(handles, drawn, strict=True):  # lines of unequal spacing cannot be compared
             handle.set_label(f"{handle.get_label()}, every {pairs.spacing:,}")
     if any((~pairs.usual & np.isfinite(pairs.kl)).any() for _, pairs in drawn):
-        handles.append(Line2D([], [], ls="", marker="o", mfc="w", mec=MUTED, ms=4, label="open: other spacing"))
+        handles.append(entry("open: other spacing", mark="o", mfc="w", mec=MUTED, ms=4))
     legend_below(figure, handles)
     return figure
 
@@ -110,10 +111,10 @@ def consecutive_kl_caption(result: xr.Dataset) -> str:
         f"texts. Filled marks: checkpoints {apart}; open marks: other distances, which are not comparable with them. "
         f"Lines join only pairs of the same distance.{unequal}"
     ]
-    low, high = PUBLISHED_BITS_PER_BYTE["early"], PUBLISHED_BITS_PER_BYTE["later"]
+    early, later = (setting.published_words("–") for setting in _PUBLISHED)
     published = (
-        f"{low[0]:g}–{low[1]:g} bits/byte early and {high[0]:g}–{high[1]:g} later in training for Pythia "
-        f"checkpoints {PUBLISHED_SPACING:,} steps apart (Kishino et al.)"
+        f"{early} bits/byte early and {later} later in training for Pythia checkpoints {PUBLISHED_SPACING:,} steps "
+        f"apart ({AUTHORS})"
     )
     if _published_applies(drawn):
         sentences.append(f"Grey: the published ranges, {published}.")
@@ -150,3 +151,13 @@ def _drawn(result: xr.Dataset) -> list[tuple[Run, Pairs]]:
 
 def _published_applies(drawn: list[tuple[Run, Pairs]]) -> bool:
     return any(pairs.spacing == PUBLISHED_SPACING for _, pairs in drawn)
+
+
+PLATE = Plate(
+    "consecutive_kl",
+    "KL between consecutive checkpoints",
+    "Line plot, logarithmic on both axes, of the KL to the previous checkpoint in bits per byte by training step, "
+    "one line for each run.",
+    consecutive_kl,
+    consecutive_kl_caption,
+)

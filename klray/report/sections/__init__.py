@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import xarray as xr
 
 from klray.errors import KlrayError
-from klray.report.figures import Plate, save
+from klray.report.figures.plate import Plate
+from klray.report.figures.style import save
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first ``text_columns`` columns are words, the others numbers."""
+    """Cells as text; the first ``text_columns`` columns are words, the others numbers; ``long`` is one of sentences."""
 
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
     text_columns: int = 1
+    long: int = -1
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,12 @@ class Section:
 
     name: str
     heading: str
-    paragraphs: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = ()
+    paragraphs: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
     picture: Picture | None = None
     verdict: str = ""
-    sentences: tuple[str, ...] = ()
+    sentences: Sequence[str] = ()
 
 
 def picture(plate: Plate, dataset: xr.Dataset, directory: Path) -> Picture:
