@@ -13,7 +13,6 @@ from klray.analysis import embedding
 from klray.analysis.embedding import map_coordinates, pca, tsne
 from klray.analysis.kl.all_pairs import kl_divergence
 from klray.analysis.kl.centering import double_center
-from klray.errors import KlrayError
 
 
 def matrix(n_models: int = 12, n_texts: int = 40) -> np.ndarray:
@@ -91,12 +90,6 @@ def test_perplexity_is_lowered_for_few_models() -> None:
     few = tsne(matrix(3))
     assert np.isnan(few.points).all()
     assert few.points.shape == (3, 2)
-
-
-def test_tsne_without_scikit_learn_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "TSNE", None)
-    with pytest.raises(KlrayError, match=r"needs scikit-learn, it is not installed: pip install 'klray\[viz\]'"):
-        tsne(matrix())
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-160, 1e-30, 1e30, 1e100])

@@ -9,16 +9,11 @@ from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from klray.analysis.kl.centering import Values
-from klray.errors import KlrayError
 from klray.units import kl_per_variance
-
-try:
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-except ImportError:  # the extra klray[viz]
-    TSNE = None
 
 EXACT_RANK = 4096  # largest side of a Gram matrix to be decomposed whole: 134 MB, half a minute on 2 cores
 _OVERSAMPLING = 8  # directions iterated beyond those asked for: convergence goes by the gap behind them
@@ -92,16 +87,7 @@ def tsne(coordinates: np.ndarray, perplexity: float = 30.0, seed: int = 0) -> Ts
 
     Perplexity is lowered to (K - 1) / 3 where it is larger. Up to 4,096 models the same input and seed give the same
     map: one thread sums in one order, and as many models take it seconds. Models that are all at one place stay there.
-
-    Raises
-    ------
-    KlrayError
-        scikit-learn is not installed.
     """
-    if TSNE is None:
-        raise KlrayError(
-            "t-SNE needs scikit-learn, it is not installed: pip install 'klray[viz]', or leave the map out"
-        )
     n_models = len(coordinates)
     used = min(float(perplexity), (n_models - 1) / 3)
     if n_models < _MIN_TSNE_MODELS:
