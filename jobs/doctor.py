@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from klray import config as configs
 from klray.config import Config
-from klray.config import sweep as sweep_configs
 from klray.config.job import verb
 from klray.doctor import examine
+from klray.errors import lacks
 from klray.store.objects.probe import Finding
 from klray.words.tables import text_table
 
@@ -30,6 +30,17 @@ def _table(findings: Sequence[Finding]) -> str:
     return text_table(("check", "verdict", "what was found", "what to do"), rows, text_columns=4)
 
 
+def _scoring(config: Config) -> Iterator[Finding]:
+    """What scoring needs; of an installation that reads and analyses, how to install that."""
+    try:
+        from klray.config import sweep  # noqa: PLC0415 - an extra
+        from klray.doctor.scoring import examine_scoring  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        return iter([Finding("scoring", "skipped", "this installation reads and analyses", lacks(error))])
+    settings, lacking = sweep.scoring_settings(config.scoring), sweep.lacks_libraries(config.ray, config.scoring)
+    return examine_scoring(functools.partial(sweep.hub, config.models), settings, config.ray, lacking)
+
+
 @verb
 def main(config: Config) -> int:
     """Exit code 1 if something is refused; what is only a warning does not count."""
@@ -37,9 +48,7 @@ def main(config: Config) -> int:
         examine(
             configs.store_url(config.store) if config.store.url else None,
             configs.storage_options(config.store),
-            functools.partial(sweep_configs.hub, config.models),
-            sweep_configs.scoring_settings(config.scoring),
-            config.ray,
+            _scoring(config),
             config.dask.scheduler,
             config.dask.address,
             config.store.single_writer,

@@ -24,7 +24,8 @@ def score(config: Config) -> SweepReport:
     url = configs.store_url(config.store)
     selection = sweep_configs.selection(config.models)
     settings = sweep_configs.scoring_settings(config.scoring, config.lens.norm)
-    sweep_configs.check_libraries(config.ray, config.scoring)
+    if lacking := sweep_configs.lacks_libraries(config.ray, config.scoring):
+        raise KlrayError(lacking)
     text_set = configs.text_set(config.texts)
     store = Store.create(url, text_set, configs.storage_options(config.store), config.store.single_writer)
     with sweep_configs.hub(config.models) as hub:

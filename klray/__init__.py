@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from klray.errors import KlrayError, lacks
+
 if TYPE_CHECKING:
     from klray.analysis.diffusion import diffusion_exponent
     from klray.analysis.kl.all_pairs import kl_divergence, kl_standard_error
@@ -61,11 +63,13 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(_ROOMS[name])
-    if name not in _HOME:
+    if name not in _ROOMS and name not in _HOME:
         raise AttributeError(f"module 'klray' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        module = importlib.import_module(_ROOMS.get(name) or _HOME[name])
+    except ModuleNotFoundError as error:
+        raise KlrayError(f"klray.{name}: {lacks(error)}") from error
+    return module if name in _ROOMS else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -15,7 +15,8 @@ import torch
 
 from klray import doctor
 from klray.checkpoints import Hub
-from klray.doctor import Cluster, _cluster, _dask, _device, _disk, _hub, _store, bounded
+from klray.doctor import _dask, _store, bounded
+from klray.doctor.scoring import Cluster, _cluster, _device, _disk, _hub
 from klray.errors import KlrayError
 from klray.store.objects.probe import Finding
 from klray.sweep.cluster import Resources, Shape

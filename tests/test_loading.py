@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from klray import config as configs
-from klray.config.sweep import check_libraries
+from klray.config.sweep import lacks_libraries
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading as models
 from klray.likelihood.score import log_likelihood
@@ -204,9 +205,9 @@ def test_a_model_for_several_gpus_needs_accelerate(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "accelerate", None)  # as if it were not installed
     with pytest.raises(KlrayError, match=r"needs accelerate: pip install 'klray\[multi_gpu\]'"):
         models.load(tmp_path, device="auto")
-    with pytest.raises(KlrayError, match=r"ray.gpus_per_worker=2: a model on several GPUs .* needs accelerate"):
-        check_libraries(configs.RaySettings(gpus_per_worker=2), configs.ScoringConfig())
-    check_libraries(configs.RaySettings(gpus_per_worker=1), configs.ScoringConfig())
+    answer = lacks_libraries(configs.RaySettings(gpus_per_worker=2), configs.ScoringConfig())
+    assert re.match(r"ray.gpus_per_worker=2: a model on several GPUs .* needs accelerate", answer)
+    assert lacks_libraries(configs.RaySettings(gpus_per_worker=1), configs.ScoringConfig()) == ""
 
 
 def test_loading_is_silent_and_leaves_transformers_settings_alone(

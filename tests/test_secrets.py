@@ -12,10 +12,12 @@ import pytest
 
 from klray.checkpoints import Hub
 from klray.config import job
-from klray.doctor import Finding, _hub, _without
+from klray.doctor import without
+from klray.doctor.scoring import _hub
 from klray.errors import KlrayError
 from klray.report import public
 from klray.store import Identity, Store
+from klray.store.objects.probe import Finding
 from klray.words.secrets import VARIABLES, Discreet, without_secrets
 from tests.stores import TEXTS
 
@@ -75,7 +77,7 @@ def test_error(said: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_finding(said: tuple[str, str]) -> None:
     words, secret = said
-    finding = _without(Finding("check", "refused", words, words))
+    finding = without(Finding("check", "refused", words, words))
     assert secret not in finding.found + finding.cure
 
     def hub() -> contextlib.AbstractContextManager[Hub]:

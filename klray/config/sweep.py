@@ -88,12 +88,11 @@ def _lens(asked: str) -> tuple[str, str]:
     return Lens(load_translators(folder)).name, str(folder)
 
 
-def check_libraries(ray: RaySettings, scoring: ScoringConfig) -> None:
-    """Refuse, before any worker starts, what needs a library that is not installed."""
+def lacks_libraries(ray: RaySettings, scoring: ScoringConfig) -> str:
+    """What these settings need and is not installed, and how to install it; "" if all is there."""
     if ray.gpus_per_worker is not None and ray.gpus_per_worker > 1 and (lacking := lacks_accelerate()):
-        raise KlrayError(f"ray.gpus_per_worker={ray.gpus_per_worker:g}: {lacking}")
-    if lacking := lacks_quantization(scoring.quantization):
-        raise KlrayError(lacking)
+        return f"ray.gpus_per_worker={ray.gpus_per_worker:g}: {lacking}"
+    return lacks_quantization(scoring.quantization)
 
 
 def _revisions(value: Any) -> str | tuple[str, ...]:

@@ -1,42 +1,28 @@
-"""Doctor: whether everything that a sweep and an analysis need is there, each finding with what to do about it."""
+"""Whether all that a sweep needs is there: Ray, the device, the disk, the hub. Imports what scores."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import math
 import os
-import platform
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-import dask
 import torch
 
-from klray.analysis.cluster import dask_scheduler
 from klray.checkpoints import Hub, contact
-from klray.errors import KlrayError, StoreError
-from klray.store.objects import open_objects
-from klray.store.objects.endpoint import impatient, why_silent
-from klray.store.objects.probe import CONDITIONAL, Finding, found_and_cure, probe
+from klray.doctor import RAY_SECONDS, bounded, refusal, without
+from klray.errors import KlrayError
+from klray.store.objects.probe import Finding
 from klray.sweep.cluster import Resources, Shape, connected, resources
 from klray.sweep.settings import RaySettings, ScoringSettings
-from klray.words.secrets import without_secrets
 
 log = logging.getLogger("klray")
 
-T = TypeVar("T")
-
-PATIENCE_SECONDS = 15.0  # with one step of what may never answer
-RAY_SECONDS = 150.0  # a cluster of this machine takes 5 s to start, and much longer on a busy one
 TRIAL_BYTES = 1 << 20
-LIBRARIES = ("torch", "transformers", "huggingface_hub", "ray", "dask", "zarr", "xarray", "numpy", "s3fs", "obstore")
 
 
 @dataclass(frozen=True)
@@ -47,48 +33,24 @@ class Cluster:
     resources: Resources
 
 
-def examine(
-    store_url: str | None,
-    storage_options: Mapping[str, Any],
+def examine_scoring(
     hub: Callable[[], contextlib.AbstractContextManager[Hub]],
     scoring: ScoringSettings,
     ray_settings: RaySettings,
-    scheduler: str = "threads",
-    scheduler_address: str | None = None,
-    single_writer: bool = False,
+    lacking: str = "",
 ) -> Iterator[Finding]:
-    """Look at one thing after the other, and say in the log which; no secret is in a finding.
-
-    ``hub`` opens the hub; ``scheduler`` and its address are Dask's. Whatever does not answer is given up after 15 s.
-    With ``single_writer`` a store's place need not create conditionally: that it does not is then a warning.
-    """
-    log.info("checking libraries")
-    yield _versions()
+    """Ray, the device, the disk, and what ``hub`` opens; ``lacking``: what these settings need and is not installed."""
+    if lacking:
+        found, _, cure = lacking.rpartition(": ")
+        yield Finding("scoring", "refused", found, cure)
     log.info("checking Ray")
     finding, cluster = _cluster(ray_settings, scoring.threads)
-    yield _without(finding)
+    yield finding
     log.info("checking device and disk")
     yield _device(scoring, cluster)
     yield _disk(Path(scoring.cache_dir), scoring.cache_bytes, cluster.resources.actors_here if cluster else 1)
-    log.info("checking Dask")
-    yield _without(_dask(scheduler, scheduler_address))
     log.info("checking the hub")
     yield _hub(hub)
-    log.info("checking the store")
-    for finding in _store(store_url, storage_options):
-        if single_writer and finding.verdict == "refused" and finding.check in CONDITIONAL:
-            finding = replace(finding, verdict="warning", cure="keep to store.single_writer=true: one job at a time")
-        yield _without(finding)
-
-
-def _versions() -> Finding:
-    found = [f"klray {importlib.metadata.version('klray')}", f"Python {platform.python_version()}"]
-    for name in LIBRARIES:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"no {name}")
-    return Finding("libraries", "ok", ", ".join(found))
 
 
 def _cluster(settings: RaySettings, cpus_per_worker: int) -> tuple[Finding, Cluster | None]:
@@ -99,7 +61,7 @@ def _cluster(settings: RaySettings, cpus_per_worker: int) -> tuple[Finding, Clus
     try:
         cluster = bounded(look, RAY_SECONDS)
     except KlrayError as error:
-        return _refusal("Ray", error), None
+        return refusal("Ray", error), None
     except TimeoutError as error:
         found = f"ray.address={settings.address or 'local'} {error}"
         return Finding("Ray", "refused", found, "check the address, or start a cluster with 'ray start --head'"), None
@@ -185,27 +147,6 @@ def _bytes_below(folder: Path) -> int:
     return size
 
 
-def _dask(scheduler: str, address: str | None) -> Finding:
-    def trial() -> int:
-        with dask_scheduler(scheduler, address):
-            return int(dask.delayed(sum)([1, 2]).compute())
-
-    which = scheduler + (f" at {address}" if address else "")
-    try:
-        answer = bounded(trial, RAY_SECONDS if scheduler == "ray" else PATIENCE_SECONDS)
-    except KlrayError as error:
-        return _refusal("Dask", error)
-    except OSError as error:
-        return Finding(
-            "Dask",
-            "refused",
-            f"dask.scheduler={which} does not answer ({' '.join(str(error).split())})",
-            "start it, check dask.address, or set dask=threads",
-        )
-    assert answer == 3
-    return Finding("Dask", "ok", f"{which}: a trial sum came back")
-
-
 def _hub(hub: Callable[[], contextlib.AbstractContextManager[Hub]]) -> Finding:
     token, address = "", ""
     try:
@@ -215,7 +156,7 @@ def _hub(hub: Callable[[], contextlib.AbstractContextManager[Hub]]) -> Finding:
     except TimeoutError as error:
         return Finding("hub", "refused", f"{address} {error}", "check the network and HF_ENDPOINT")
     except (KlrayError, OSError) as error:
-        return _without(_refusal("hub", error), token)
+        return without(refusal("hub", error), token)
     words = f"{address} answers in {1000 * found.seconds:.0f} ms"
     if token:
         words += f"; the token is {found.user}'s" if found.user else "; the token is accepted"
@@ -228,68 +169,4 @@ def _hub(hub: Callable[[], contextlib.AbstractContextManager[Hub]]) -> Finding:
     finding = Finding("hub", "ok", words)
     if found.requests_left == 0:
         finding = replace(finding, verdict="warning", cure="wait: klray does too, when the hub says so")
-    return _without(finding, token)
-
-
-def _store(url: str | None, storage_options: Mapping[str, Any]) -> Iterator[Finding]:
-    if url is None:
-        yield Finding("store", "skipped", "no store was named", "set store.url= to a folder or to s3://bucket/prefix")
-        return
-    options = impatient(storage_options) if url.startswith("s3://") else dict(storage_options)
-    try:
-        objects = open_objects(url, options)
-        silent = bounded(lambda: why_silent(objects))
-    except (StoreError, ValueError) as error:
-        yield _refusal("store", error)
-        return
-    except TimeoutError as error:
-        silent = f"{url} {error}"
-    if silent:
-        yield Finding("store", "refused", silent, "check AWS_ENDPOINT_URL and the network")
-        return
-    findings = probe(objects)
-    while True:
-        try:
-            finding = bounded(lambda: next(findings, None))
-        except TimeoutError as error:
-            yield Finding("store", "refused", f"{url} {error}", "check AWS_ENDPOINT_URL and the network")
-            return
-        if finding is None:
-            return
-        yield finding
-
-
-def bounded(work: Callable[[], T], seconds: float | None = None) -> T:
-    """What ``work`` returns or raises; it runs in a thread that is left behind when it takes too long.
-
-    Raises
-    ------
-    TimeoutError
-        It took longer than ``seconds``, by default PATIENCE_SECONDS.
-    """
-    limit = PATIENCE_SECONDS if seconds is None else seconds
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that asked
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return future.result(limit)
-    except TimeoutError as error:
-        if future.done():
-            raise
-        raise TimeoutError(f"has not answered within {limit:g} s") from error
-
-
-def _refusal(check: str, error: Exception) -> Finding:
-    return Finding(check, "refused", *found_and_cure(error))
-
-
-def _without(finding: Finding, token: str = "") -> Finding:
-    """A finding without secrets: messages of other libraries may hold them."""
-    found, cure = (without_secrets(words, token) for words in (finding.found, finding.cure))
-    return replace(finding, found=found, cure=cure)
+    return without(finding, token)

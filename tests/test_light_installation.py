@@ -1,0 +1,156 @@
+"""The installation of an analyst: what it has, what it takes, what it does, and what it says of the rest."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+import klray
+from klray.store import Store
+from klray.texts import TextSet
+from tests.scale_data import fill_store, scale_snapshot
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(str(klray.__file__)).parents[1]
+MOST_MEGABYTES = 450  # of an environment without pip, before Python has compiled what it imports
+ABSENT = ["torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "ray", "distributed", "obstore"]
+
+
+class Light:
+    """An environment with klray's base installation alone."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(self, *words: str, code: int = 0, cwd: Path | None = None) -> str:
+        """What ``python WORDS`` says, which must end with ``code``."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            [str(self.folder / "bin" / "python"), "-P", *words],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=cwd or self.folder,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Light:
+    """Made once, whichever of pytest's processes comes first."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "light"
+    with FileLock(root / "light.lock"):
+        if not (folder / "megabytes").is_file():
+            subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True)
+            pip = [sys.executable, "-P", "-m", "pip", "--python", str(folder / "bin" / "python")]
+            options = ["--quiet", "--disable-pip-version-check", "--no-compile", "-c", str(ROOT / "constraints.txt")]
+            subprocess.run([*pip, "install", *options, str(ROOT)], check=True)
+            used = subprocess.run(["du", "-sm", str(folder)], capture_output=True, text=True, check=True).stdout
+            (folder / "megabytes").write_text(used.split()[0])
+    return Light(folder)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store in a folder with runs, sizes, seeds and children, not published."""
+    dataset = scale_snapshot(last_step=20_000)
+    texts = tuple("x" * int(size) for size in dataset["text_bytes"].values)
+    text_set = TextSet("made up", texts, tuple(map(str, dataset["domain"].values)))
+    made = Store.create(str(tmp_path_factory.mktemp("light") / "store"), text_set)
+    fill_store(made, dataset)
+    return made
+
+
+@pytest.fixture
+def address(store: Store) -> Iterator[str]:
+    """The store on the web."""
+    store.publish()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=store.url)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_nothing_that_scores_is_installed_and_the_rest_is_small(light: Light) -> None:
+    there = json.loads(
+        light(
+            "-c",
+            "import importlib.util, json; "
+            f"print(json.dumps([name for name in {ABSENT} if importlib.util.find_spec(name)]))",
+        )
+    )
+    assert there == []
+    assert int((light.folder / "megabytes").read_text()) < MOST_MEGABYTES
+
+
+def test_a_store_on_the_web_is_opened_and_its_divergences_are_those_of_any_installation(
+    light: Light, address: str, store: Store, tmp_path: Path
+) -> None:
+    program = f"""
+import sys
+import numpy as np
+import klray
+assert klray.__file__.startswith({str(light.folder)!r})
+data = klray.open_dataset({address!r})
+rows = data.isel(model=slice(12)).load()
+kl = klray.kl_divergence(rows["log_likelihood"], rows["text_bytes"])
+error = klray.kl_standard_error(rows["log_likelihood"], rows["text_bytes"])
+np.savez("found.npz", kl=kl.values, error=error.values, centered=klray.double_center(rows["log_likelihood"]).values)
+steps = np.arange(30)
+print(klray.diffusion_exponent(steps * 1000, np.abs(np.subtract.outer(steps, steps))).exponent[1])
+for name in ("layer_kl", "place", "open_result", "pairs", "relatives", "texts", "layers"):
+    getattr(klray, name)
+assert not set(sys.modules) & set({ABSENT})
+"""
+    assert float(light("-c", program, cwd=tmp_path).split()[-1]) == pytest.approx(1.0)
+    found = np.load(tmp_path / "found.npz")
+    rows = store.dataset().isel(model=slice(12)).load()
+    values = rows["log_likelihood"], rows["text_bytes"]
+    np.testing.assert_allclose(found["kl"], klray.kl_divergence(*values).values, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(found["error"], klray.kl_standard_error(*values).values, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(found["centered"], klray.double_center(rows["log_likelihood"]).values, rtol=1e-12)
+
+
+def test_an_analyst_publishes_analyses_and_reports(light: Light, store: Store, tmp_path: Path) -> None:
+    place = f"store.url={store.url}"
+    assert "models" in light("-m", "jobs", "publish", place)
+    assert "models, new recipe" in light("-m", "jobs", "analyze", place)
+    assert "early" in light("-m", "jobs", "scale", place)
+    page = light("-m", "jobs", "report", place, f"report.dir={tmp_path}").split("report ")[-1].strip()
+    assert Path(page).stat().st_size > 100_000
+    assert "results: scale, trajectory" in light("-m", "jobs", "status", place)
+    assert "hold what was committed, 0 do not" in light("-m", "jobs", "verify", place)
+
+
+def test_what_it_lacks_is_said_with_the_extra_that_brings_it(light: Light, store: Store) -> None:
+    place, score = f"store.url={store.url}", "pip install 'klray[score]'"
+    for verb in ("score", "plan", "weights", "study"):
+        said = light("-m", "jobs", verb, place, code=1)
+        assert said.startswith(f"klray: error: klray {verb}: this needs ") and said.endswith(f"{score}\n"), said
+    for scheduler, extra in (("ray", "score"), ("distributed", "distributed")):
+        said = light("-m", "jobs", "scale", place, f"dask={scheduler}", "scale.name=other", code=1)
+        assert said == (
+            f"klray: error: dask.scheduler={scheduler}: this needs {scheduler}: pip install 'klray[{extra}]'\n"
+        )
+    said = light("-m", "jobs", "status", "store.url=s3://bucket/store", "store.backend=obstore", code=1)
+    assert said.endswith("this needs obstore: pip install 'klray[obstore]'\n")
+    said = light("-c", "import klray; klray.log_likelihood", code=1)
+    assert said.endswith(f"KlrayError: klray.log_likelihood: this needs torch: {score}\n")
+    said = light("-m", "jobs", "doctor", place)
+    assert "this installation reads and analyses" in said and "a trial sum came back" in said
