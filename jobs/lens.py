@@ -22,6 +22,7 @@ from klray.likelihood.lens import Lens, Translators, is_unfinished, load_transla
 from klray.likelihood.tokens import encode
 from klray.measure.lens_training import prediction_kl, train_lens
 from klray.measure.settings import LensTraining
+from klray.measure.threads import torch_threads
 from klray.sweep.scorer import versions
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
@@ -57,8 +58,7 @@ def lens(config: Config) -> Lens:
         if there is not None:
             return there
         model, tokenizer = _loaded(hub, cache, checkpoints[0], settings)
-    torch.set_num_threads(settings.threads)
-    with Progress(training.steps, "lens", "step") as progress:
+    with torch_threads(settings.threads), Progress(training.steps, "lens", "step") as progress:
         found = train_lens(
             model,
             encode(tokenizer, trained_on.texts),
@@ -69,7 +69,8 @@ def lens(config: Config) -> Lens:
         )
     assert found.translators is not None
     found.translators.save(folder)
-    _print(checkpoints[0], model, tokenizer, judged_on, found)
+    with torch_threads(settings.threads):
+        _print(checkpoints[0], model, tokenizer, judged_on, found)
     print(f"{found.name} in {folder}; klray score scoring.lens={folder} reads every layer through it")
     return found
 

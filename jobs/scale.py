@@ -13,7 +13,8 @@ from klray.analysis import analyze as trajectory
 from klray.analysis.cluster import dask_scheduler
 from klray.analysis.continuing import earlier_result, there_already
 from klray.analysis.recipe import Recipe, of_domain, result_name
-from klray.analysis.scale import compare_domains, format_scale, measure_scale, require_pairs
+from klray.analysis.scale.measuring import format_scale, measure_scale, require_pairs
+from klray.analysis.scale.side_by_side import compare_domains
 from klray.config import Config
 from klray.config.job import verb
 from klray.errors import KlrayError

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from klray.analysis.kl.all_pairs import kl_divergence, kl_standard_error
     from klray.analysis.kl.centering import double_center
     from klray.analysis.kl.layer_kl import layer_kl
-    from klray.analysis.scale import place
+    from klray.analysis.scale.placing import place
     from klray.likelihood.lens import layer_log_likelihood
     from klray.likelihood.score import log_likelihood
     from klray.store import open_dataset, open_result
@@ -35,7 +35,7 @@ _HOME = {
     "log_likelihood": "klray.likelihood.score",
     "open_dataset": "klray.store",
     "open_result": "klray.store",
-    "place": "klray.analysis.scale",
+    "place": "klray.analysis.scale.placing",
 }
 
 __all__ = [

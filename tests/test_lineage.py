@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from klray.analysis.scale import Models, lineages
+from klray.analysis.scale.compared_models import Models
+from klray.analysis.scale.generations import lineages
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.checkpoints.parents import Lineage, lineage_of, parsed_parents
 from klray.store import Store, catalog, layout

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 import klray
 from klray.analysis import analyze as trajectory
 from klray.analysis.recipe import Recipe
-from klray.analysis.scale import Choice, measure_scale
+from klray.analysis.scale.choosing_pairs import Choice
+from klray.analysis.scale.measuring import measure_scale
 from klray.config import Config, register
 from klray.store import Column, Identity, Store
 from klray.texts import TextSet

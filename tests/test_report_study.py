@@ -16,7 +16,8 @@ from jobs.scale import scale
 from klray.analysis.kl.layer_kl import layer_kl
 from klray.analysis.noise_floor import ModelNoise, NoiseFloor, Variant
 from klray.analysis.recipe import Recipe
-from klray.analysis.scale import agreements, scale_rows
+from klray.analysis.scale.agreement import agreements
+from klray.analysis.scale.measuring import scale_rows
 from klray.config import AnalysisConfig, Config, ReportConfig, ScaleConfig, StoreConfig
 from klray.errors import KlrayError
 from klray.report import page as page_of_report

@@ -15,7 +15,8 @@ from klray.analysis.kl.all_pairs import kl_divergence
 from klray.analysis.recipe import Recipe
 from klray.analysis.runs import runs, single_models, trajectories
 from klray.analysis.runs_table import consecutive_pairs, run_table
-from klray.analysis.scale import Choice, Models, setting_pairs
+from klray.analysis.scale.choosing_pairs import Choice, setting_pairs
+from klray.analysis.scale.compared_models import Models
 from klray.checkpoints import Checkpoint, Facts
 from klray.measure.weight_distances import RunDistances, as_dataset, standing_checkpoints
 from klray.report import write_report

@@ -10,12 +10,8 @@ import xarray as xr
 
 import klray
 from klray.analysis.recipe import Recipe
-from klray.analysis.scale import (
-    Choice,
-    format_scale,
-    measure_scale,
-    scale_rows,
-)
+from klray.analysis.scale.choosing_pairs import Choice
+from klray.analysis.scale.measuring import format_scale, measure_scale, scale_rows
 from klray.errors import KlrayError
 from tests.scale_data import scale_snapshot
 

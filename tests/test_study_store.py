@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 import klray
 from klray.analysis.recipe import Recipe
-from klray.analysis.scale import Choice, measure_scale
+from klray.analysis.scale.choosing_pairs import Choice
+from klray.analysis.scale.measuring import measure_scale
 from klray.likelihood.choices import QUANTIZATIONS
 from klray.likelihood.loading import load, load_tokenizer
 from klray.weights.distances import relative_error

@@ -17,6 +17,7 @@ from klray.likelihood import loading
 from klray.likelihood.score import default_tokens_per_batch, score
 from klray.likelihood.tokens import Tokens, encode
 from klray.measure.exact import exact_log_likelihood
+from klray.measure.threads import torch_threads
 from klray.texts import TextSet
 
 
@@ -102,12 +103,8 @@ def measure(
     CheckpointError
         The checkpoint cannot be loaded, or its float64 reference cannot be computed.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(ways.threads)
-    try:
+    with torch_threads(ways.threads):
         return _measure(checkpoint, directory, text_set, ways, advance)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _measure(

@@ -89,27 +89,13 @@ def kl_standard_error(
     float64 input where l_i - l_j varies by more than about 1e-6 nats a text; below that rounding shows (5e-8 at 1e-7
     nats, 1e-6 at 1e-9, for texts of 1,000 nats and more).
 
-    Parameters
-    ----------
-    log_likelihood : (K, N) NumPy, Dask or xarray (dims model, text), nats
-    text_bytes : (N,) UTF-8 bytes of each text; B-bar is their mean
-    tile : int
-        Most models on each side of a tile; the chunks of a Dask result.
-    previous : (P, P), optional
-        The standard errors (not the KL) of the first P <= K models, over the same texts, in bits per byte: taken as
-        they are, to the bit. Only pairs with a newer model are computed.
-    threads : int, optional
-        Of a computation on NumPy; None: one for each CPU. Dask's scheduler has its own.
-
-    Returns
-    -------
-    (K, K) float64, bits per byte, of the same kind as the input: NumPy, lazy Dask in chunks of (tile, tile), or xarray
-    with dims (model, other) and the coordinates of ``model``.
+    Arguments, kinds and shapes are those of `kl_divergence`: (K, N) nats and (N,) bytes give (K, K) float64 bits per
+    byte. ``previous`` holds standard errors (not the KL), which are taken as they are, to the bit.
 
     Raises
     ------
     KlrayError
-        Wrong shapes, fewer than 2 texts, bytes that are not positive, values that are not finite (Dask: when computed).
+        As `kl_divergence` does.
     """
     return _all_pairs(KL_STANDARD_ERROR, log_likelihood, text_bytes, tile, previous, threads)
 

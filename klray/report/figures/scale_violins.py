@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from klray.analysis.scale import scale_rows, setting_kl
+from klray.analysis.scale.measuring import scale_rows, setting_kl
 from klray.analysis.scale.published_settings import SOURCE
 from klray.errors import KlrayError
 from klray.report.figures.plate import Plate

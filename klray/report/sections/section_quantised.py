@@ -10,7 +10,7 @@ import xarray as xr
 from klray.analysis.facts import strings
 from klray.analysis.noise_floor import NoiseFloor
 from klray.analysis.relatives import unquantised
-from klray.analysis.scale import bootstrap_standard_error
+from klray.analysis.scale.bootstrap import bootstrap_standard_error
 from klray.report.sections import Section, Table
 from klray.words.numbers import scientific, significant, with_error
 

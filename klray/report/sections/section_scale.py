@@ -7,9 +7,9 @@ from pathlib import Path
 
 import xarray as xr
 
-from klray.analysis.scale import SCALE_HEADER, agreements, compare_domains, notes, scale_cells, scale_rows
-from klray.analysis.scale.agreement import WHAT_IT_MEANS
-from klray.analysis.scale.side_by_side import EXPONENTS_MEAN, SETTINGS_MEAN
+from klray.analysis.scale.agreement import WHAT_IT_MEANS, agreements
+from klray.analysis.scale.measuring import SCALE_HEADER, notes, scale_cells, scale_rows
+from klray.analysis.scale.side_by_side import EXPONENTS_MEAN, SETTINGS_MEAN, compare_domains
 from klray.report.figures.scale_violins import PLATE
 from klray.report.sections import Section, Table, picture
 
