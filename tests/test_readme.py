@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -221,3 +222,12 @@ def test_keys_and_groups_exist(page: Path) -> None:
     assert {f"{group}.{key}" for group, key in keys if key not in GROUPS[group] | NO_KEYS} == set()
     choices = re.findall(r"(?<![\w.])(models|texts|ray|dask|analysis|scale|study)=(\w+)(?![\w.])", spans)
     assert {choice for choice in choices if not (HOUSE / "conf" / choice[0] / f"{choice[1]}.yaml").is_file()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_extras_and_targets_exist(page: Path) -> None:
+    extras = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = ",".join(re.findall(r"(?:klray|'\.)\[([\w,]+)\]", page.read_text()))
+    assert {extra for extra in asked.split(",") if extra} <= set(extras)
+    targets = re.findall(r"^(\w+):", (HOUSE / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"(?:`|^    )make (\w+)", page.read_text(), re.M)) <= set(targets)
