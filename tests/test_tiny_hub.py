@@ -24,7 +24,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from klray.checkpoints.hub import listing
+from klray.config import ModelsConfig, ModelSource
+from klray.config import sweep as sweep_configs
 from klray.errors import KlrayError
+from klray.tiny import serving
 from klray.tiny.hub_server import HubServer, local_hub
 from tests.hub_faults import write_model
 
@@ -280,6 +284,19 @@ def test_process_of_its_own_serves_and_ends(root: Path) -> None:
     connection = http.client.HTTPConnection(endpoint.removeprefix("http://"), timeout=30)
     with pytest.raises(ConnectionRefusedError):
         connection.request("GET", "/")
+
+
+def test_the_hub_of_a_family_is_handed_over_and_the_environment_stays(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "embedded_root", lambda recipe: root)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    before = dict(os.environ)
+    with sweep_configs.hub(ModelsConfig(source=ModelSource.embedded)) as hub:
+        assert dict(os.environ) == before
+        assert listing(hub, REPOSITORY).files
+    with sweep_configs.hub(ModelsConfig()) as hub:
+        assert hub.endpoint == "http://127.0.0.1:9"
 
 
 PARENT = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +40,11 @@ def selection(config: ModelsConfig) -> Selection:
     return Selection(family=family, repositories=specs, stride=config.stride, limit=config.limit)
 
 
-@contextlib.contextmanager
-def hub(config: ModelsConfig) -> Iterator[Hub]:
-    """The hub that HF_ENDPOINT names; for the embedded family, one on this machine for the length of the job."""
-    with embedded_hub(config.recipe) if config.source is ModelSource.embedded else contextlib.nullcontext():
-        yield Hub.from_environment()
+def hub(config: ModelsConfig) -> contextlib.AbstractContextManager[Hub]:
+    """The hub that HF_ENDPOINT names; for the embedded family, one on this machine for the length of the context."""
+    if config.source is ModelSource.embedded:
+        return embedded_hub(config.recipe)
+    return contextlib.nullcontext(Hub.from_environment())
 
 
 def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> ScoringSettings:

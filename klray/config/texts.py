@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from enum import Enum
 
@@ -25,20 +26,24 @@ class TextSplit(Enum):
     train = "train"
 
 
+# Parameters of the library's functions, whose defaults are those of the config.
+FOLDER, JSONL = (inspect.signature(function).parameters for function in (texts.from_folder, texts.from_jsonl))
+
+
 @dataclass
 class TextsConfig:
     """Which texts."""
 
     source: TextSource = TextSource.python_stdlib
     path: str | None = None  # of a JSON Lines file or a folder
-    pattern: str = "**/*.txt"  # files of a folder
+    pattern: str = FOLDER["pattern"].default  # files of a folder
     split: TextSplit = TextSplit.heldout  # of python_stdlib
-    chunked: bool = True  # lines of a JSON Lines file are chunks already, not documents to be cut
-    text_field: str = "text"
+    chunked: bool = JSONL["chunked"].default  # lines of a JSON Lines file are chunks already, not documents to be cut
+    text_field: str = JSONL["text_field"].default
     domain_field: str | None = None
     domain: str | None = None  # only texts with this label
     n: int | None = None  # draw so many
-    seed: int = 0  # of the draw
+    seed: int = JSONL["seed"].default  # of the draw
 
 
 def text_set(config: TextsConfig) -> TextSet:

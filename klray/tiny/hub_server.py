@@ -77,7 +77,7 @@ def local_hub(root: Path, bytes_per_second: float | None = None) -> Iterator[tup
     The token travels in the process's environment, not on its command line.
     """
     token = secrets.token_urlsafe(32)
-    command = [sys.executable, "-m", "klray.tiny.hub_server", "--root", str(root), "--until-stdin-closes"]
+    command = [sys.executable, "-P", "-m", "klray.tiny.hub_server", "--root", str(root), "--until-stdin-closes"]
     if bytes_per_second:
         command += ["--bytes-per-second", str(bytes_per_second)]
     with subprocess.Popen(  # noqa: S603

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from klray.checkpoints import Hub
 from klray.errors import KlrayError
 from klray.tiny.family import train_family
 from klray.tiny.family_recipe import DEFAULT, SMALLEST
@@ -30,21 +30,7 @@ def embedded_root(recipe: str) -> Path:
 
 
 @contextlib.contextmanager
-def embedded_hub(recipe: str) -> Iterator[None]:
-    """Serve the embedded family: inside, HF_ENDPOINT and HF_TOKEN lead to it; nothing else is different."""
-    with local_hub(embedded_root(recipe)) as (endpoint, token), _environment(HF_ENDPOINT=endpoint, HF_TOKEN=token):
-        yield
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def embedded_hub(recipe: str) -> Iterator[Hub]:
+    """The hub of the embedded family, in a process of its own for the length of the context."""
+    with local_hub(embedded_root(recipe)) as (endpoint, token):
+        yield Hub(endpoint, token)
