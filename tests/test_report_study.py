@@ -102,7 +102,7 @@ def table_of(page: Page, first: str, other: str = "") -> list[list[str]]:
 
 def test_the_page_has_a_section_for_each_and_is_complete_in_itself(page: Page) -> None:
     ids = [str(attrs["id"]) for _, attrs in page.elements if "id" in attrs]
-    assert ids == ["runs", *SECTIONS, "model_map", "method", "models"]
+    assert ids == ["runs", "set_apart", *SECTIONS, "model_map", "method", "models"]
     plain.test_page_needs_nothing_else(page)
     plain.test_links_inside_the_page_arrive(page)
     plain.test_policy_forbids_requests_and_every_script_but_the_one_inside(page)
