@@ -28,6 +28,7 @@ settings.register_profile("full", deadline=None)
 settings.register_profile("quick", deadline=None, max_examples=20)
 settings.load_profile("full")
 
+SLOW_FIXTURES = {"study_family", "moto", "ceph", "ignoring", "keeping"}
 FILE_SYSTEMS: dict[tuple[str, str], dict[str, s3fs.S3FileSystem]] = {}
 
 
@@ -161,9 +162,9 @@ def become(user: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What stands on a trained study or on Ceph's users is slow, whatever it does with it."""
+    """What stands on a trained study or on a server of S3 is slow, whatever it does with it."""
     for item in items:
-        if {"study_family", "moto", "ceph"} & set(getattr(item, "fixturenames", ())):
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 

@@ -13,10 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
-from moto.s3.responses import S3Response
-from moto.server import ThreadedMotoServer
-
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "klray-test-key", "AWS_SECRET_ACCESS_KEY": "klray-test-secret"}
 CEPH = Path(__file__).parent.parent / "infra/local_s3/ceph.sh"
 
@@ -33,6 +29,8 @@ class S3Server:
 
     def client(self) -> Any:
         """The user's boto3 client."""
+        import boto3
+
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -76,6 +74,9 @@ def moto_server() -> Iterator[S3Server]:
 
     Its threads take turns at puts: on its own, moto looks whether a key is taken and then writes, and two could win.
     """
+    from moto.s3.responses import S3Response  # takes seconds, and not every run of the tests starts it
+    from moto.server import ThreadedMotoServer
+
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     put, turn = S3Response.put_object, threading.Lock()

@@ -79,9 +79,9 @@ def test_alignment_of_a_moved_copy_finds_the_move_and_never_takes_away() -> None
 
 
 def test_unknown_architectures_are_named() -> None:
-    with pytest.raises(KlrayError, match=r"model_type gpt2: alignment knows .* gpt_neox, llama.*weights\.align=none"):
+    with pytest.raises(KlrayError, match=r"gpt2: .* gpt_neox, llama.*weights\.align=none"):
         symmetries({}, {"model_type": "gpt2"})
     model = tiny_model("gpt_neox")
     wrong = {**model.config.to_dict(), "num_attention_heads": 7}
-    with pytest.raises(KlrayError, match=r"query_key_value.* do not hold the 7 units .*config does not belong"):
+    with pytest.raises(KlrayError, match=r"query_key_value.* 7 units .*config"):
         symmetries(parameters(model.state_dict()), wrong)

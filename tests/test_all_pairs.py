@@ -151,23 +151,23 @@ def test_reordering_models_or_texts_reorders_the_result(values: np.ndarray, rand
 @pytest.mark.parametrize(
     ("values", "sizes", "words"),
     [
-        (np.zeros(4), np.ones(4), r"needs the shape \(models, texts\), it has \(4,\)"),
-        (np.zeros((3, 1)), np.ones(1), "at least 1 model and 2 texts .*3 models and 1 texts: score more texts"),
+        (np.zeros(4), np.ones(4), r"\(models, texts\), .* \(4,\)"),
+        (np.zeros((3, 1)), np.ones(1), "2 texts .*3 models and 1 texts"),
         (
             np.zeros((3, 4)),
             np.ones(5),
-            r"text_bytes needs the shape \(4,\).* it has \(5,\): pass the bytes of the same texts",
+            r"text_bytes .*\(4,\).* \(5,\)",
         ),
-        (np.zeros((3, 4)), 700.0, r"text_bytes needs the shape \(4,\).* it has \(\)"),
+        (np.zeros((3, 4)), 700.0, r"text_bytes .*\(4,\).* \(\)"),
         (
             np.zeros((3, 4)),
             np.array([1, 2, 0, 3]),
-            "positive numbers of UTF-8 bytes, it has 0 at text 2: leave empty texts",
+            "bytes, it has 0 at text 2",
         ),
-        (np.zeros((3, 4)), np.array([1, np.nan, 1, 3]), "positive numbers of UTF-8 bytes, it has nan at text 1"),
-        (np.zeros((3, 4)), np.array(list("abcd")), "positive numbers of UTF-8 bytes, it has dtype <U1"),
-        (np.array([[0.0, 1.0], [np.inf, 0.0]]), np.ones(2), "needs finite values, model 1 has inf at text 0"),
-        (np.zeros((2, 2), dtype=complex), np.ones(2), "needs real numbers, nats, it has dtype complex128"),
+        (np.zeros((3, 4)), np.array([1, np.nan, 1, 3]), "bytes, it has nan at text 1"),
+        (np.zeros((3, 4)), np.array(list("abcd")), "bytes, it has dtype <U1"),
+        (np.array([[0.0, 1.0], [np.inf, 0.0]]), np.ones(2), "model 1 has inf at text 0"),
+        (np.zeros((2, 2), dtype=complex), np.ones(2), "real numbers, .* complex128"),
         (xr.DataArray(np.zeros((2, 2)), dims=("a", "text")), np.ones(2), r"dimensions \('model', 'text'\)"),
     ],
 )
@@ -181,9 +181,9 @@ def test_wrong_tiles_and_previous_results_are_refused(quantity: Callable) -> Non
     values, sizes = np.zeros((3, 4)), np.ones(4)
     with pytest.raises(KlrayError, match="tile needs at least 1 model, it is 0"):
         quantity(values, sizes, tile=0)
-    with pytest.raises(KlrayError, match=r"previous needs the shape \(P, P\) with P <= 3.* it has \(4, 4\)"):
+    with pytest.raises(KlrayError, match=r"previous .*P <= 3.* \(4, 4\)"):
         quantity(values, sizes, previous=np.zeros((4, 4)))
-    with pytest.raises(KlrayError, match=r"it has \(2, 3\): pass the matrix of an earlier state"):
+    with pytest.raises(KlrayError, match=r"\(2, 3\): pass the matrix of an earlier"):
         quantity(values, sizes, previous=np.zeros((2, 3)))
 
 

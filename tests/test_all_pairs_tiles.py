@@ -96,6 +96,7 @@ def test_each_pair_of_tiles_is_computed_once(quantity: Callable, monkeypatch: py
     assert sorted(counted) == sorted([(8, 8)] * 6 + [(8, 6)] * 3 + [(6, 6)])
 
 
+@pytest.mark.slow
 def test_tiles_on_a_distributed_cluster() -> None:
     values = matrix("trajectory", 20, 300)
     with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None):
@@ -180,6 +181,7 @@ def test_adding_models_computes_their_pairs_only(lazy: bool, monkeypatch: pytest
     assert sum(computed) - 19 * 18 // 2 == 30 * 29 // 2 - 19 * 18 // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_models", "n_texts", "tile", "threads"), [(1500, 900, 256, 2), (1100, 5000, 128, 1)])
 def test_memory_stays_below_the_projection(
     tmp_path: Path, n_models: int, n_texts: int, tile: int, threads: int

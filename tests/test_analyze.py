@@ -238,15 +238,13 @@ def test_a_grown_store_keeps_its_pairs_to_the_bit(data: xr.Dataset, tmp_path: Pa
 
 def test_what_is_no_earlier_state_is_refused(data: xr.Dataset) -> None:
     previous = analyze(data.isel(model=slice(0, 45)), tsne=False)
-    with pytest.raises(KlrayError, match="previous result's 45 models are not the first of the snapshot's 67: pass"):
+    with pytest.raises(KlrayError, match=r"previous result's 45 models .* 67: pass"):
         analyze(data.isel(model=slice(None, None, -1)), previous=previous)
-    with pytest.raises(KlrayError, match="previous result's 45 models are not the first of the snapshot's 30"):
+    with pytest.raises(KlrayError, match=r"previous result's 45 models .* 30"):
         analyze(data.isel(model=slice(0, 30)), previous=previous)
-    with pytest.raises(KlrayError, match=r"previous result was made with another recipe .* leave recipe out"):
+    with pytest.raises(KlrayError, match=r"another recipe .* leave recipe out"):
         analyze(data, previous=previous, recipe=Recipe.fit(data, clip_quantile=0.1))
-    with pytest.raises(
-        KlrayError, match="previous result belongs to text set 3f3f3f3f3f3f, the snapshot has 777777777777"
-    ):
+    with pytest.raises(KlrayError, match=r"text set 3f3f3f3f3f3f, .* 777777777777"):
         analyze(data.assign_attrs(text_set="7" * 64), previous=previous)
 
 
@@ -264,6 +262,7 @@ def test_more_than_the_budget_is_refused_with_both_numbers(data: xr.Dataset) -> 
     assert "kl" in analyze(data, tile=20, memory_limit_bytes=needed, threads=3, tsne=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_rows", [70, 1200])
 def test_memory_of_the_whole_analysis_stays_below_the_projection(tmp_path: Path, chunk_rows: int) -> None:
     runs = tuple(f"org/run{i}" for i in range(12))
@@ -284,5 +283,5 @@ def test_memory_of_the_whole_analysis_stays_below_the_projection(tmp_path: Path,
 def test_values_that_are_not_finite_are_refused(data: xr.Dataset) -> None:
     values: Any = data["log_likelihood"].values.copy()
     values[5, 3] = np.nan
-    with pytest.raises(KlrayError, match="needs finite values, 1 of the included ones are not: exclude their models"):
+    with pytest.raises(KlrayError, match=r"1 of the included .*: exclude"):
         analyze(data.assign(log_likelihood=(("model", "text"), values)))

@@ -156,12 +156,14 @@ def test_command_line_is_light() -> None:
     assert not loaded_by("import jobs.__main__") & {*HEAVY, "zarr", "dask", "numpy", "hydra"}
 
 
+@pytest.mark.slow
 def test_likelihood_needs_torch_alone() -> None:
     loaded = loaded_by("import klray; klray.log_likelihood")
     assert "torch" in loaded
     assert not loaded & {"ray", "zarr", "hydra", "dask", "xarray", "s3fs"}
 
 
+@pytest.mark.slow
 def test_help_and_config_load_no_library_that_computes() -> None:
     asked = [*([verb, "--cfg", "job"] for verb in VERBS), ["score", "--help"]]  # Hydra's help takes a second each
     loaded = loaded_by(f"""
@@ -175,6 +177,7 @@ for words in {asked}:
     assert not loaded & {*HEAVY, "zarr", "xarray", "dask", "matplotlib", "sklearn", "scipy"}
 
 
+@pytest.mark.slow
 def test_what_an_analyst_uses_loads_nothing_of_what_scores() -> None:
     """Law 1: every module of these rooms, and the verbs that go with them."""
     rooms = {"errors", "units", "words", "texts", "store", "analysis", "report"}
@@ -184,17 +187,20 @@ def test_what_an_analyst_uses_loads_nothing_of_what_scores() -> None:
     assert not loaded_by(f"import {', '.join([*modules, *verbs])}") & HEAVY
 
 
+@pytest.mark.slow
 def test_the_analysts_names_load_nothing_of_what_scores() -> None:
     names = {*klray.__dir__()} - {"KlrayCallback", "layer_log_likelihood", "log_likelihood", "watch"}
     assert {"open_dataset", "kl_divergence", "layer_kl", "place", "pairs", "relatives", "texts"} <= names
     assert not loaded_by(f"import klray\nfor name in {sorted(names)}:\n    getattr(klray, name)") & HEAVY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", sorted(MAY_LOAD))
 def test_a_verb_loads_what_it_may(verb: str) -> None:
     assert loaded_by(f"import jobs.{verb}") & HEAVY <= MAY_LOAD[verb]
 
 
+@pytest.mark.slow
 def test_a_scorer_has_no_pytorch_and_a_model_process_no_ray() -> None:
     """Law 2."""
     assert not loaded_by("import klray.sweep.scorer, klray.sweep.actor") & {"torch", "transformers"}
@@ -212,6 +218,7 @@ def cpu_seconds(*command: str) -> float:
     return min(found)
 
 
+@pytest.mark.slow
 def test_a_verb_starts_in_little_more_than_its_libraries_take(tmp_path: Path) -> None:
     store = Store.create(str(tmp_path / "store"), TEXTS)
     libraries = cpu_seconds("-c", "import xarray, zarr")

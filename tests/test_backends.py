@@ -23,6 +23,8 @@ from tests.s3_server import CREDENTIALS
 from tests.stores import N_TEXTS, TEXTS, add, column
 from tests.test_cli import klray
 
+pytestmark = pytest.mark.slow
+
 URL = "s3://bucket/some/store"
 BACKENDS = ("s3fs", "obstore")
 ODD = "odd/a b+c=d&e~f'g#h%25é.json"
@@ -153,7 +155,7 @@ def test_both_refuse_in_the_same_words(server: CarelessS3, monkeypatch: pytest.M
     for work in (lambda each: each.put("a/b", b""), lambda each: each.delete_tree("a")):
         first, second = refusals(work)
         assert first == second
-        assert "some/store/a/b was refused (403, AccessDenied); check the credentials, and see that" in first
+        assert "a/b was refused (403, AccessDenied)" in first
     server.objects["some/store/commits/b"] = server.objects["some/store/failures/b"] = (b"", server.now())
     for work, takes in (
         (lambda each: each.put("commits/b", b""), "write this takes the role writer or curator"),
@@ -162,19 +164,19 @@ def test_both_refuse_in_the_same_words(server: CarelessS3, monkeypatch: pytest.M
         (lambda each: each.delete_tree("failures"), "delete this takes the role writer or curator"),
     ):
         first, second = refusals(work)
-        assert first == second and first.endswith(f"policy allows this: to {takes} (infra/README.md)")
+        assert first == second and first.endswith(f"to {takes} (infra/README.md)")
     server.denied = {"GET", "HEAD"}
     first, second = refusals(lambda each: each.names("a"))
-    assert first == second and "to list this takes the role reader, writer, publisher or curator (infra/" in first
+    assert first == second and "the role reader, writer, publisher or" in first
     for work in (lambda each: each.get("a/b"), lambda each: each.walk("a"), lambda each: each.names("a")):
         first, second = refusals(work)
         assert first == second and "was refused (403, AccessDenied)" in first
     server.denied = set()
     first, second = refusals(lambda each: each.conditional_put("a", b""), "s3://other/store")
-    assert first == second == "store s3://other/store: there is no such bucket; create it first"
+    assert first == second and "s3://other/store: there is no such bucket" in first
     for look in (lambda each: each.walk("a"), lambda each: each.names("a"), lambda each: each.get("a")):
         first, second = refusals(look, "s3://other/store")
-        assert first == second == "store s3://other/store: there is no such bucket; create it first"
+        assert first == second and "s3://other/store: there is no such bucket" in first
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     first, second = refusals(lambda each: each.create("a", b""))
     assert first == second and "was refused (403, InvalidAccessKeyId)" in first
@@ -184,11 +186,11 @@ def test_without_credentials_writers_are_refused_and_readers_are_anonymous(
     server: CarelessS3, no_credentials: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = refusals(lambda each: each.put("a", b""))
-    assert first == second and "no S3 credentials were found; set AWS_ACCESS_KEY_ID and" in first
+    assert first == second and "set AWS_ACCESS_KEY_ID and" in first
     caplog.set_level(logging.INFO, "klray")
     first, second = refusals(lambda each: each.get("a"))
-    assert first == second and "set credentials (this was asked anonymously)" in first
-    assert caplog.text.count(f"no S3 credentials were found: reading {URL} anonymously") == 2
+    assert first == second and "(this was asked anonymously)" in first
+    assert caplog.text.count(f"reading {URL} anonymously") == 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -222,7 +224,8 @@ def test_busy_server_is_asked_again_once_each_time(
     server.busy = [(503, "SlowDown"), (409, "ConditionalRequestConflict"), (429, "TooMany"), (500, "InternalError")]
     assert objects.conditional_put("a", b"body")
     assert server.requests == 5 and server.objects["some/store/a"][0] == b"body"
-    assert caplog.messages == [f"store {URL}: the server is busy (503, SlowDown); trying again for a while"]
+    (message,) = caplog.messages
+    assert f"store {URL}: the server is busy (503, SlowDown)" in message
     server.busy = [(408, "X"), (502, "BadGateway"), (504, "GatewayTimeout"), (400, "RequestTimeout"), (502, "X")]
     assert objects.get("a") == b"body" and server.requests == 11 and len(caplog.messages) == 2
 
@@ -260,7 +263,7 @@ def test_error_without_words_is_named_by_its_type(server: CarelessS3, monkeypatc
 
     objects = opened()
     monkeypatch.setattr(objects, "_fetch", reset)
-    with pytest.raises(StoreUnreachableError, match=r"the server did not answer \(ConnectionResetError\); check"):
+    with pytest.raises(StoreUnreachableError, match=r"did not answer \(ConnectionResetError\)"):
         objects.get("a")
 
 
@@ -274,7 +277,7 @@ def test_create_whose_answer_was_lost_is_known_by_its_body(server: CarelessS3) -
 
 def test_server_that_does_not_answer_is_named(server: CarelessS3) -> None:
     objects = opened(endpoint_url="http://127.0.0.1:9")
-    with pytest.raises(StoreError, match=r"the server did not answer \(.*127\.0\.0\.1:9/.*\); check AWS_ENDPOINT_URL"):
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:9/.*\); check AWS_ENDPOINT_URL"):
         objects.get("a")
 
 
@@ -295,11 +298,9 @@ def test_profile_says_who_and_where(
 
 
 def test_options_and_backends_that_mean_nothing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        StoreError, match=r"client_kwargs\.verify, default_block_size, which mean nothing with store\.ba"
-    ):
+    with pytest.raises(StoreError, match=r"client_kwargs\.verify, default_block_size, .*store\.ba"):
         opened(default_block_size=1, client_kwargs={"verify": False, "region_name": "eu-west-1"}, anon=True)
-    with pytest.raises(StoreError, match=r"store\.backend=boto: klray asks S3 through s3fs or obstore"):
+    with pytest.raises(StoreError, match=r"store\.backend=boto: .*s3fs or obstore"):
         opened("boto")
     monkeypatch.delitem(sys.modules, "klray.store.objects.s3_obstore", raising=False)
     for name in ("obstore", "obstore.store"):
@@ -320,7 +321,7 @@ def test_config_chooses_for_every_opener(
     code, out, errors = klray(capfd, monkeypatch, *words)
     assert code == 0 and "fam" in out, errors
     code, _, errors = klray(capfd, monkeypatch, *words, "+store.storage_options.default_block_size=1")
-    assert code != 0 and "default_block_size, which mean nothing with store.backend=obstore" in errors
+    assert code != 0 and "mean nothing with store.backend=obstore" in errors
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -344,7 +345,7 @@ def test_endpoint_that_is_no_address_is_named_without_its_password(
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(StoreError) as told:
         opened(backend)
-    assert str(told.value).startswith(f"AWS_ENDPOINT_URL (or endpoint_url of the profile) is {shown!r}, which is no ad")
+    assert f"(or endpoint_url of the profile) is {shown!r}" in str(told.value)
     with pytest.raises(StoreError, match=r"^store\.storage_options\.endpoint_url is ") as told:
         opened(backend, endpoint_url=endpoint)
     assert "geh" not in str(told.value)

@@ -20,9 +20,9 @@ def test_help_and_unknown_names_run_no_benchmark(
     ran: list[str] = []
     monkeypatch.setattr(benchmarks, "BENCHMARKS", {"scoring": lambda: ran.append("scoring") or "its table"})
     assert benchmarks.main(["--help"]) == 0
-    assert "all benchmarks, or those of all_pairs, scoring, lens" in capsys.readouterr().out
+    assert "those of all_pairs, scoring, lens" in capsys.readouterr().out
     assert benchmarks.main(["scoring", "scorin"]) == 2
-    assert "there is no benchmark scorin: python -m tests.benchmarks" in capsys.readouterr().err
+    assert "there is no benchmark scorin" in capsys.readouterr().err
     assert ran == []
     assert benchmarks.main(["scoring"]) == 0
     assert ran == ["scoring"]

@@ -70,14 +70,14 @@ def test_xarray_keeps_its_coordinates() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (np.zeros(5), r"needs the shape \(models, texts\), it has \(5,\): pass one row for each model"),
-        (np.zeros((3, 1)), "at least 1 model and 2 texts .* it has 3 models and 1 texts: score more texts"),
+        (np.zeros(5), r"\(models, texts\), .* \(5,\): pass"),
+        (np.zeros((3, 1)), "2 texts .* 3 models and 1 texts: score"),
         (np.zeros((0, 4)), "it has 0 models and 4 texts"),
-        (np.array([["a", "b"]]), "needs real numbers, nats, it has dtype <U1: convert it to float64"),
-        (np.array([[1.0, 2.0], [3.0, np.nan]]), "model 1 has nan at text 1 .* score them again or leave them out"),
+        (np.array([["a", "b"]]), "dtype <U1: convert it to float64"),
+        (np.array([[1.0, 2.0], [3.0, np.nan]]), "model 1 has nan at text 1 .* leave"),
         (
             xr.DataArray(np.zeros((2, 3)), dims=("run", "text")),
-            r"dimensions \('model', 'text'\), it has \('run', 'text'\)",
+            r"\('model', 'text'\), .* \('run', 'text'\)",
         ),
     ],
 )

@@ -227,8 +227,8 @@ def test_one_format_of_weights_is_taken(tmp_path: Path, offered: list[str], take
         (["adapter_model.safetensors"], "found: adapter_model.safetensors"),
         (["consolidated.00.pth", "weights.ckpt"], "consolidated.00.pth, weights.ckpt"),
         (SHARDS[:2], "2 of 3 shards"),
-        (SHARDS, "all 3 shards, but no model.safetensors.index.json"),
-        (BINS, "all 2 shards, but no pytorch_model.bin.index.json"),
+        (SHARDS, "all 3 shards, but no model.safetensors"),
+        (BINS, "all 2 shards, but no pytorch_model.bin"),
         ([], "no weights at all"),
     ],
 )

@@ -27,26 +27,26 @@ def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["scroe"], "there is no verb scroe: did you mean score?"),
-        (["score", "scoring.dtyp=float32"], "unknown config key scoring.dtyp: did you mean scoring.dtype?"),
-        (["score", "dtype=float32"], "unknown config key dtype: did you mean scoring.dtype?"),
-        (["score", "models=piythia"], "unknown config group models=piythia: did you mean pythia"),
-        (["score", "scoring.threads=many"], "error: scoring.threads=many: write a whole number$"),
-        (["score", "store.backend=boto"], "error: store.backend=boto: write s3fs or obstore$"),
-        (["score", "store.single_writer=perhaps"], "error: store.single_writer=perhaps: write true or false$"),
-        (["verify", "verify.grace_hours=day"], "error: verify.grace_hours=day: write a number$"),
-        (["score", "store.url=x"], "no models were asked for: set models=tiny"),
+        (["scroe"], "verb scroe: .* score?"),
+        (["score", "scoring.dtyp=float32"], "key scoring.dtyp: .* scoring.dtype?"),
+        (["score", "dtype=float32"], "key dtype: .* scoring.dtype?"),
+        (["score", "models=piythia"], "models=piythia: .* pythia"),
+        (["score", "scoring.threads=many"], "scoring.threads=many: .*whole number$"),
+        (["score", "store.backend=boto"], "store.backend=boto: .*s3fs or obstore$"),
+        (["score", "store.single_writer=perhaps"], "store.single_writer=perhaps: .*true or false$"),
+        (["verify", "verify.grace_hours=day"], "verify.grace_hours=day: .*number$"),
+        (["score", "store.url=x"], "no models .*: set models=tiny"),
         (["score", "models=tiny"], "no store was named: set store.url="),
         (
             ["score", "models=tiny", "store.url=x", "scoring.dtype=float8"],
-            "scoring.dtype=float8: write float32, bfloat16 or float16$",
+            "dtype=float8: .*float32, bfloat16 or float16$",
         ),
         (
             ["plan", "models=tiny", "store.url=x", "scoring.quantization=int4"],
-            "scoring.quantization=int4: there is no such quantisation; write none, int8, fp4 or nf4$",
+            "quantization=int4: .*none, int8, fp4 or nf4$",
         ),
         (["score", "models=tiny", "store.url=x", "scoring.threads=0"], "scoring.threads=0: must be above 0"),
-        (["score", "models=tiny", "store.url=x", "texts=jsonl"], "needs the place of the texts: set texts.path="),
+        (["score", "models=tiny", "store.url=x", "texts=jsonl"], "place of the texts: set texts.path="),
         (
             ["score", "models=tiny", "store.url=x", "+store.storage_options.aws_Secret=s"],
             "credentials do not belong in a config",
@@ -54,14 +54,14 @@ def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
         (["analyze", "store.url=x", "dask.memory_limit=much"], "there is no klray store"),
         (
             ["status", "store.storage_options={anon:true}"],
-            r"put a \+ before what you add, as in \+store\.storage_options\.",
+            r"a \+ before .*\+store\.storage_options\.",
         ),
         (
             ["status", "store.storage_options.anon=true"],
-            r"put a \+ before what you add, as in \+store\.storage_options\.",
+            r"a \+ before .*\+store\.storage_options\.",
         ),
-        (["status", "store.url=s3://b-1/a//b"], "a part of the prefix is '', which S3 takes for a name"),
-        (["status", "store.url=x"], "there is no klray store; check the address"),
+        (["status", "store.url=s3://b-1/a//b"], "a part of the prefix is ''"),
+        (["status", "store.url=x"], "there is no klray store"),
     ],
 )
 def test_mistakes_are_answered(
@@ -105,6 +105,7 @@ def test_families_compose(models: str, capsys: pytest.CaptureFixture[str], monke
     assert count == {"tiny": 4, "pythia": 10, "pythia_seeds": 45, "modelmap_1018": 1018}[models]
 
 
+@pytest.mark.slow
 def test_verbs_run_as_modules() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "jobs.status", "--cfg", "job"], capture_output=True, text=True, check=True
@@ -112,6 +113,7 @@ def test_verbs_run_as_modules() -> None:
     assert "models:" in done.stdout
 
 
+@pytest.mark.slow
 def test_help_of_a_verb_begins_with_what_it_does() -> None:
     command = [sys.executable, "-m", "jobs", "noise", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

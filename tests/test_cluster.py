@@ -39,11 +39,11 @@ def test_an_actor_with_several_gpus_spreads_its_model_over_them() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_what_there_is() -> None:
-    with pytest.raises(KlrayError, match=r"needs 9 CPUs and 0 GPUs on one node, .* 2 nodes with 16 CPUs"):
+    with pytest.raises(KlrayError, match=r"9 CPUs and 0 GPUs .* 2 nodes with 16 CPUs"):
         _shape(RaySettings(), 9, [LAPTOP, LAPTOP])
     with pytest.raises(KlrayError, match=r"ray\.workers=9: .* carries 8 actors"):
         _shape(RaySettings(workers=9), 1, [LAPTOP])
-    with pytest.raises(KlrayError, match=r"gpus_per_worker=1\.5: choose a share of one GPU, or a whole number"):
+    with pytest.raises(KlrayError, match=r"gpus_per_worker=1\.5: .*whole number"):
         _shape(RaySettings(gpus_per_worker=1.5), 1, [TWO_GPUS])
 
 
@@ -52,6 +52,7 @@ def test_unknown_scheduler_is_named() -> None:
         pass
 
 
+@pytest.mark.slow
 def test_cluster_whose_processes_do_not_come_up_in_time_is_started_once_more(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -68,7 +69,7 @@ def test_cluster_whose_processes_do_not_come_up_in_time_is_started_once_more(
         assert shape == Shape(3, 0.0, 1)
     assert "Ray did not start (" in caplog.text and waits == ["0", "0"]
     with (
-        pytest.raises(KlrayError, match=r"no Ray cluster could be started on this machine \(.*'ray start --head'"),
+        pytest.raises(KlrayError, match=r"no Ray cluster .*'ray start --head'"),
         connected(RaySettings()),
     ):
         pass

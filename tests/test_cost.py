@@ -55,7 +55,7 @@ def test_parameters_that_nobody_tells_are_guessed_from_16_bit_weights(server: Hu
     assert found.parameters is None
     assert parameters(found) == 10_000 // 2
     lines = "\n".join(cost([found], [], 4000, RATES).lines())
-    assert "2 x 5,000 parameters, of 1 checkpoint from the bytes of 16-bit weights x 1,000 tokens" in lines
+    assert "2 x 5,000 parameters, of 1 checkpoint from" in lines
 
 
 def test_cost_is_the_formula(server: HubServer) -> None:
@@ -86,7 +86,7 @@ def test_equal_files_cost_once_and_nothing_if_they_are_there(server: HubServer) 
     alone = cost(run, [], 4000, RATES)
     assert (both.checkpoints, both.distinct) == (STEPS + 1, STEPS)
     assert (both.fetch_bytes, both.flop) == (alone.fetch_bytes, alone.flop)
-    assert f"of {STEPS} checkpoints; 1 more has files that are there or among these" in both.lines()[0]
+    assert f"of {STEPS} checkpoints; 1 more has" in both.lines()[0]
     there = cost(copy, run, 4000, RATES)
     assert (there.distinct, there.fetch_bytes, there.flop, there.wall_seconds) == (0, 0, 0, 0)
 
@@ -104,7 +104,7 @@ def test_a_lens_costs_the_head_for_every_layer_but_the_last(server: HubServer, t
     assert server.requests.total() == 1  # config.json, once for the repository
     planned = cost(run, [], 8_000_000, RATES, lens)
     assert planned.flop == 2 * (PARAMETERS + expected) * STEPS * 2_000_000
-    assert f"parameters + {expected * STEPS:,} weights of the lens) x 2,000,000 tokens" in planned.lines()[1]
+    assert f"{expected * STEPS:,} weights of the lens) x" in planned.lines()[1]
 
 
 def test_what_a_lens_costs_is_not_known_of_an_architecture_that_is_not(
@@ -119,7 +119,7 @@ def test_what_a_lens_costs_is_not_known_of_an_architecture_that_is_not(
     assert "what a lens costs is not known" in caplog.text and "nobody_knows_it" in caplog.text
     planned = cost(found, [], 8_000_000, RATES, lens)
     assert planned.lens_weights == lens[RUN]
-    assert "weights of the lens, none known for 1 checkpoint) x" in planned.lines()[1]
+    assert "lens, none known for 1 checkpoint) x" in planned.lines()[1]
 
 
 def test_a_checkpoint_that_the_cache_cannot_hold_is_said_before_anything_is_fetched(
@@ -157,7 +157,7 @@ def test_plan_prints_the_cost(
     out = capsys.readouterr().out
     assert f"to score    {STEPS + 1} checkpoints" in out
     assert f"fetch       {planned.cost.fetch_bytes / 1e9:,.3f} GB of {STEPS} checkpoints; 1 more" in out
-    assert "GPU-hours at 26.8 TFLOP/s (40% of an H100's 67 in float32)" in out
+    assert "at 26.8 TFLOP/s (40% of an H100's 67" in out
     assert "with 2 workers: fetching" in out
     assert not (tmp_path / "store").exists()
     config.plan = PlanConfig(device_tflops=1.5, gigabits=2, bytes_per_token=3)

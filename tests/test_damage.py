@@ -67,7 +67,7 @@ def test_damaged_texts_are_said_and_score_mends_them(store: Store, name: str, ho
 )
 def test_change_in_a_commit_is_found_and_repair_is_the_way_out(store: Store, before: str, after: str) -> None:
     change(store, layout.commit_path(column("a", 1).identity.key), before, after)
-    with pytest.raises(StoreError, match=r"is damaged .*verify.repair=true takes commits/.*out"):
+    with pytest.raises(StoreError, match=r"damaged .*verify.repair=true .*commits/"):
         store.publish()
     (damage,) = store.audit().damages
     assert damage.key == column("a", 1).identity.key
@@ -108,7 +108,7 @@ def test_snapshot_is_never_read_as_other_values(store: Store) -> None:
     path = Path(store.url) / layout.chunk_path(manifest.id, 0)
     for body in (path.read_bytes()[::-1], path.read_bytes()[:-8], b""):
         path.write_bytes(body)
-        with pytest.raises(StoreError, match=r"log_likelihood/c/0/0 holds other bytes than were written; klray verify"):
+        with pytest.raises(StoreError, match=r"log_likelihood/c/0/0 holds .*klray verify"):
             klray.open_dataset(store.url)["log_likelihood"].load()
 
 
@@ -149,7 +149,7 @@ def test_publisher_that_was_stopped_until_its_folder_was_removed_says_so(
         return look(objects, prefix)
 
     before = store.snapshot_ids()
-    with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"was removed meanwhile; run publish again"):
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"removed meanwhile; run publish"):
         patch.setattr(FolderObjects, "fingerprints", remove)
         store.publish()
     assert store.snapshot_ids() == before
@@ -274,7 +274,7 @@ def test_damaged_failure_record_is_passed_over_with_a_warning(
         path.write_bytes(body)
     assert [each.repository for each in store.failures()] == ["org/d"]
     assert f"failures/{path.name} is damaged (" in caplog.text
-    assert "passed over; klray score records the failure again if it lasts" in caplog.text
+    assert "passed over; klray score records" in caplog.text
 
 
 def test_failure_record_without_a_seal_is_believed(store: Store) -> None:
@@ -291,7 +291,7 @@ def test_repair_says_that_the_folder_of_a_column_stays_and_when_it_goes(
     (Path(store.url) / commit.path / "status" / "zarr.json").write_bytes(b"")
     words = ["verify", f"store.url={store.url}", "verify.repair=true", "verify.grace_hours=0"]
     _, out, _ = klray_says(capsys, monkeypatch, *words)
-    assert "stay       1 folders of columns that were taken out, which somebody may be reading now; " in out
+    assert "1 folders of columns that were taken" in out
     assert f"removes them if nobody wrote there for 0 h\n  {commit.path}\n" in out
     assert (Path(store.url) / commit.path).is_dir()
     _, out, _ = klray_says(capsys, monkeypatch, *words)
@@ -329,12 +329,12 @@ def test_patterns_in_a_prefix_are_names(s3_url: str, prefix: str, backend: str) 
         ("a//b", "a part of the prefix is '', which"),
         (
             "a/../b",
-            r"a part of the prefix is '\.\.', which S3 takes for a name and klray's libraries do not; write s3://",
+            r"prefix is '\.\.', .*; write s3://",
         ),
         ("./b", r"a part of the prefix is '\.', which"),
-        ("a/b\x01c", r"part of the prefix is 'b\\x01c', with characters that S3's answers cannot hold; write s3://"),
-        ("\ud800", r"a part of the prefix is '\\ud800', with characters"),
-        ("a?versionId=1", r"\?versionId= in it asks for a version of an object, and a store has none; write s3://"),
+        ("a/b\x01c", r"prefix is 'b\\x01c', .*; write s3://"),
+        ("\ud800", r"prefix is '\\ud800', with characters"),
+        ("a?versionId=1", r"\?versionId= .*; write s3://"),
     ],
 )
 @pytest.mark.parametrize("backend", ["s3fs", "obstore"])
@@ -356,9 +356,7 @@ def test_a_result_is_never_read_as_other_values(store: Store) -> None:
     for name, body in (("kl/c/0/0", (path / "error/c/0/0").read_bytes()), ("zarr.json", b"{")):
         whole = (path / name).read_bytes()
         (path / name).write_bytes(body)
-        with pytest.raises(
-            StoreError, match=rf"{name} holds other bytes than were written; .*the command that wrote it"
-        ):
+        with pytest.raises(StoreError, match=rf"{name} holds .*the command that wrote it"):
             store.result(manifest.id, "t").load()
         (path / name).write_bytes(whole)
     assert store.result(manifest.id, "t")["kl"].values.tolist() == np.eye(2).tolist()

@@ -97,12 +97,12 @@ def test_fractal_dimension_needs_a_positive_exponent() -> None:
 @pytest.mark.parametrize(
     ("steps", "distances", "window", "words"),
     [
-        ([1, 3, 3], np.ones((3, 3)), 10, r"strictly increasing number .* it is \[1. 3. 3.\]: sort the checkpoints"),
+        ([1, 3, 3], np.ones((3, 3)), 10, r"\[1. 3. 3.\]: sort the checkpoints"),
         ([[1], [2]], np.ones((2, 2)), 10, "strictly increasing"),
         ([1, np.nan, 3], np.ones((3, 3)), 10, "strictly increasing"),
-        ([1, 2, 3], np.ones((3, 2)), 10, r"needs the shape \(3, 3\).* it has \(3, 2\): pass the distances"),
-        ([1, 2, 3], np.ones((3, 3)), 2, "window needs at least 3 checkpoints to fit a line, it is 2"),
-        ([1, 2, 3], -np.ones((3, 3)), 10, "values of 0 or more, the smallest is -1: pass squared distances"),
+        ([1, 2, 3], np.ones((3, 2)), 10, r"\(3, 3\).* \(3, 2\): pass"),
+        ([1, 2, 3], np.ones((3, 3)), 2, "window .*3 checkpoints .* it is 2"),
+        ([1, 2, 3], -np.ones((3, 3)), 10, "smallest is -1: pass squared distances"),
     ],
 )
 def test_what_has_no_exponent_is_refused(steps: list, distances: np.ndarray, window: int, words: str) -> None:

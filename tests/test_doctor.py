@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +69,7 @@ def store_verdicts(port: int, backend: str = "s3fs") -> list[Finding]:
     return list(_store(URL, {"endpoint_url": f"http://127.0.0.1:{port}", "backend": backend}))
 
 
+@pytest.mark.slow
 def test_where_all_is_well_the_answer_is_0_and_no_secret_is_said(
     server: CarelessS3,
     hub: HubServer,
@@ -121,9 +121,8 @@ def test_store_that_is_not_named_is_skipped_and_foreign_schemes_are_refused() ->
 
 @pytest.mark.parametrize("backend", ["s3fs", "obstore"])
 def test_store_where_nobody_is_is_refused_at_once(server: CarelessS3, closed_port: int, backend: str) -> None:
-    start = time.monotonic()
     (finding,) = store_verdicts(closed_port, backend)
-    assert time.monotonic() - start < 20
+    assert "has not answered within" not in finding.found  # as it is when the doctor's patience ends
     assert finding.verdict == "refused" and f"http://127.0.0.1:{closed_port} does not answer" in finding.found
     assert "refused" in finding.found and finding.cure == "check AWS_ENDPOINT_URL and the network"
 
@@ -205,14 +204,13 @@ def test_hub_that_cannot_be_opened_is_refused() -> None:
 
 
 def test_ray_where_nobody_is_is_refused_at_once(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = time.monotonic()
+    monkeypatch.setattr("klray.sweep.cluster.ray.init", lambda **_: pytest.fail("Ray would wait for two minutes"))
     for address in (f"127.0.0.1:{closed_port}", "auto"):
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
         finding, cluster = _cluster(RaySettings(address=address), 1)
         assert finding.verdict == "refused" and cluster is None
-        assert f"ray.address=127.0.0.1:{closed_port}: no Ray cluster could be joined" in finding.found
+        assert f"ray.address=127.0.0.1:{closed_port}: no Ray" in finding.found
         assert "ray start --head" in finding.cure
-    assert time.monotonic() - start < 20
 
 
 def test_dtype_is_held_against_the_device() -> None:
@@ -234,9 +232,9 @@ def test_gpus_that_pytorch_cannot_use_are_refused_where_actors_would_be() -> Non
 
 def test_disk_is_held_against_what_the_caches_may_take(tmp_path: Path) -> None:
     fine = _disk(tmp_path / "not" / "yet", 10**6, 3)
-    assert fine.verdict == "ok" and "the caches of 3 workers take 0.0 GB at most" in fine.found
+    assert fine.verdict == "ok" and "3 workers take 0.0 GB" in fine.found
     small = _disk(tmp_path, 10**18, 2)
-    assert small.verdict == "warning" and "2 workers of this machine may fill 2000000000.0 GB" in small.found
+    assert small.verdict == "warning" and "may fill 2000000000.0 GB" in small.found
     assert "set scoring.cache_gigabytes=" in small.cure
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
@@ -257,7 +255,7 @@ def test_dask_runs_a_trial_and_says_where_it_cannot(
     assert "dask scheduler" in finding.cure
     monkeypatch.setattr("klray.doctor.PATIENCE_SECONDS", 1.0)
     silent = _dask("distributed", f"127.0.0.1:{silent_port}")
-    assert silent.verdict == "refused" and "does not answer (has not answered within 1 s)" in silent.found
+    assert silent.verdict == "refused" and "(has not answered within 1 s)" in silent.found
 
 
 def test_what_takes_too_long_is_left_behind_and_errors_come_through() -> None:

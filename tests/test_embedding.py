@@ -92,6 +92,7 @@ def test_perplexity_is_lowered_for_few_models() -> None:
     assert few.points.shape == (3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 1e-160, 1e-30, 1e30, 1e100])
 def test_tsne_of_models_at_one_place_or_nearly_so(scale: float) -> None:
     """In a process of its own, which scikit-learn would end."""

@@ -90,7 +90,7 @@ def test_nothing_joins_pairs_of_different_spacing() -> None:
     assert joined == {(20, 40), (40, 60), (70, 80), (100, 120)}
     extents = sorted({int(x) for path in band.get_paths() for x in path.vertices[:, 0]} for band in axes.collections)
     assert sorted(map(sorted, extents)) == [[20, 40, 60], [70, 80], [100, 120], [125], [127]]
-    assert "Lines join only pairs of the same distance" in consecutive_kl_caption(one)
+    assert "only pairs of the same distance" in consecutive_kl_caption(one)
 
 
 def test_the_legend_says_how_far_apart_the_checkpoints_of_runs_of_unequal_spacing_are(result: xr.Dataset) -> None:
@@ -101,7 +101,7 @@ def test_the_legend_says_how_far_apart_the_checkpoints_of_runs_of_unequal_spacin
     texts = _legend_texts(consecutive_kl(other))
     assert sum(text.endswith(", every 40") for text in texts) == 1
     assert sum(text.endswith(", every 20") for text in texts) == 3
-    assert "Lines of different spacing are not comparable." in consecutive_kl_caption(other)
+    assert "different spacing are not comparable" in consecutive_kl_caption(other)
 
 
 def test_published_ranges_are_drawn_only_at_the_published_spacing(result: xr.Dataset) -> None:
@@ -113,7 +113,7 @@ def test_published_ranges_are_drawn_only_at_the_published_spacing(result: xr.Dat
     assert all(figure.axes[0].bbox.x1 < box.x0 and box.x1 <= figure.bbox.x1 for box in notes.values())
     assert "Grey: the published ranges" in consecutive_kl_caption(thousand)
     assert not consecutive_kl(result).axes[0].texts
-    assert "not drawn, because the spacing here is another" in consecutive_kl_caption(result)
+    assert "the spacing here is another" in consecutive_kl_caption(result)
 
 
 def test_identical_checkpoints_are_mentioned_where_a_log_axis_cannot_show_them(result: xr.Dataset) -> None:
@@ -189,7 +189,7 @@ def test_heat_map_caption_states_where_the_colours_start(result: xr.Dataset) -> 
     apart = result.kl.values[~np.eye(result.sizes["model"], dtype=bool)]
     caption = kl_heatmap_caption(result)
     assert f"The scale starts at {low:.2g} bits/byte" in caption
-    assert f"(the diagonal and {(apart < low).sum()} of the other pairs)" in caption
+    assert f"and {(apart < low).sum()} of the other pairs)" in caption
     two = trajectory_result(sizes=("1m",), seeds=(0,), steps=(0, 20), singles=0, excluded=False)
     assert "(the diagonal) has one colour" in kl_heatmap_caption(two)
 
@@ -250,19 +250,19 @@ def test_two_checkpoints_are_enough_for_all_but_exponents() -> None:
     image = kl_heatmap(two).axes[0].images[0]
     assert image.norm.vmin < float(two.kl[0, 1]) < image.norm.vmax
     assert len(model_map(two).axes[0].lines) == 2
-    with pytest.raises(KlrayError, match="a window needs 10 further checkpoints of its run after a start at step 20"):
+    with pytest.raises(KlrayError, match=r"10 further checkpoints .* step 20"):
         diffusion_exponents(two)
 
 
 def test_a_result_without_steps_says_why_there_is_no_figure() -> None:
     singles = trajectory_result(sizes=(), singles=5, n_texts=30)
-    with pytest.raises(KlrayError, match="no run of this result has two consecutive checkpoints"):
+    with pytest.raises(KlrayError, match="two consecutive checkpoints"):
         consecutive_kl(singles)
-    with pytest.raises(KlrayError, match=r"no checkpoint of this result has one.*smaller analysis\.window= and analys"):
+    with pytest.raises(KlrayError, match=r"no checkpoint .*analysis\.window="):
         diffusion_exponents(singles.drop_vars(["exponent_kl", "exponent_kl_r_squared"]))
     with pytest.raises(KlrayError, match="no model of this result has coordinates"):
         model_map(singles.assign(map_pca=singles.map_pca * np.nan))
-    with pytest.raises(KlrayError, match="no pair of models of this result has a KL above 0"):
+    with pytest.raises(KlrayError, match=r"no pair of models .* KL above 0"):
         kl_heatmap(singles.assign(kl=singles.kl * 0))
 
 
@@ -279,6 +279,7 @@ def test_an_excluded_run_is_left_out_of_every_line_figure(result: xr.Dataset) ->
         assert "tiny-0.36m-seed0" in texts
 
 
+@pytest.mark.slow
 def test_names_are_drawn_literally_and_without_folders(result: xr.Dataset) -> None:
     names = {
         "tiny/tiny-0.36m-seed0": r"$\frac{$",
@@ -315,6 +316,7 @@ def test_nothing_is_cut_off_and_no_legend_hides_data(plate: object, result: xr.D
             assert not legend.get_window_extent().overlaps(box)
 
 
+@pytest.mark.slow
 def test_files_are_reproducible_and_embed_fonts(result: xr.Dataset, tmp_path: Path) -> None:
     first = save(diffusion_exponents(result), tmp_path / "a", "exponents")
     second = save(diffusion_exponents(result), tmp_path / "b", "exponents")
@@ -325,6 +327,7 @@ def test_files_are_reproducible_and_embed_fonts(result: xr.Dataset, tmp_path: Pa
     assert b"/Type3" not in pdf
 
 
+@pytest.mark.slow
 def test_pyplot_is_never_touched() -> None:
     code = "import klray.report.figures, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -211,12 +211,12 @@ def wrapped() -> Any:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (wrong_scale, r"CohereForCausalLM: its logits are \d.* off those of its linear head"),
-        (bidirectional, r"LlamaForCausalLM: its hidden states change by \d.* with what follows them"),
+        (wrong_scale, r"CohereForCausalLM: its logits are \d.* off"),
+        (bidirectional, r"LlamaForCausalLM: its hidden states .* \d"),
         (transformed, r"BertLMHeadModel: its logits are .* off"),
-        (length_dependent, r"Phi3ForCausalLM: texts over 64 tokens change its rotary embedding"),
-        (masked, r"LlamaForCausalLM: it gives no probability to some tokens"),
-        (wrapped, r"Wrapper: its base model gives no hidden states"),
+        (length_dependent, r"Phi3ForCausalLM: texts over 64 tokens"),
+        (masked, r"LlamaForCausalLM: it gives no probability"),
+        (wrapped, r"Wrapper: .* gives no hidden states"),
         (only_logits, r"Uniform: it has no plain linear head"),
     ],
 )

@@ -34,7 +34,7 @@ REPOSITORY = "klray/tiny-46k-seed1"
 
 
 def test_what_is_no_kl_of_layers_cannot_be_compared() -> None:
-    with pytest.raises(KlrayError, match=r"this lacks kl_previous, kl_final: pass klray\.layer_kl\(snapshot\)"):
+    with pytest.raises(KlrayError, match=r"kl_previous, kl_final: .*klray\.layer_kl"):
         compare_lenses(xr.Dataset({"log_likelihood": (("model", "text"), np.zeros((2, 3)))}))
 
 
@@ -108,7 +108,7 @@ def test_klray_lens_trains_one_for_a_checkpoint_of_the_hub(
     assert (facts["repository"], facts["revision"], facts["steps"]) == (REPOSITORY, "step40", 4)
     assert "stdlib-train" in facts["text_set_name"]
     config.models.revisions, config.lens.path = "step*", str(tmp_path / "other")
-    with pytest.raises(KlrayError, match="13 checkpoints were selected and a tuned lens is for one"):
+    with pytest.raises(KlrayError, match="13 checkpoints were selected"):
         lens_job(config)
 
 
@@ -157,7 +157,7 @@ def test_a_recipe_clips_the_layers_and_leaves_its_texts_out(folder_store: Store)
 def test_a_snapshot_without_layers_says_how_to_get_them(folder_store: Store) -> None:
     add(folder_store, column("plain", 1))
     folder_store.publish()
-    with pytest.raises(KlrayError, match=r"none of the 1 models .* scoring\.lens=logit"):
+    with pytest.raises(KlrayError, match=r"none of the 1 models .*scoring\.lens=logit"):
         klray.layer_kl(folder_store.dataset())
 
 
@@ -169,10 +169,10 @@ def test_a_layer_whose_predecessor_is_not_there_has_no_kl_to_it(folder_store: St
 
 
 def test_a_lens_that_is_not_there_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
-    with pytest.raises(KlrayError, match=r"scoring\.lens=logits: write none, logit, or the folder of a tuned lens"):
+    with pytest.raises(KlrayError, match=r"scoring\.lens=logits: write none, logit"):
         scoring_settings(ScoringConfig(lens="logits"))
     with pytest.raises(KlrayError, match="holds no tuned lens"):
         scoring_settings(ScoringConfig(lens=str(tmp_path)))
     Translators.zeros(1, 8).save(tmp_path)
-    with pytest.raises(KlrayError, match=r"holds tuned-\w{8} on this machine, tuned-00000000 was asked for"):
+    with pytest.raises(KlrayError, match=r"holds tuned-\w{8} .*tuned-00000000"):
         load_lens(ScoringSettings(lens="tuned-00000000", lens_folder=str(tmp_path)))

@@ -149,13 +149,11 @@ def test_bfloat16_layers_are_near_those_of_float32() -> None:
 def test_a_norm_that_is_not_the_final_one_is_refused_by_name() -> None:
     model, probe = layered("llama"), torch.arange(20)
     with torch.no_grad():
-        with pytest.raises(
-            CheckpointError, match=r"layers\.0\.input_layernorm after model\.layers gives hidden states that are"
-        ):
+        with pytest.raises(CheckpointError, match=r"layers\.0\.input_layernorm after model\.layers"):
             find_layers(model, probe, "model.layers.0.input_layernorm")
-        with pytest.raises(KlrayError, match=r"has no module 'ln_f'; its norms are model\.norm,"):
+        with pytest.raises(KlrayError, match=r"no module 'ln_f'; .* model\.norm,"):
             find_layers(model, probe, "ln_f")
-        with pytest.raises(CheckpointError, match=r"model\.layers\.0\.self_attn after .* inf off"):
+        with pytest.raises(CheckpointError, match=r"layers\.0\.self_attn after .* inf off"):
             find_layers(model, probe, "model.layers.0.self_attn")
 
 
@@ -169,20 +167,20 @@ def test_what_cannot_be_found_says_which_norms_there_are() -> None:
     model.transformer.ln_f.forward = lambda hidden: inner(hidden) + torch.rand(hidden.shape)
     with (
         torch.no_grad(),
-        pytest.raises(CheckpointError, match=r"GPT2LMHeadModel: what .* lens\.norm=PATH, .* one of transformer\.ln_f"),
+        pytest.raises(CheckpointError, match=r"lens\.norm=PATH, .* transformer\.ln_f"),
     ):
         find_layers(model, probe)
 
 
 def test_a_model_without_a_head_that_klray_can_use_is_refused() -> None:
     model, tokens = tiny_models.tiny_model("phi3"), encode(tiny_models.tokenizer_for("phi3"), TEXTS)
-    with pytest.raises(CheckpointError, match=r"a lens reads every layer through it: .* scoring\.lens=none"):
+    with pytest.raises(CheckpointError, match=r"every layer .*scoring\.lens=none"):
         score(model, tokens, lens=Lens())
 
 
 def test_a_tuned_lens_of_another_shape_is_refused_with_both_shapes() -> None:
     model, tokens = tiny_models.tiny_model("gpt2"), encode(tiny_models.tokenizer_for("gpt2"), TEXTS)
-    with pytest.raises(CheckpointError, match="is for 5 layers of width 32, GPT2LMHeadModel has 2 of width 32"):
+    with pytest.raises(CheckpointError, match=r"5 layers of width 32, .* 2 of width 32"):
         score(model, tokens, lens=Lens(Translators.zeros(5, 32)))
 
 
@@ -203,12 +201,12 @@ def test_a_damaged_lens_is_refused(tmp_path: Path) -> None:
     other = Translators(torch.ones(2, 8, 8), torch.zeros(2, 8))
     other.save(tmp_path / "other")
     (tmp_path / "lens.safetensors").write_bytes((tmp_path / "other" / "lens.safetensors").read_bytes())
-    with pytest.raises(KlrayError, match=rf"is damaged: its numbers have fingerprint {other.fingerprint[:8]}"):
+    with pytest.raises(KlrayError, match=rf"damaged: .*{other.fingerprint[:8]}"):
         load_translators(tmp_path)
     (tmp_path / "lens.safetensors").write_bytes(b"cut")
     with pytest.raises(KlrayError, match="cannot be read"):
         load_translators(tmp_path)
-    with pytest.raises(KlrayError, match=r"holds no tuned lens: neither lens\.json .* only none of these"):
+    with pytest.raises(KlrayError, match=r"no tuned lens: .*lens\.json"):
         load_translators(tmp_path / "nowhere")
 
 

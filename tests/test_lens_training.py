@@ -135,7 +135,7 @@ def test_a_lens_keeps_what_it_was_trained_on(trained: Trained, tmp_path: Path) -
 def test_what_cannot_be_trained_is_refused(trained: Trained) -> None:
     with pytest.raises(KlrayError, match=r"lens\.steps=0: must be above 0"):
         LensTraining(steps=0)
-    with pytest.raises(KlrayError, match="the 1 texts of the tuned lens have no token to predict"):
+    with pytest.raises(KlrayError, match="1 texts of the tuned lens have no token"):
         train_lens(trained.model, encode(trained.tokenizer, ["a"]))
     with pytest.raises(KlrayError, match="is for 9 layers of width 64"):
         prediction_kl(trained.model, trained.training, Lens(Translators.zeros(9, 64)))
@@ -146,7 +146,7 @@ def test_training_texts_are_set_apart_from_those_that_are_scored(tmp_path: Path)
     found = lens_texts(LensConfig(n=30), TextsConfig(n=20), scored)
     assert len(found) == 30 and not set(found.texts) & set(scored.texts)
     assert "stdlib-train" in found.name
-    with pytest.raises(KlrayError, match=r"texts\.split=train: a lens is trained on these texts"):
+    with pytest.raises(KlrayError, match=r"texts\.split=train"):
         lens_texts(LensConfig(), TextsConfig(split=TextSplit.train), scored)
     for name, word in (("a.txt", "one "), ("b.txt", "two ")):
         (tmp_path / name[0]).mkdir()

@@ -96,7 +96,7 @@ def test_a_compiled_model_is_scored_as_the_one_that_it_was_made_of() -> None:
 
 def test_a_model_without_an_output_head_is_refused_in_words() -> None:
     model, tokenizer = tiny_models.tiny_model("gpt_neox").base_model, tiny_models.tokenizer_for("gpt_neox")
-    with pytest.raises(CheckpointError, match=r"GPTNeoXModel gives no logits: score a causal language model"):
+    with pytest.raises(CheckpointError, match=r"GPTNeoXModel gives no logits"):
         log_likelihood(model, tokenizer, TEXTS)
 
 
@@ -241,7 +241,7 @@ def test_out_of_memory_with_one_text_is_an_error() -> None:
     model = tiny_models.tiny_model("gpt_neox")
     tokens = encode(tiny_models.tokenizer_for("gpt_neox"), TEXTS)
     run_out_of_memory_above(model, int(tokens.lengths.max()) - 1)
-    with pytest.raises(CheckpointError, match=r"GPTNeoXForCausalLM ran out of memory on cpu .* use a device") as caught:
+    with pytest.raises(CheckpointError, match=r"GPTNeoXForCausalLM ran out .* cpu .*use a") as caught:
         score(model, tokens, tokens_per_batch=2_000)
     assert caught.value.reason == "out_of_memory"
 
@@ -263,10 +263,10 @@ def test_values_that_are_not_finite_are_an_error_that_names_the_first_text() -> 
     with torch.no_grad():
         model.get_input_embeddings().weight[word] = float("inf")
     texts = ["abc", "def", "x y", "ghi", "axb"]
-    with pytest.raises(CheckpointError, match="gives text 2 a log-likelihood of nan, and 2 of 5 texts") as caught:
+    with pytest.raises(CheckpointError, match=r"text 2 .* nan, and 2 of 5 texts") as caught:
         log_likelihood(model, tokenizer, texts)
     assert caught.value.reason == "non_finite" and "dtype" not in caught.value.message
-    with pytest.raises(CheckpointError, match="try dtype float32, or leave this checkpoint out"):
+    with pytest.raises(CheckpointError, match="try dtype float32, or leave"):
         log_likelihood(model.to(torch.bfloat16), tokenizer, texts)
 
 
@@ -297,6 +297,7 @@ def test_the_default_budget_depends_on_the_kind_of_device_alone() -> None:
     assert default_tokens_per_batch("cpu") < default_tokens_per_batch("cuda:1")
 
 
+@pytest.mark.slow
 def test_log_likelihood_needs_torch_and_numpy_alone() -> None:
     code = (
         "import torch; before = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_rng_state()\n"

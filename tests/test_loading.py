@@ -53,7 +53,7 @@ def test_files_on_the_hub_keep_names_that_the_model_no_longer_has(tmp_path: Path
 def test_dtype(tmp_path: Path, dtype: models.Dtype, found: torch.dtype) -> None:
     model = models.load(save_checkpoint(tmp_path), dtype).model
     assert {parameter.dtype for parameter in model.parameters()} == {found}
-    with pytest.raises(KlrayError, match="dtype is 'int8': it must be one of float32"):
+    with pytest.raises(KlrayError, match=r"dtype is 'int8': .*float32"):
         models.load(tmp_path, "int8")  # type: ignore[arg-type]
 
 
@@ -84,7 +84,7 @@ class Payload:
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> None:
     folder, mark = as_pickle(save_checkpoint(tmp_path / "model")), tmp_path / "ran"
     torch.save({"weight": Payload(mark)}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="hold more than tensors, and reading them could run code") as caught:
+    with pytest.raises(CheckpointError, match=r"more than tensors, .*run code") as caught:
         models.load(folder)
     assert caught.value.reason == "no_safe_weights"
     assert not mark.exists()
@@ -101,7 +101,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     with_other_config(folder, model_type="new", auto_map={
         "AutoConfig": "modeling_new.NewConfig", "AutoModelForCausalLM": "modeling_new.NewModel"
     })  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"its model \(GPTNeoXForCausalLM\) cannot be loaded") as caught:
+    with pytest.raises(CheckpointError, match=r"\(GPTNeoXForCausalLM\) cannot be loaded") as caught:
         models.load(folder)
     assert caught.value.reason == "load_failed"
     assert not mark.exists()
@@ -119,9 +119,7 @@ def test_missing_weights_are_refused_by_name(tmp_path: Path, lost: str) -> None:
     del stored[lost]
     save_file(stored, folder / "model.safetensors")
     name = lost.replace("embed_out", "lm_head")
-    with pytest.raises(
-        CheckpointError, match=f"lacks 1 of the weights of GPTNeoXForCausalLM: {name}; .* random"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=f"lacks 1 .*: {name}; .* random") as caught:
         models.load(folder)
     assert caught.value.reason == "load_failed"
 
@@ -131,7 +129,7 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
     stored = load_file(folder / "model.safetensors")
     stored["gpt_neox.final_layer_norm.weight"] = torch.ones(7)
     save_file(stored, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"final_layer_norm.weight is \(7,\), not \(32,\)") as caught:
+    with pytest.raises(CheckpointError, match=r"final_layer_norm.weight .*\(7,\), not \(32,\)") as caught:
         models.load(folder)
     assert caught.value.reason == "load_failed"
 
@@ -171,16 +169,16 @@ def add_adapter(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words", "reason"),
     [
-        (truncate, r"\(GPTNeoXForCausalLM\) cannot be loaded: SafetensorError", "load_failed"),
-        (break_config, r"\(config.json cannot be read\) cannot be loaded", "load_failed"),
-        (change_width, r"holds \d+ weights of other shapes than GPTNeoXForCausalLM", "load_failed"),
+        (truncate, r"\(GPTNeoXForCausalLM\) .*: SafetensorError", "load_failed"),
+        (break_config, r"\(config.json cannot be read\)", "load_failed"),
+        (change_width, r"\d+ weights of other shapes than GPTNeoX", "load_failed"),
         (change_type, r"\(ViTForImageClassification\) cannot be loaded: .*", "load_failed"),
         (
             leave_only_tensorflow,
-            r"neither model.safetensors nor pytorch_model.bin, .*tf_model.h5",
+            r"pytorch_model.bin, .*tf_model.h5",
             "no_safe_weights",
         ),
-        (add_adapter, r"holds an adapter .* merge it into its base model", "load_failed"),
+        (add_adapter, r"an adapter .* merge it", "load_failed"),
         (shutil.rmtree, r"only nothing; convert", "no_safe_weights"),
     ],
 )
@@ -203,7 +201,7 @@ def test_the_model_owns_its_memory(tmp_path: Path) -> None:
 
 def test_a_model_for_several_gpus_needs_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)  # as if it were not installed
-    with pytest.raises(KlrayError, match=r"needs accelerate: pip install 'klray\[multi_gpu\]'"):
+    with pytest.raises(KlrayError, match=r"accelerate.* 'klray\[multi_gpu\]'"):
         models.load(tmp_path, device="auto")
     answer = lacks_libraries(configs.RaySettings(gpus_per_worker=2), configs.ScoringConfig())
     assert re.match(r"ray.gpus_per_worker=2: a model on several GPUs .* needs accelerate", answer)
@@ -241,7 +239,7 @@ def test_the_tokenizer_comes_back_whole(tmp_path: Path) -> None:
     assert models.load_tokenizer(folder)(texts)["input_ids"] == expected
     assert expected[0][0] == tiny_models.tokenizer_for("llama").bos_token_id
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"its tokenizer \(LlamaForCausalLM\) cannot be loaded") as caught:
+    with pytest.raises(CheckpointError, match=r"its tokenizer \(LlamaForCausalLM\)") as caught:
         models.load_tokenizer(folder)
     assert caught.value.reason == "load_failed"
 

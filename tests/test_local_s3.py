@@ -53,7 +53,7 @@ def test_objects_outlive_a_stop_and_a_stop_leaves_no_process(folder: Path) -> No
     assert {path.stat().st_mode & 0o777 for path in folder.glob("*.env")} == {0o600}
     assert ceph("stop", folder).returncode == 0
     assert processes_of(folder) == []
-    assert "would forget them; start it without --memory" in ceph("start", "--memory", folder).stderr
+    assert "start it without --memory" in ceph("start", "--memory", folder).stderr
     assert ceph("start", folder).returncode == 0
     again = S3Server(read_variables(folder / "credentials.env"))
     assert again.client().get_object(Bucket="kept", Key="one")["Body"].read() == b"kept"
@@ -63,7 +63,7 @@ def test_objects_outlive_a_stop_and_a_stop_leaves_no_process(folder: Path) -> No
 def test_folder_of_something_else_is_refused(folder: Path) -> None:
     folder.mkdir()
     (folder / "mine.env").write_text("mine")
-    assert "neither empty nor a server's folder; name a new one" in ceph("start", folder).stderr
+    assert "a server's folder; name a new one" in ceph("start", folder).stderr
     assert "no server was started in" in ceph("stop", folder).stderr
     assert [path.name for path in folder.iterdir()] == ["mine.env"]
 
@@ -75,5 +75,5 @@ def test_missing_program_is_named_with_the_command_that_installs_it(tmp_path: Pa
     if why_no_ceph() is None and Path(str(shutil.which("radosgw"))).parent.name == "sbin":
         pytest.skip("radosgw is in a folder that ceph.sh looks in by itself")
     assert found.returncode == 1
-    assert "there is no radosgw on the PATH; sudo apt-get update && sudo apt-get install" in found.stderr
+    assert "no radosgw on the PATH; sudo apt-get" in found.stderr
     assert not (tmp_path / "server").exists()

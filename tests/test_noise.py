@@ -79,6 +79,7 @@ def by_hand(directory: Path, dtype: torch.dtype, budget: int) -> np.ndarray:
     return np.array(values)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_a_few_lines_of_numpy(measured: ModelNoise, trained: Path) -> None:
     assert [v.dtype for v in measured.variants] == ["float64"] + ["float32"] * 3 + ["bfloat16"] * 3 + ["float16"] * 3
     exact = by_hand(trained, torch.float64, 1)
@@ -155,7 +156,7 @@ def test_an_overflow_in_fp16_is_recorded_and_the_others_go_on(tmp_path: Path) ->
     each = measure(local(tmp_path), tmp_path, short, ways, lambda scorings, note: steps.append(scorings))
     float32, float16 = each.floors(("float32", "float16"))
     assert float32.floor is not None
-    assert float16.verdict == "failed" and "GPT2LMHeadModel gives text 0 a log-likelihood of nan" in float16.failure
+    assert float16.verdict == "failed" and "text 0 a log-likelihood of nan" in float16.failure
     assert sum(steps) == ways.scorings == 5
 
 
@@ -163,7 +164,7 @@ def test_a_checkpoint_that_is_broken_itself_says_so() -> None:
     model = copy.deepcopy(tiny_models.tiny_model("gpt2")).double()
     with torch.no_grad():
         model.transformer.ln_f.weight.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="text 1 a log-likelihood of nan in float64 too: its weights") as caught:
+    with pytest.raises(CheckpointError, match=r"text 1 .* nan in float64 too") as caught:
         exact_log_likelihood(model, encode(tiny_models.tokenizer_for("gpt2"), ["a", "x y"]))
     assert caught.value.reason == "non_finite"
 
@@ -177,10 +178,10 @@ def test_checkpoints_are_taken_at_equal_distances() -> None:
 
 def test_devices_that_are_not_there_are_refused() -> None:
     assert available_devices([])[0] == "cpu"
-    with pytest.raises(KlrayError, match=r"noise.devices=\['cpu', 'abacus'\]: abacus cannot be used here"):
+    with pytest.raises(KlrayError, match=r"noise.devices=\['cpu', 'abacus'\]: abacus"):
         available_devices(["cpu", "abacus"])
     if not torch.cuda.is_available():
-        with pytest.raises(KlrayError, match=r"cuda cannot be used here .*; choose among cpu$"):
+        with pytest.raises(KlrayError, match=r"cuda cannot .*; choose among cpu$"):
             available_devices(["cuda"])
 
 
@@ -192,6 +193,7 @@ def klray_noise(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     return int(end.value.code or 0), said.out + said.err
 
 
+@pytest.mark.slow
 def test_the_verb_measures_prints_and_writes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -208,9 +210,9 @@ def test_the_verb_measures_prints_and_writes(
     rows = re.findall(r"^(klray/tiny-\S+) +(\S+) .*  fine$", said, re.MULTILINE)
     names = ["klray/tiny-46k-seed1@step0", "klray/tiny-46k-seed2@step40"]
     assert rows == [(name, dtype) for name in names for dtype in ("float32", "bfloat16")]
-    assert "2 of 26 checkpoints on 6 texts of python-" in said
+    assert "2 of 26 checkpoints on 6 texts" in said
     assert re.search(r"tokens per batch cpu: 1, \d", said)
-    assert "\nfloat32 (the default precision): fine: its noise floor of" in said
+    assert "\nfloat32 (the default precision): fine" in said
     written = json.loads(path.read_text())
     assert written["unit"] == "bits/byte" and written["rows"].startswith("Each row is one checkpoint")
     assert [(row["model"], row["dtype"]) for row in written["table"]] == rows
@@ -220,6 +222,7 @@ def test_the_verb_measures_prints_and_writes(
     assert [len(each.kl) for each in again.models] == [7, 7]
 
 
+@pytest.mark.slow
 def test_a_noise_floor_that_is_there_is_not_measured_again(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -259,8 +262,8 @@ def test_a_checkpoint_that_cannot_be_scored_is_a_row_with_its_reason(
     said = capsys.readouterr().out
     assert end.value.code == 1
     assert len(re.findall(r"^\S+short@\S+ +\S+ .*  failed$", said, re.MULTILINE)) == 3
-    assert re.search(r"^failed: \S+ in float16: text 0 has .* tokens and the model's context holds 32", said, re.M)
-    assert "\nfloat32 (the default precision): failed; 1 of 1 could not be measured" in said
+    assert re.search(r"^failed: \S+ in float16: text 0 .*holds 32", said, re.M)
+    assert "): failed; 1 of 1 could not be measured" in said
 
 
 @pytest.mark.parametrize(
@@ -269,10 +272,10 @@ def test_a_checkpoint_that_cannot_be_scored_is_a_row_with_its_reason(
         (["noise.models=0"], "noise.models=0: must be 1 or more"),
         (["noise.dtypes=[float8]"], "float8"),
         (["noise.devices=[abacus]"], "abacus cannot be used here"),
-        (["noise.tokens_per_batch=[0]"], r"noise.tokens_per_batch=\[0\]: each must be 1 or more"),
-        (["noise.path=nowhere/noise.json"], "would be in nowhere, which is no folder; name a JSON file"),
+        (["noise.tokens_per_batch=[0]"], r"noise.tokens_per_batch=\[0\]: .*1 or more"),
+        (["noise.path=nowhere/noise.json"], "in nowhere, .*name a JSON file"),
         (["noise.path=."], "it is a folder; name a JSON file"),
-        (["noise.model=3"], "unknown config key noise.model: did you mean noise.models"),
+        (["noise.model=3"], "key noise.model: .* noise.models"),
     ],
 )
 def test_mistakes_are_answered_before_anything_is_measured(

@@ -20,6 +20,8 @@ from klray.store.columns import commit_column
 from klray.texts import TextSet
 from tests.stores import put_column
 
+pytestmark = pytest.mark.slow
+
 N_TEXTS = 60
 TEXTS = TextSet("test", tuple("x" * (300 + 5 * i) for i in range(N_TEXTS)), tuple("ab"[i % 2] for i in range(N_TEXTS)))
 STEPS = range(0, 320, 20)

@@ -78,9 +78,9 @@ def test_server_that_ignores_the_condition_is_refused(ignoring: CarelessS3) -> N
     findings = probed(ignoring)
     turn, race = findings["create, one after another"], findings["create, 16 at once"]
     assert (turn.verdict, race.verdict) == ("refused", "refused")
-    assert "a second create of one key was told that it had won, and replaced the first" in turn.found
-    assert "16 of 16 concurrent creates of one key were told that they had won" in race.found
-    assert "two jobs could overwrite each other's commits" in race.found
+    assert "a second create of one key was told" in turn.found
+    assert "16 of 16 concurrent creates of one key" in race.found
+    assert "two jobs could overwrite" in race.found
     assert "another S3 server, or a newer version" in race.cure and "store.single_writer=true" in race.cure
     others = [finding.verdict for name, finding in findings.items() if not name.startswith("create")]
     assert others == ["ok"] * 7
@@ -93,7 +93,7 @@ def test_server_that_looks_and_then_writes_is_refused_for_its_race(monkeypatch: 
         findings = probed(server)
     assert findings["create, one after another"].verdict == "ok"
     assert findings["create, 16 at once"].verdict == "refused"
-    assert "of 16 concurrent creates of one key were told that they had won" in findings["create, 16 at once"].found
+    assert "of 16 concurrent creates of one key" in findings["create, 16 at once"].found
 
 
 def test_the_same_server_is_accepted_when_it_keeps_the_condition(keeping: CarelessS3) -> None:
@@ -102,14 +102,12 @@ def test_the_same_server_is_accepted_when_it_keeps_the_condition(keeping: Carele
 
 def test_store_on_a_careless_server_is_refused_before_anything_is_written(ignoring: CarelessS3) -> None:
     options = {"endpoint_url": ignoring.endpoint}
-    with pytest.raises(
-        StoreError, match=r"a second create of one key was told that it had won.*two jobs could"
-    ) as told:
+    with pytest.raises(StoreError, match=r"a second create of one key") as told:
         Store.create(URL, TEXTS, options)
-    assert "set store.single_writer=true if exactly one job at a time" in str(told.value)
+    assert "set store.single_writer=true" in str(told.value)
     assert ignoring.objects == {}
     ignoring.conditions = "raced"
-    with pytest.raises(StoreError, match=r"\d+ of 16 concurrent creates of one key were told that they had won"):
+    with pytest.raises(StoreError, match=r"\d+ of 16 concurrent creates"):
         Store.create(URL, TEXTS, options)
     assert ignoring.objects == {}
 
@@ -134,7 +132,7 @@ def test_single_writer_can_use_a_careless_server(ignoring: CarelessS3) -> None:
         (timedelta(seconds=30), "ok", "ahead of this machine's"),
         (timedelta(minutes=5), "warning", "5 min ahead of this machine's"),
         (timedelta(minutes=-5), "warning", "5 min behind this machine's"),
-        (timedelta(hours=2), "refused", "120 min ahead of this machine's: S3 refuses signatures over 15 min apart"),
+        (timedelta(hours=2), "refused", "120 min ahead of this machine's"),
     ],
 )
 def test_clock_that_is_wrong_is_found(keeping: CarelessS3, ahead: timedelta, verdict: str, words: str) -> None:
@@ -156,7 +154,7 @@ def test_credentials_that_are_wrong_or_may_not_write_are_named_plainly(
     keeping.denied = {"PUT"}
     (finding,) = probed(keeping).values()
     assert finding.verdict == "refused" and "was refused (403, AccessDenied" in finding.found
-    assert finding.cure.startswith("check the credentials, and see that the bucket's policy allows this")
+    assert "the bucket's policy allows this" in finding.cure
     keeping.denied = set()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     url = {"endpoint_url": keeping.endpoint, "default_block_size": 2**20}  # another file system, with these credentials

@@ -56,9 +56,9 @@ def test_it_may_have_no_biases(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "changes", "words"),
     [
-        (linears(2), {}, r"does not hold 3 layers as its config says: 2\.bias, 2\.weight are missing or not known"),
-        (linears(width=4), {}, r"matrices of shape \(4, 4\), its config says width 8"),
-        (linears(), {"lens_type": "mlp"}, "is of type 'mlp', klray reads linear_tuned_lens"),
+        (linears(2), {}, r"3 layers .*: 2\.bias, 2\.weight"),
+        (linears(width=4), {}, r"shape \(4, 4\), .* width 8"),
+        (linears(), {"lens_type": "mlp"}, "type 'mlp', .*linear_tuned_lens"),
     ],
 )
 def test_what_does_not_fit_its_config_is_refused(
@@ -91,7 +91,7 @@ def test_a_params_file_that_could_run_code_is_refused(tmp_path: Path, write: Any
 def test_a_params_file_of_other_bytes_is_refused(tmp_path: Path, body: bytes) -> None:
     publish(tmp_path, linears())
     (tmp_path / "params.pt").write_bytes(body)
-    with pytest.raises(KlrayError, match=r"cannot be read .*fetch or train it again"):
+    with pytest.raises(KlrayError, match=r"cannot be read .*fetch or train"):
         load_translators(tmp_path)
 
 

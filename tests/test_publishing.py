@@ -135,6 +135,7 @@ def test_publisher_that_died_before_its_manifest_leaves_nothing_visible(
     assert_holds(store, column("a", 1), column("a", 2))
 
 
+@pytest.mark.slow
 @EVERY_PLACE
 def test_publishers_at_once_make_a_snapshot_each(place: str) -> None:
     store = Store.create(place, TEXTS)

@@ -39,5 +39,5 @@ def test_the_quantile_of_many_close_values(dtype: type) -> None:
 
 def test_the_quantile_refuses_what_is_not_finite() -> None:
     values = np.array([[1.0, np.nan], [np.inf, 2.0]])
-    with pytest.raises(KlrayError, match="needs finite values, 2 of the included ones are not: exclude their models"):
+    with pytest.raises(KlrayError, match=r"2 of the included .*: exclude"):
         lower_quantile(da.from_array(values), 0.5)

@@ -37,7 +37,7 @@ from tests import tiny_models
 from tests.scorers import scorer_here
 from tests.snapshot_data import labelled
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 QUANTIZED = QUANTIZATIONS[1:]
 TEXTS = texts.python_stdlib(n=32)
@@ -77,6 +77,7 @@ def test_four_bits_are_multiplied_in_bf16_where_the_model_is(trained: Path) -> N
     assert loaded.model.gpt_neox.layers[0].attention.dense.compute_dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_a_quantised_self_is_further_than_noise_and_eight_bits_are_nearer_than_four(trained: Path) -> None:
     folder = trained / "step120"
     encoded = encode(models.load_tokenizer(folder), TEXTS.texts)
@@ -157,6 +158,7 @@ def test_quantised_and_plain_models_do_not_follow_each_other_in_one_object(train
     assert all(torch.equal(*each) for each in zip(after.model.parameters(), fresh.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int8", "nf4"])
 def test_a_checkpoint_that_is_stored_quantised_is_taken_as_it_is(trained: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "stored"
@@ -170,9 +172,7 @@ def test_a_checkpoint_that_is_stored_quantised_is_taken_as_it_is(trained: Path, 
     expected = klray.log_likelihood(models.load(trained / "step120", quantization=name).model, tokenizer, TEXTS.texts)
     (folder / "model.safetensors").write_bytes(b"written over")  # the model owns its memory
     assert klray.log_likelihood(loaded.model, tokenizer, TEXTS.texts).tolist() == expected.tolist()
-    with pytest.raises(
-        CheckpointError, match=r"is stored quantised \(bitsandbytes\), and .*=fp4 would quantise it again"
-    ):
+    with pytest.raises(CheckpointError, match=r"quantised \(bitsandbytes\), .*=fp4"):
         models.load(folder, quantization="fp4")
 
 
@@ -224,13 +224,13 @@ except models.CheckpointError as error:
 """
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said.startswith("load_failed ")
-    assert "is stored quantised (bitsandbytes), and what reads that is not here: " in said
-    assert "pip install 'klray[quant]', or choose its unquantised original" in said
+    assert "is stored quantised (bitsandbytes)" in said
+    assert "pip install 'klray[quant]'" in said
 
 
 def test_noise_is_measured_on_models_as_they_are() -> None:
     settings = ScoringSettings(quantization="int8")
-    with pytest.raises(KlrayError, match=r"klray noise compares with float64, in which nothing is quantised"):
+    with pytest.raises(KlrayError, match=r"klray noise .* float64"):
         measure_configs.noise_ways(configs.NoiseConfig(), settings)
 
 

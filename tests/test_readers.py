@@ -87,7 +87,7 @@ def test_busy_web_server_is_asked_again(served: tuple[str, Store, type[Served]])
 
 def test_what_the_web_cannot_do_is_refused_in_words(served: tuple[str, Store, type[Served]]) -> None:
     url, *_ = served
-    with pytest.raises(StoreError, match=r"over http:// a store can be read, not listed; name the bucket"):
+    with pytest.raises(StoreError, match=r"http:// .*; name the bucket"):
         Store.open(url).catalog()
     with pytest.raises(StoreError, match="can be read, not written to"):
         Store.open(url).add_column(column("a", 9))
@@ -97,7 +97,7 @@ def test_what_the_web_cannot_do_is_refused_in_words(served: tuple[str, Store, ty
         klray.open_dataset(f"{url}/elsewhere")
     with pytest.raises(StoreError, match=r"cannot be read \(.*check the address"):
         klray.open_dataset("http://127.0.0.1:9/store")
-    with pytest.raises(StoreError, match=r"store.url=https://\.\.\. holds a user, a password or a sig") as raised:
+    with pytest.raises(StoreError, match=r"store.url=https://\.\.\. holds a user") as raised:
         klray.open_dataset("https://me:wo@rd@host/x")
     assert "rd@" not in str(raised.value)
     for place in (
@@ -117,7 +117,7 @@ def test_missing_chunk_is_an_error_and_not_nan(served: tuple[str, Store, type[Se
     (folder / "step" / "c" / "0").unlink()
     for place in (url, store.url):
         data = klray.open_dataset(place)
-        with pytest.raises(StoreError, match=r"log_likelihood/c/0/0 is missing: it was written and is gone"):
+        with pytest.raises(StoreError, match=r"log_likelihood/c/0/0 is missing"):
             data["log_likelihood"].load()
         with pytest.raises(StoreError, match=r"step/c/0 is missing"):
             data["step"].load()

@@ -106,9 +106,9 @@ def test_without_consecutive_checkpoints_all_texts_stay(caplog: pytest.LogCaptur
     data = snapshot(steps=(0, 100, 200, 300, 400))
     recipe = Recipe.fit(data)
     assert recipe.text_kept.all()
-    assert recipe.note == "no run has two consecutive checkpoints at steps >= 2,000: all texts are kept"
+    assert recipe.note is not None and recipe.note.endswith("at steps >= 2,000: all texts are kept")
     assert recipe.note in caplog.text
-    assert "analysis.outlier_min_step=300 or less scores the texts by shorter runs too" in caplog.text
+    assert "analysis.outlier_min_step=300 or less" in caplog.text
     assert recipe.outlier_fraction == 0.03
     assert Recipe.fit(data, min_step=300).text_kept.sum() == 194
     assert Recipe.fit(data, min_step=301).text_kept.all()
@@ -145,9 +145,7 @@ def test_a_recipe_survives_json_to_the_bit() -> None:
 
 @pytest.mark.parametrize("body", ["", "[]", "{}", '{"removed_texts": [], "excluded": []}', '{"removed_texts": 3}'])
 def test_what_is_no_recipe_is_refused(body: str) -> None:
-    with pytest.raises(
-        KlrayError, match=r"a recipe needs JSON with text_set, n_texts, .*: pass what Recipe.to_json gave"
-    ):
+    with pytest.raises(KlrayError, match=r"JSON with text_set, .*Recipe.to_json"):
         Recipe.from_json(body)
 
 
@@ -163,21 +161,19 @@ def test_a_recipe_whose_mean_bytes_were_changed_is_refused() -> None:
 def test_a_recipe_for_another_text_set_is_refused() -> None:
     data = snapshot()
     recipe = Recipe.fit(data)
-    with pytest.raises(
-        KlrayError, match="made for text set 3f3f3f3f3f3f of 200 texts, the snapshot has 777777777777 of 200"
-    ):
+    with pytest.raises(KlrayError, match=r"3f3f3f3f3f3f of 200 texts, .* 777777777777 of 200"):
         recipe.apply(data.assign_attrs(text_set="7" * 64))
-    with pytest.raises(KlrayError, match="of 200 texts, the snapshot has 3f3f3f3f3f3f of 150 texts: fit a recipe"):
+    with pytest.raises(KlrayError, match=r"of 200 .* 3f3f3f3f3f3f of 150 texts: fit"):
         recipe.apply(data.isel(text=slice(150)))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"clip_quantile": 1.0}, "clip_quantile needs a share from 0 to below 1, it is 1.0"),
-        ({"outlier_fraction": -0.1}, "outlier_fraction needs a share from 0 to below 1, it is -0.1"),
-        ({"outlier_fraction": 0.997}, "outlier_fraction=0.997 leaves 1 of 200 texts, at least 2 are needed"),
-        ({"exclude": ["*"]}, "needs models to be fitted to, all 67 of the snapshot are excluded or layers"),
+        ({"clip_quantile": 1.0}, "clip_quantile .* it is 1.0"),
+        ({"outlier_fraction": -0.1}, "outlier_fraction .* it is -0.1"),
+        ({"outlier_fraction": 0.997}, "outlier_fraction=0.997 leaves 1 of 200"),
+        ({"exclude": ["*"]}, "all 67 of the snapshot are excluded"),
     ],
 )
 def test_impossible_recipes_are_refused(options: dict, words: str) -> None:
@@ -186,7 +182,7 @@ def test_impossible_recipes_are_refused(options: dict, words: str) -> None:
 
 
 def test_what_is_no_snapshot_is_refused() -> None:
-    with pytest.raises(KlrayError, match=r"needs a snapshot .* this lacks \['log_likelihood', 'text_bytes'\]"):
+    with pytest.raises(KlrayError, match=r"\['log_likelihood', 'text_bytes'\]"):
         Recipe.fit(xr.Dataset({"a": ("model", [1.0])}))
 
 

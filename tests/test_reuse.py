@@ -74,6 +74,7 @@ def test_shards_put_into_a_model_in_memory_equal_a_fresh_load(
     same(third.model, models.load(whole, dtype).model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(
     ("architecture", "buffer", "in_place"),

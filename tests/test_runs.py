@@ -108,6 +108,7 @@ def test_every_part_of_an_analysis_has_the_same_checkpoints(dataset: xr.Dataset,
     assert row.late_kl == pytest.approx(float(np.median(pairs.kl[-3:])))
 
 
+@pytest.mark.slow
 def test_figures_and_page_show_each_step_once(dataset: xr.Dataset, result: xr.Dataset, tmp_path: Path) -> None:
     rows = standing(dataset)
     of_kl = [line for line in consecutive_kl(result).axes[0].lines if line.get_label() == "pythia-70m (float32)"]

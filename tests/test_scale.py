@@ -106,7 +106,7 @@ def test_a_snapshot_without_the_later_coordinates_has_its_settings(snapshot: xr.
 
 
 def test_choices_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(KlrayError, match=r"scale\.number=0 was asked for: set it to 1 or more"):
+    with pytest.raises(KlrayError, match=r"scale\.number=0 .*1 or more"):
         Choice(number=0)
 
 
@@ -157,7 +157,7 @@ def test_a_value_that_is_not_finite_is_named(snapshot: xr.Dataset) -> None:
     values = Recipe.fit(snapshot).apply(snapshot)
     broken = values.values.copy()
     broken[3, 5] = np.nan
-    with pytest.raises(KlrayError, match="is not finite, because their log-likelihoods are not: exclude them"):
+    with pytest.raises(KlrayError, match=r"not finite, .*: exclude them"):
         pair_divergence(values.copy(data=da.from_array(broken)), np.array([[1, 3]]))
 
 
@@ -172,7 +172,7 @@ def test_the_bootstrap_is_numpys_resampling() -> None:
 def test_a_snapshot_of_single_models_has_no_scale(snapshot: xr.Dataset) -> None:
     alone = snapshot.isel(model=[place_of(snapshot, "llama/base-0@main")])
     empty = measure_scale(alone, Recipe.fit(alone))
-    with pytest.raises(KlrayError, match="no setting of the scale has a pair in this snapshot: it needs"):
+    with pytest.raises(KlrayError, match="no setting of the scale has a pair"):
         require_pairs(empty)
     with pytest.raises(KlrayError, match="no setting has a pair with a KL above 0"):
         scale_violins(empty)
@@ -184,8 +184,8 @@ def test_the_table_stands_beside_the_published_values(result: xr.Dataset) -> Non
     table = format_scale(result)
     row = {line.split("  ")[0].strip(): line for line in table.splitlines()}
     assert row["8-bit"].endswith(" 0.44") and row["later"].endswith(" 0.01-0.05") and row["seed"].endswith("–")
-    assert "Kept apart from fine-tuning: merge 2, adapter 1, quantized 1." in table
-    assert "SE of the median: bootstrap over pairs (1,000 resamples, seed 0)" in table
+    assert "merge 2, adapter 1, quantized 1." in table
+    assert "(1,000 resamples, seed 0)" in table
 
 
 def test_the_figure_has_a_row_for_each_setting_and_the_published_marks(result: xr.Dataset) -> None:
@@ -197,7 +197,7 @@ def test_the_figure_has_a_row_for_each_setting_and_the_published_marks(result: x
     assert diamonds == [0.40, 0.44, 0.49, 0.95, 3.0]
     bars = sorted((round(bar.get_x(), 3), round(bar.get_width(), 3)) for bar in axes.patches)  # type: ignore[attr-defined]
     assert bars == [(0.01, 0.04), (0.05, 0.05)]
-    assert "bars in orange: published medians and ranges" in scale_violins_caption(result)
+    assert "published medians and ranges" in scale_violins_caption(result)
     assert "published (bar: range)" in [text.get_text() for text in axes.figure.legends[0].get_texts()]  # type: ignore[union-attr]
 
 

@@ -35,9 +35,7 @@ def test_a_domain_is_another_text_set(snapshot: xr.Dataset) -> None:
     with pytest.raises(KlrayError, match="the recipe was made for text set"):
         Recipe.fit(snapshot).apply(prose)
     assert of_domain(snapshot, "") is snapshot
-    with pytest.raises(
-        KlrayError, match=r"domain 'law' .* 0 texts, at least 2 .* choose one of code \(50 texts\), prose"
-    ):
+    with pytest.raises(KlrayError, match=r"'law' .* 0 texts, .*code \(50 texts\), prose"):
         of_domain(snapshot, "law")
     assert result_name("scale", "web/en") == "scale-web_en" and result_name("scale", "") == "scale"
 
@@ -61,6 +59,7 @@ def config(filled: Path, tmp_path: Path) -> Config:
     )
 
 
+@pytest.mark.slow
 def test_klray_scale_prints_keeps_and_draws(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scale(config)
     said = capsys.readouterr().out
@@ -72,19 +71,21 @@ def test_klray_scale_prints_keeps_and_draws(config: Config, tmp_path: Path, caps
     assert (tmp_path / "figures" / "scale.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_scale_for_longer_runs_says_what_to_set(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     config.scale.spacing = 777
     scale(config)
     said = capsys.readouterr().out
-    assert "No run has two such pairs: set scale.spacing= and scale.min_step=" in said
+    assert "set scale.spacing= and scale.min_step=" in said
     assert "takes the place" not in said
     config.scale.spacing = 1000
     scale(config)
     said = capsys.readouterr().out
-    assert "takes the place of an earlier result scale of this snapshot; scale.name= keeps both" in said
+    assert "scale.name= keeps both" in said
     assert "No run has" not in said
 
 
+@pytest.mark.slow
 def test_a_scale_with_another_recipe_than_the_analysis_says_so(
     config: Config, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,12 +95,12 @@ def test_a_scale_with_another_recipe_than_the_analysis_says_so(
     assert "its recipe is not taken" not in caplog.text
     config.analysis.outlier_min_step = 5000
     scale(config)
-    assert "the result trajectory of this snapshot was made with other settings" in caplog.text
+    assert "snapshot was made with other settings" in caplog.text
 
 
 def test_a_domain_that_is_not_there_is_found_before_any_is_measured(config: Config) -> None:
     config.scale.domains = ["a", "law"]
-    with pytest.raises(KlrayError, match=r"domain 'law' .* choose one of a \(30 texts\), b \(30 texts\)"):
+    with pytest.raises(KlrayError, match=r"'law' .* a \(30 texts\), b \(30 texts\)"):
         scale(config)
     store = Store.open(str(config.store.url))
     assert store.result_names(store.manifest().id) == []
@@ -122,6 +123,7 @@ def test_domains_stand_side_by_side(config: Config, capsys: pytest.CaptureFixtur
     assert "org/pythia-14m-seed1" not in said  # 4 checkpoints have no exponent
 
 
+@pytest.mark.slow
 def test_an_analysis_of_a_domain_has_a_recipe_and_a_name_of_its_own(config: Config) -> None:
     config.analysis.domain = "b"
     config.scale.dir = None
@@ -143,5 +145,5 @@ def test_an_analysis_of_a_domain_has_a_recipe_and_a_name_of_its_own(config: Conf
 def test_a_recipe_that_is_given_is_for_one_domain(config: Config, tmp_path: Path) -> None:
     config.scale.domains = ["a", "b"]
     config.analysis.recipe = str(tmp_path / "recipe.json")
-    with pytest.raises(KlrayError, match="a recipe is for one domain's texts; leave it out"):
+    with pytest.raises(KlrayError, match="one domain's texts; leave it out"):
         scale(config)

@@ -61,7 +61,7 @@ def test_damaged_column_is_never_published(folder_store: Store) -> None:
     body = bytearray(chunk.read_bytes())
     body[-5] ^= 1
     chunk.write_bytes(body)
-    with pytest.raises(StoreError, match=r"does not hold what was committed.*score the checkpoint again"):
+    with pytest.raises(StoreError, match=r"what was committed.*score .* again"):
         folder_store.publish()
     assert folder_store.snapshot_ids() == []
 
@@ -70,7 +70,7 @@ def test_missing_snapshots_are_named_with_what_there_is(store: Store) -> None:
     with pytest.raises(StoreError, match="no committed column to publish"):
         store.publish()
     add(store, column("a", 1))
-    with pytest.raises(StoreError, match=r"no snapshot yet \(1 columns are committed\); run: klray publish"):
+    with pytest.raises(StoreError, match=r"\(1 columns .*\); run: klray publish"):
         store.dataset()
     manifest, _ = store.publish()
     with pytest.raises(StoreError, match=f"no such snapshot; it has {manifest.id}"):
@@ -80,7 +80,7 @@ def test_missing_snapshots_are_named_with_what_there_is(store: Store) -> None:
 def test_result_is_there_once_whole(store: Store) -> None:
     add(store, column("a", 1))
     manifest, _ = store.publish()
-    with pytest.raises(StoreError, match=r"no such result \(none there\); run: klray analyze"):
+    with pytest.raises(StoreError, match=r"\(none there\); run: klray analyze"):
         store.result(manifest.id, "trajectory")
     result = xr.Dataset({"kl": (("model", "other"), np.eye(2))})
     store.write_result(manifest.id, "trajectory", result.chunk(model=1))

@@ -53,6 +53,7 @@ def _create(arguments: tuple[str, int]) -> bool:
     return FolderObjects(Path(root)).create("commits/one.json", f"attempt {number}".encode() * 1000)
 
 
+@pytest.mark.slow
 def test_sixteen_processes_create_one_object_and_one_wins(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         won = pool.map(_create, [(str(tmp_path), number) for number in range(16)], chunksize=1)
@@ -84,9 +85,7 @@ def test_identity_key_is_the_sha256_of_canonical_json_and_any_part_changes_it() 
 
 def test_another_text_set_is_refused_with_both_sets_named(store: Store) -> None:
     fewer = TextSet("fewer", TEXTS.texts[:9], TEXTS.domains[:9])
-    with pytest.raises(
-        StoreError, match=r"holds 12 texts \(text set test.*but 9 texts were given \(text set fewer.*set texts="
-    ):
+    with pytest.raises(StoreError, match=r"12 texts .*test.* 9 texts .*fewer.*set texts="):
         Store.create(store.url, fewer)
     with pytest.raises(StoreError, match=r"column org/a@step1 has 9 texts .*the store has 12 .*set texts="):
         store.add_column(column("a", 1, text_set=fewer))
@@ -97,18 +96,18 @@ def test_newer_schema_is_refused_with_both_versions(folder_store: Store) -> None
     body = json.loads(root.read_text())
     body["attributes"]["klray_schema"] = 2
     root.write_text(json.dumps(body))
-    with pytest.raises(StoreError, match="has schema 2, this klray reads up to schema 1; upgrade klray"):
+    with pytest.raises(StoreError, match=r"schema 2, .* schema 1; upgrade klray"):
         Store.open(folder_store.url)
     with pytest.raises(StoreError, match="upgrade klray"):
         klray.open_dataset(folder_store.url)
 
 
 def test_places_that_are_no_store_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="there is no klray store; check the address"):
+    with pytest.raises(StoreError, match="there is no klray store"):
         Store.open(str(tmp_path / "nothing"))
-    with pytest.raises(StoreError, match="klray opens folders, s3:// and https:// stores, not gs://"):
+    with pytest.raises(StoreError, match=r"folders, s3:// and https:// .*not gs://"):
         open_objects("gs://bucket/prefix")
-    with pytest.raises(StoreError, match=r"store.url=s3:...: write s3:// with two slashes"):
+    with pytest.raises(StoreError, match=r"store.url=s3:.*two slashes"):
         open_objects("s3:bucket/prefix")
     (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
     with pytest.raises(StoreError, match="was not made by klray"):
@@ -214,7 +213,7 @@ def test_damaged_and_foreign_places_are_named(folder_store: Store, tmp_path: Pat
     add(folder_store, column("a", 1))
     folder_store.publish()
     (Path(folder_store.url) / "snapshots" / "LATEST.json").write_text("{cut")
-    with pytest.raises(StoreError, match=r"snapshots/LATEST\.json is damaged .*remove it and run"):
+    with pytest.raises(StoreError, match=r"LATEST\.json is damaged .*remove it"):
         folder_store.dataset()
     assert [damage.path for damage in folder_store.audit().damages] == ["snapshots/LATEST.json"]
     folder_store.publish()
@@ -224,7 +223,7 @@ def test_damaged_and_foreign_places_are_named(folder_store: Store, tmp_path: Pat
         Store.create(str(tmp_path / "file"), TEXTS)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").touch()
-    with pytest.raises(StoreError, match=r"not empty and no klray store: thesis\.tex"):
+    with pytest.raises(StoreError, match=r"no klray store: thesis\.tex"):
         Store.create(str(tmp_path / "home"), TEXTS)
 
 

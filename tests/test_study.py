@@ -35,6 +35,7 @@ def config_of(tmp_path: Path, **study: object) -> Config:
     return config
 
 
+@pytest.mark.slow
 def test_stages_are_scored_into_one_store_each_by_its_own_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +55,7 @@ def test_stages_are_scored_into_one_store_each_by_its_own_settings(
     assert OmegaConf.to_yaml(OmegaConf.structured(config)) == before
 
 
+@pytest.mark.slow
 def test_cost_of_a_study_is_the_sum_over_its_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, last = plan_study(config_of(tmp_path))
     assert (first.cost.checkpoints, last.cost.checkpoints) == (2, 2)
@@ -71,15 +73,15 @@ def test_one_stage_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"only": ["lost"]}, r"study\.only=\['lost'\]: the study has the stages first, last"),
-        ({"stages": [StageConfig("x", "tinny")]}, r"stage x: models=tinny is no family; there are .*tiny_study"),
+        ({"only": ["lost"]}, r"study\.only=\['lost'\]: .*first, last"),
+        ({"stages": [StageConfig("x", "tinny")]}, r"stage x: models=tinny .*tiny_study"),
         ({"stages": [StageConfig("x", "tiny", select={"strid": 2})]}, r"stage x: select: Key 'strid' not in"),
         ({"stages": [StageConfig("x", "tiny", scoring={"dtype": "int3"})]}, r"stage x: scoring: Invalid value 'int3'"),
-        ({"stages": [StageConfig("x", "tiny")] * 2}, r"study\.stages has the name 'x' more than once"),
-        ({"stages": [StageConfig("", "tiny")]}, r"study\.stages has the name '' more than once or empty"),
-        ({"stages": []}, r"the study has no stages: set study=tiny or study=pythia"),
-        ({"then": [FollowConfig("doctor")]}, r"study\.then has doctor, which no study can call: run klray doctor by"),
-        ({"then": [FollowConfig("publsh")]}, r"study\.then has publsh, which is no verb: there are analyze, "),
+        ({"stages": [StageConfig("x", "tiny")] * 2}, r"study\.stages has the name 'x'"),
+        ({"stages": [StageConfig("", "tiny")]}, r"study\.stages has the name ''"),
+        ({"stages": []}, r"no stages: set study=tiny or study=pythia"),
+        ({"then": [FollowConfig("doctor")]}, r"study\.then has doctor"),
+        ({"then": [FollowConfig("publsh")]}, r"study\.then has publsh, .* analyze, "),
     ],
 )
 def test_studies_that_cannot_be(tmp_path: Path, changes: dict[str, object], words: str) -> None:
@@ -97,6 +99,7 @@ def test_studies_of_conf_name_families_that_are_there(name: str) -> None:
         assert (folder / "models" / f"{stage.models}.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_a_stage_with_a_lens_of_its_own_is_planned_trained_and_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,7 +121,7 @@ def test_a_stage_with_a_lens_of_its_own_is_planned_trained_and_kept(
     folder = configs.tuned_folder(config, tuned)
     assert f"stage       tuned, through the lens in {folder}" in capsys.readouterr().out
     config.lens.steps = 3
-    with pytest.raises(KlrayError, match=r"trained with lens\.steps=2, and lens\.steps=3 was asked for; name a new"):
+    with pytest.raises(KlrayError, match=r"lens\.steps=2, and lens\.steps=3 .*name"):
         study(config)
 
 

@@ -59,7 +59,7 @@ def test_the_papers_bounds_are_the_defaults() -> None:
 
 
 def test_a_chunk_must_hold_any_character() -> None:
-    with pytest.raises(KlrayError, match=r"max_bytes=3: one UTF-8 character takes up to 4 bytes; set max_bytes to 4"):
+    with pytest.raises(KlrayError, match=r"max_bytes=3: .*set max_bytes to 4"):
         chunk("a", max_bytes=3)
 
 
@@ -85,9 +85,9 @@ def test_fingerprint_sees_order_and_borders_but_not_labels() -> None:
 
 
 def test_a_text_set_has_texts_and_one_domain_for_each() -> None:
-    with pytest.raises(KlrayError, match=r"'some' has no texts: a text set needs at least one"):
+    with pytest.raises(KlrayError, match=r"'some' has no texts"):
         TextSet("some", (), ())
-    with pytest.raises(KlrayError, match=r"has 2 texts and 1 domains: give one domain per text"):
+    with pytest.raises(KlrayError, match=r"has 2 texts and 1 domains"):
         TextSet("some", ("a", "b"), ("text",))
 
 
@@ -163,34 +163,30 @@ def test_one_domain(pile: Path) -> None:
 
 
 def test_unknown_domain(pile: Path) -> None:
-    with pytest.raises(
-        KlrayError, match=r"domain 'Wiki' is not in pile.jsonl, which has: GitHub \(20 texts\).*; set texts\.domain "
-    ):
+    with pytest.raises(KlrayError, match=r"'Wiki' .* GitHub \(20 texts\).*texts\.domain "):
         from_jsonl(pile, domain="Wiki")
 
 
 def test_more_texts_than_there_are(pile: Path) -> None:
-    with pytest.raises(
-        KlrayError, match=r"texts\.n=10,000 texts were asked for, pile.jsonl has 60: set texts\.n \(in Python: n=\)"
-    ):
+    with pytest.raises(KlrayError, match=r"texts\.n=10,000 .* has 60: set texts\.n "):
         from_jsonl(pile, n=10_000)
-    with pytest.raises(KlrayError, match=r"texts\.n=21 texts were asked for, pile.jsonl domain=arXiv has 20"):
+    with pytest.raises(KlrayError, match=r"texts\.n=21 .* domain=arXiv has 20"):
         from_jsonl(pile, n=21, domain="arXiv")
-    with pytest.raises(KlrayError, match=r"texts\.n=0: a text set needs at least one text; set texts\.n "):
+    with pytest.raises(KlrayError, match=r"texts\.n=0: .*set texts\.n "):
         from_jsonl(pile, n=0)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", r"line 3 is not JSON .*: every line must be one UTF-8 JSON object"),
+        ("{", r"line 3 is not JSON .*one UTF-8 JSON object"),
         (b"\xff", r"line 3 is not JSON .*UTF-8"),
-        ("[1]", r"line 3 holds a list: every line must be one JSON object"),
-        ('{"b": 1, "a": 2}', r"line 3 has no field 'text', it has: a, b; set texts\.text_field "),
-        ("{}", r"line 3 has no field 'text', it has: no fields"),
-        ('{"text": 5}', r"line 3: 'text' must be a non-empty Unicode string, found 5"),
-        ('{"text": ""}', r"line 3: 'text' must be a non-empty Unicode string, found ''"),
-        (r'{"text": "\ud800"}', r"line 3: 'text' must be a non-empty Unicode string, found '\\ud800'"),
+        ("[1]", r"line 3 holds a list: .*one JSON object"),
+        ('{"b": 1, "a": 2}', r"line 3 .*'text', it has: a, b; .*texts\.text_field "),
+        ("{}", r"line 3 .*'text', it has: no fields"),
+        ('{"text": 5}', r"line 3: 'text' .*, found 5"),
+        ('{"text": ""}', r"line 3: 'text' .*, found ''"),
+        (r'{"text": "\ud800"}', r"line 3: 'text' .*, found '\\ud800'"),
     ],
 )
 def test_broken_lines_are_named(line: str | bytes, words: str, tmp_path: Path) -> None:
@@ -207,16 +203,14 @@ def test_a_named_domain_field_must_be_there(pile: Path) -> None:
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(
-        KlrayError, match=r"no file .*none\.jsonl: set texts\.path \(in Python: path\) to a JSON Lines file"
-    ):
+    with pytest.raises(KlrayError, match=r"no file .*none\.jsonl: set texts\.path "):
         from_jsonl(tmp_path / "none.jsonl")
     for content in (b"", b"\n \n", codecs.BOM_UTF8):
         (tmp_path / "empty.jsonl").write_bytes(content)
-        with pytest.raises(KlrayError, match=rf"empty\.jsonl is empty: .* of {len(content)} bytes; set texts\.path "):
+        with pytest.raises(KlrayError, match=rf"empty\.jsonl .* {len(content)} bytes; set texts\.path "):
             from_jsonl(tmp_path / "empty.jsonl")
     short = write_jsonl(tmp_path / "short.jsonl", [{"text": "x" * 256}])
-    with pytest.raises(KlrayError, match=r"short\.jsonl gives no texts: nothing is left after pieces of 256 bytes or"):
+    with pytest.raises(KlrayError, match=r"short\.jsonl gives no texts: .* 256 bytes"):
         from_jsonl(short, chunked=False)
 
 
@@ -229,19 +223,19 @@ def test_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         texts = from_folder(tmp_path)
     assert [text[0] for text in texts.texts] == ["z", "z", "b"]  # a/z/1.txt before b.txt
     assert texts.domains == ("a", "a", "text")
-    assert "left out 1 files that are not UTF-8: a/2.txt" in caplog.text
+    assert "1 files that are not UTF-8: a/2.txt" in caplog.text
     assert from_folder(tmp_path, "**/*.md").texts == ("m" * 300,)
     assert from_folder(tmp_path, n=1, domain="a").domains == ("a",)
 
 
 def test_folder_errors(tmp_path: Path) -> None:
-    with pytest.raises(KlrayError, match=r"no folder .*nowhere: set texts\.path \(in Python: path\) to a folder"):
+    with pytest.raises(KlrayError, match=r"no folder .*nowhere: set texts\.path "):
         from_folder(tmp_path / "nowhere")
-    with pytest.raises(KlrayError, match=r"no file in .* matches '\*\*/\*\.txt': set texts\.pattern "):
+    with pytest.raises(KlrayError, match=r"no file .*'\*\*/\*\.txt': set texts\.pattern "):
         from_folder(tmp_path)
     for number in range(12):
         (tmp_path / f"{number:02}.txt").write_text("é" * 300, encoding="latin-1")
-    with pytest.raises(KlrayError, match=r"none of the 12 files in .* is UTF-8: 00\.txt, .*, 09\.txt, \.\.\.; convert"):
+    with pytest.raises(KlrayError, match=r"12 files .* UTF-8: 00\.txt, .*, 09\.txt, \.\.\.;"):
         from_folder(tmp_path)
 
 
@@ -298,18 +292,16 @@ def test_the_same_texts_in_another_process() -> None:
 
 
 def test_stdlib_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(
-        KlrayError, match=r"split 'test' does not exist: set texts\.split \(in Python: split\) to 'heldout' or 'train'"
-    ):
+    with pytest.raises(KlrayError, match=r"'test' .*set texts\.split .*'heldout' or 'train'"):
         stdlib_documents("test")  # type: ignore[arg-type]
-    with pytest.raises(KlrayError, match=r"domain 'web' is not in python-3\S+-heldout, which has: code"):
+    with pytest.raises(KlrayError, match=r"domain 'web' .* python-3\S+-heldout, .*code"):
         python_stdlib(domain="web")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "pydoc_data.topics", None)  # what the import system does for a missing module
-        with pytest.raises(KlrayError, match=r"has no module pydoc_data: install the complete standard library"):
+        with pytest.raises(KlrayError, match=r"no module pydoc_data: install"):
             python_stdlib()
     zipped = tmp_path / "python311.zip"
     zipped.touch()
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(zipped))
-    with pytest.raises(KlrayError, match=r"python311\.zip has no \.py files \(zipped, or compiled only\)"):
+    with pytest.raises(KlrayError, match=r"python311\.zip has no \.py files"):
         python_stdlib()

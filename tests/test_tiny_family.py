@@ -173,7 +173,7 @@ def test_a_failed_training_says_why_and_leaves_nothing_that_looks_complete(tmp_p
     texts = family_root(recipe, tmp_path).parent / "texts"
     texts.mkdir(parents=True)
     (texts / "code.npy").write_bytes(b"damaged")
-    with pytest.raises(KlrayError, match=r"(?s)family failed: klray\.tiny\.training .*seed1 .*Error.*again"):
+    with pytest.raises(KlrayError, match=r"(?s)klray\.tiny\.training .*seed1 .*Error.*again"):
         train_family(recipe, tmp_path, progress=False)
     assert not is_complete(recipe, tmp_path)
     with pytest.raises(KlrayError, match=r"workers=0: training needs at least one"):
@@ -269,7 +269,7 @@ def test_training_documents_are_of_the_training_half_and_enough() -> None:
     ("change", "words"),
     [
         ({"sizes": ()}, "no sizes or no seeds"),
-        ({"sizes": DEFAULT.sizes[:1] * 2}, r"gives two sizes one name: \['0\.4m', '0\.4m'\]"),
+        ({"sizes": DEFAULT.sizes[:1] * 2}, r"two sizes one name: \['0\.4m', '0\.4m'\]"),
         ({"seeds": (1, 1)}, "gives a seed twice"),
         ({"sizes": (Size("x", hidden=30, layers=1, learning_rate=1e-3),)}, "heads do not divide its width"),
         ({"steps": 0}, "steps or save_every below 1"),

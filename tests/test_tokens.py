@@ -52,7 +52,7 @@ def test_encode_neither_truncates_nor_pads_nor_warns_when_the_tokenizer_s_files_
 
 @pytest.mark.parametrize(("odd", "name"), [(None, "NoneType"), (b"bytes", "bytes"), (1.5, "float")])
 def test_what_is_no_text_is_named_with_its_place(odd: Any, name: str) -> None:
-    with pytest.raises(KlrayError, match=f"text 1 is no str but {name}: pass a list of str"):
+    with pytest.raises(KlrayError, match=f"text 1 is no str but {name}"):
         encode(tiny_models.byte_level_tokenizer(), ["a", odd, odd])
 
 
@@ -63,7 +63,7 @@ def test_a_tokenizer_that_pads_in_batches_is_refused() -> None:
                 return {"input_ids": [1] * len(texts)}
             return {"input_ids": [[1] * 9 for _ in texts]}
 
-    with pytest.raises(KlrayError, match=r"Padding gives text 1 3 tokens when called with it alone and 9 .*in a batch"):
+    with pytest.raises(KlrayError, match=r"Padding gives text 1 3 tokens .* 9 .*in a batch"):
         encode(Padding(), ["ab", "abc", "a"])
 
 
@@ -88,9 +88,7 @@ def test_texts_longer_than_the_context_are_refused() -> None:
     tokens = Tokens(ids=np.zeros(12, np.int32), offsets=np.array([0, 2, 7, 12]))
     tokens.check_context(5)
     tokens.check_context(None)
-    with pytest.raises(
-        CheckpointError, match=r"text 1 has 5 tokens .* context holds 4; 2 of 3 texts .* never"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"text 1 has 5 .* 4; 2 of 3 texts .* never") as caught:
         tokens.check_context(4)
     assert caught.value.reason == "text_too_long"
 
@@ -99,9 +97,7 @@ def test_token_ids_outside_the_vocabulary_are_refused() -> None:
     tokens = Tokens(ids=np.array([1, 2, 9, 3], np.int32), offsets=np.array([0, 2, 2, 4]))
     tokens.check_vocabulary(10)
     tokens.check_vocabulary(None)
-    with pytest.raises(
-        CheckpointError, match=r"text 2 has token id 9 .* vocabulary has 9 .* same checkpoint"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"text 2 has token id 9 .* 9 .* checkpoint") as caught:
         tokens.check_vocabulary(9)
     assert caught.value.reason == "load_failed"
 

@@ -38,7 +38,7 @@ def test_sharded_parameters_are_refused_before_anybody_waits_for_them(tmp_path: 
             next(model.parameters()).ds_id = 0
         else:
             model = fsdp.FullyShardedDataParallel(model, device_id=torch.device("cpu"))
-        with pytest.raises(CheckpointError, match=r"is not here whole: .* score the checkpoints that"):
+        with pytest.raises(CheckpointError, match=r"is not here whole"):
             watch.record(model, tiny_models.tokenizer_for("gpt2"), str(tmp_path / "store"), TEXTS, run=RUN, step=0)
     finally:
         torch.distributed.destroy_process_group()
@@ -63,9 +63,9 @@ def test_what_is_wrong_from_the_start_is_said_before_the_first_step(tmp_path: Pa
     refusal(klray.KlrayCallback(store, OTHER_TEXTS, run=RUN), StoreError, "text set")
     run = trainer(tmp_path / "run", klray.KlrayCallback(store, TEXTS, run=RUN))
     run.callback_handler.processing_class = None
-    with pytest.raises(KlrayError, match=r"has no tokenizer, and the Trainer neither: give Trainer\(processing_class="):
+    with pytest.raises(KlrayError, match=r"no tokenizer, .*Trainer\(processing_class="):
         run.train()
-    with pytest.raises(KlrayError, match="every=0: a callback scores every so many steps; write 1 or more"):
+    with pytest.raises(KlrayError, match=r"every=0: .*1 or more"):
         klray.KlrayCallback(store, TEXTS, run=RUN, every=0)
     with pytest.raises(KlrayError, match="a run needs a name"):
         klray.KlrayCallback(store, TEXTS, run=" ")
@@ -74,7 +74,7 @@ def test_what_is_wrong_from_the_start_is_said_before_the_first_step(tmp_path: Pa
 def test_a_model_that_is_not_here_whole_is_refused(tmp_path: Path) -> None:
     model = tiny_models.tiny_model("gpt2").to("meta")
     store = str(tmp_path / "store")
-    with pytest.raises(CheckpointError, match=r"is not here whole: it is spread over processes \(FSDP, DeepSpeed"):
+    with pytest.raises(CheckpointError, match=r"not here whole: .*\(FSDP, DeepSpeed"):
         watch.record(model, tiny_models.tokenizer_for("gpt2"), store, TEXTS, run=RUN, step=0)
 
 
@@ -88,7 +88,7 @@ def test_a_step_that_a_snapshot_could_not_hold_is_refused(tmp_path: Path, step: 
 
 def test_a_list_of_strings_is_no_text_set(tmp_path: Path) -> None:
     model, tokenizer = tiny_models.tiny_model("gpt2"), tiny_models.tokenizer_for("gpt2")
-    with pytest.raises(KlrayError, match=r"text_set is a list: give a klray\.texts\.TextSet"):
+    with pytest.raises(KlrayError, match=r"text_set is a list: .*klray\.texts\.TextSet"):
         klray.watch.record(model, tokenizer, str(tmp_path), ["a text"], run=RUN, step=1)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
