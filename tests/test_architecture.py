@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 import jobs
 import klray
+from klray.errors import EXTRAS
 from klray.store import Store
 from tests.stores import TEXTS
 
@@ -185,6 +187,13 @@ def test_what_an_analyst_uses_loads_nothing_of_what_scores() -> None:
     verbs = [f"jobs.{verb}" for verb in VERBS if verb not in MAY_LOAD]
     assert {"jobs.status", "jobs.analyze", "jobs.scale", "jobs.report", "jobs.publish", "jobs.verify"} == set(verbs)
     assert not loaded_by(f"import {', '.join([*modules, *verbs])}") & HEAVY
+
+
+def test_an_extra_that_is_named_to_users_brings_the_library() -> None:
+    extras = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    brought = {name: {re.split(r"[><=]", each)[0] for each in needs} for name, needs in extras.items()}
+    brought["distributed"].add("distributed")  # which dask[distributed] brings
+    assert {library: extra for library, extra in EXTRAS.items() if library not in brought[extra]} == {}
 
 
 @pytest.mark.slow
