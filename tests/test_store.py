@@ -20,7 +20,7 @@ from klray.errors import StoreError
 from klray.store import Column, Identity, Store, unresolved
 from klray.store.columns import commit_column, values_sha256
 from klray.store.objects import FolderObjects, open_objects
-from klray.store.objects.s3 import _codes
+from klray.store.objects.s3 import S3Objects
 from klray.texts import TextSet
 from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, column, put_column
 
@@ -231,7 +231,7 @@ def test_s3_error_codes_are_found_along_the_chain_of_causes() -> None:
     cause = ClientError({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "PutObject")
     error = OSError("translated")
     error.__cause__ = cause
-    assert _codes(error) >= {"SlowDown", "503"}
+    assert S3Objects._codes(error) >= {"SlowDown", "503"}
 
 
 @EVERY_PLACE

@@ -27,12 +27,8 @@ def deliver(downloader: Downloader, hub: Hub, checkpoint: Checkpoint, folder: Pa
     A file is copied from ``twin(file)``, a path of equal content that is on this disk already, or else downloaded by
     commit: along a training run only the weights change, and one request a checkpoint remains of about six.
 
-    Raises
-    ------
-    CheckpointError
-        ``checksum_mismatch`` when a file is wrong twice, and as ``Downloader.download``.
-    OSError
-        The disk is full.
+    Raises CheckpointError: ``checksum_mismatch`` when a file is wrong twice, and as ``Downloader.download``; OSError:
+    the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     largest_first = sorted(checkpoint.files, key=lambda file: -file.size_bytes)
@@ -62,10 +58,7 @@ def delivered(folder: Path) -> tuple[RemoteFile, ...] | None:
 def verify_folder(checkpoint: Checkpoint) -> Path:
     """Check that a local folder still holds what was resolved, and return it.
 
-    Raises
-    ------
-    CheckpointError
-        ``checksum_mismatch`` when a file changed or went since.
+    Raises CheckpointError: ``checksum_mismatch`` when a file changed or went since.
     """
     folder = Path(checkpoint.directory)
     for file in checkpoint.files:

@@ -55,13 +55,8 @@ class Downloader:
         pause, for the time that the hub names (Retry-After, RateLimit) or a growing one. Six attempts in a row that
         bring nothing are the end.
 
-        Raises
-        ------
-        CheckpointError
-            ``download_failed`` after the attempts; ``gated``, ``repository_not_found`` or ``revision_not_found`` at
-            once.
-        OSError
-            The disk is full (see ``is_disk_full``).
+        Raises CheckpointError: ``download_failed`` after the attempts; ``gated``, ``repository_not_found`` or
+        ``revision_not_found`` at once; OSError: the disk is full (see ``is_disk_full``).
         """
         url = hf_hub_url(repository, file.path, revision=commit, endpoint=hub.address)
         headers = build_hf_headers(token=hub.token or False, headers=hub.headers)

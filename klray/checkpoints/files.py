@@ -59,11 +59,8 @@ def loadable_files(files: Iterable[RemoteFile], label: str) -> tuple[RemoteFile,
 
     Weights come in one format only: safetensors (one file, or all shards) before ``pytorch_model*.bin``.
 
-    Raises
-    ------
-    CheckpointError
-        ``no_safe_weights`` when there are none in these formats, or when shards or their index are missing;
-        ``load_failed`` without a config.json. ``label`` names the checkpoint in the message.
+    Raises CheckpointError: ``no_safe_weights`` when there are none in these formats, or when shards or their index are
+    missing; ``load_failed`` without a config.json. ``label`` names the checkpoint in the message.
     """
     by_path = {file.path: file for file in files if "/" not in file.path}
     if CONFIG not in by_path:

@@ -154,11 +154,8 @@ def contact(hub: Hub) -> Contact:
 def listing(hub: Hub, repository: str, revision: str = "main") -> Listing:
     """Resolve a revision (branch, tag or commit sha) to its commit and files, in one request.
 
-    Raises
-    ------
-    CheckpointError
-        ``repository_not_found``, ``revision_not_found``, ``gated`` or ``download_failed``; a SilentHubError where
-        nobody answered.
+    Raises CheckpointError: ``repository_not_found``, ``revision_not_found``, ``gated`` or ``download_failed``; a
+    SilentHubError where nobody answered.
     """
     route = "" if revision == "main" else f"/revision/{quote(revision, safe='')}"
     data = _get(hub, repository, revision, route, blobs="true")

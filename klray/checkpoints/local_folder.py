@@ -73,10 +73,7 @@ def read_folder(folder: Path) -> tuple[str, tuple[RemoteFile, ...]]:
 
     The commit is the SHA-256 (64 hex) over (path, SHA-256) of weights, config and tokenizer files.
 
-    Raises
-    ------
-    CheckpointError
-        As ``loadable_files``.
+    Raises CheckpointError: as ``loadable_files``.
     """
     listed = [RemoteFile(path.name, path.stat().st_size, None, None) for path in folder.iterdir() if path.is_file()]
     files = []

@@ -29,10 +29,8 @@ def stored_tensors(directory: str | Path) -> dict[str, torch.Tensor]:
 def weight_files(folder: Path) -> list[Path]:
     """The files of a checkpoint's folder that hold its weights, whole or in shards.
 
-    Raises
-    ------
-    CheckpointError
-        There are none that can be read without running code (no_safe_weights), or an adapter's alone (load_failed).
+    Raises CheckpointError: there are none that can be read without running code (no_safe_weights), or an adapter's
+    alone (load_failed).
     """
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(

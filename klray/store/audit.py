@@ -60,21 +60,21 @@ def audit(objects: Objects, report: Callable[[int, int], None] | None = None) ->
     parts = [keys[start : start + COLUMNS_AT_ONCE] for start in range(0, len(keys), COLUMNS_AT_ONCE)]
     damages: list[Damage] = []
     named: set[str] = set()
-    done = 0
-    if report:
-        report(0, len(keys))
+    told = report or (lambda done, of: None)
+    told(0, len(keys))
     with ThreadPoolExecutor(THREADS) as threads:
-        for part, (commits, found) in zip(parts, threads.map(lambda part: _check(objects, part), parts), strict=True):
+        for number, (commits, found) in enumerate(threads.map(lambda part: _check(objects, part), parts), start=1):
             named.update(commit.path for commit in commits)
             damages += found
-            done += len(part)
-            if report:
-                report(done, len(keys))
+            told(min(number * COLUMNS_AT_ONCE, len(keys)), len(keys))
     unreadable = {damage.key[:8] for damage in damages if not damage.path}
     n_damaged = len(damages)
     for snapshot in snapshot_ids(objects):
         damages += _check_snapshot(objects, snapshot)
-    damages += _check_latest(objects)
+    last, settled = last_finished(objects)
+    if last is not None and not settled:
+        words = f"{layout.LATEST} does not name the last snapshot, {last.id}; klray publish mends it"
+        damages.append(Damage("", layout.LATEST, f"store {objects.url}: {words}"))
     again = "klray analyze writes another result"
     for path, what in damaged_results(objects, filter(layout.is_result_marker, listing)).items():
         words = what if what.startswith("store") else f"store {objects.url}: {path} {what}; {again}"
@@ -148,15 +148,13 @@ def _result_paths(objects: Objects, markers: Iterable[str]) -> set[str]:
 
 def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, datetime]) -> list[Leftover]:
     """What is in ``listing`` that neither a commit (``columns``: their paths), a manifest nor a marker names."""
-    named = set(columns)
-    finished = {layout.snapshot_path(each) for each in snapshot_ids(objects)}
     results = _result_paths(objects, filter(layout.is_result_marker, listing))
     return [
         *(
             Leftover(path, kind, written)
             for kind, prefix, depth, known in (
-                ("column", "columns", 4, named),
-                ("snapshot", layout.SNAPSHOTS, 2, finished),
+                ("column", "columns", 4, set(columns)),
+                ("snapshot", layout.SNAPSHOTS, 2, set(map(layout.snapshot_path, snapshot_ids(objects)))),
                 ("result", layout.RESULTS, 4, results),
                 ("probe", probe.PREFIX, 2, set[str]()),
             )
@@ -204,15 +202,6 @@ def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Da
             except StoreDamagedError as error:
                 damages.append(Damage(commit.key, commit.path, str(error)))
     return commits, damages
-
-
-def _check_latest(objects: Objects) -> list[Damage]:
-    """Whether LATEST names the last of the finished snapshots."""
-    last, settled = last_finished(objects)
-    if last is None or settled:
-        return []
-    words = f"store {objects.url}: {layout.LATEST} does not name the last snapshot, {last.id}; klray publish mends it"
-    return [Damage("", layout.LATEST, words)]
 
 
 def _check_snapshot(objects: Objects, snapshot: str) -> list[Damage]:

@@ -12,7 +12,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -32,16 +31,12 @@ COMMITS_AT_ONCE = 512
 NO_NUMBER = "-1 when there is none"
 
 
-def _microseconds(when: datetime) -> np.datetime64:
-    return np.datetime64(when.replace(tzinfo=None), "us")
-
-
 @dataclasses.dataclass(frozen=True)
 class Coordinate:
-    """One fact about each model: what it means, and where in a commit it is (given the commit and the layer)."""
+    """One fact about each model: what it means, and where it is, given a commit, the layer and what is listed of it."""
 
     kind: Literal["label", "number", "time"]
-    of: Callable[[Commit, int], Any]
+    of: Callable[[Commit, int, Listed], Any]
     long_name: str = ""
 
     def array(self, values: Iterable[Any]) -> np.ndarray:
@@ -49,25 +44,25 @@ class Coordinate:
         if self.kind == "label":
             return np.array([str(value or "") for value in values], dtype=np.dtypes.StringDType())
         if self.kind == "time":
-            return np.array([_microseconds(value) for value in values], "datetime64[us]")
+            return np.array(list(values), "datetime64[us]")
         return np.array([-1 if value is None else int(value) for value in values], dtype=np.int64)
 
 
-def _fact(name: str) -> Callable[[Commit, int], Any]:
-    return lambda commit, _: commit.facts.get(name)
+def _fact(name: str) -> Callable[[Commit, int, Listed], Any]:
+    return lambda commit, *_: commit.facts.get(name)
 
 
-def _identity(name: str) -> Callable[[Commit, int], Any]:
-    return lambda commit, _: getattr(commit.identity, name)
+def _identity(name: str) -> Callable[[Commit, int, Listed], Any]:
+    return lambda commit, *_: getattr(commit.identity, name)
 
 
-def _variant(commit: Commit, _: int) -> str:
+def _variant(commit: Commit, *_: object) -> str:
     identity = commit.identity
     return "+".join(each for each in (identity.dtype, identity.quantization, identity.lens) if each != "none")
 
 
 COORDINATES: Final = {
-    "key": Coordinate("label", lambda commit, _: commit.key, "identity of the column"),
+    "key": Coordinate("label", lambda commit, *_: commit.key, "identity of the column"),
     "repository": Coordinate("label", _identity("repository")),
     "revision": Coordinate("label", _fact("revision")),
     "commit": Coordinate("label", _identity("commit"), "resolved commit of the repository"),
@@ -85,22 +80,28 @@ COORDINATES: Final = {
     "dtype": Coordinate("label", _identity("dtype")),
     "quantization": Coordinate("label", _identity("quantization")),
     "lens": Coordinate("label", _identity("lens")),
-    "layer": Coordinate("number", lambda _, layer: layer, "layer, -1 for the model's own output"),
+    "layer": Coordinate("number", lambda _, layer, __: layer, "layer, -1 for the model's own output"),
     "parameters": Coordinate("number", _fact("parameters")),
     "tokens": Coordinate("number", _fact("tokens"), "counted tokens over all texts"),
     "sketch": Coordinate(
         "label", _fact("sketch"), "weight sketch: size, version and shapes; equal: comparable; or none"
     ),
-    "sha256": Coordinate("label", lambda commit, _: commit.sha256, "of the column's (layer, text) float32 values"),
+    "sha256": Coordinate("label", lambda commit, *_: commit.sha256, "of the column's (layer, text) float32 values"),
 }
 # Facts about the columns, not about the models: another store with the same columns has the same snapshot but these.
 PROVENANCE: Final = {
-    "path": Coordinate("label", lambda commit, _: commit.path, "folder of the column in the store"),
-    "committed": Coordinate("time", lambda _, __: None, "when the commit was stored, by the store's clock (UTC)"),
-    "mark": Coordinate("label", lambda _, __: None, "what the store lists of the commit, another if it is made anew"),
+    "path": Coordinate("label", lambda commit, *_: commit.path, "folder of the column in the store"),
+    "committed": Coordinate(
+        "time",
+        lambda _, __, listed: listed.written.replace(tzinfo=None),
+        "when the commit was stored, by the store's clock (UTC)",
+    ),
+    "mark": Coordinate(
+        "label", lambda _, __, listed: listed.mark, "what the store lists of the commit, another if it is made anew"
+    ),
 }
 _ALL: Final = {**COORDINATES, **PROVENANCE}
-_LABELS, _TIMES, _MARKS = COORDINATES["key"], PROVENANCE["committed"], PROVENANCE["mark"]
+_LABELS = COORDINATES["key"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _rows_of(objects: Objects, base: Manifest) -> Rows:
         missing = [None] * len(values["key"])  # a fact that klray did not keep when the snapshot was made
         values = {**dict.fromkeys(COORDINATES, missing), **values}
         return {
-            name: np.array(values[name], "datetime64[us]") if each is _TIMES else each.array(values[name])
+            name: each.array(values[name])
             for name, each in _ALL.items()
             if name in values  # klray 0.1.0 before its first release kept no marks
         }
@@ -216,15 +217,8 @@ def _rows_of(objects: Objects, base: Manifest) -> Rows:
 
 
 def _rows(commits: Sequence[Commit], listed: Mapping[str, Listed]) -> Rows:
-    models = [(commit, layer) for commit in commits for layer in commit.layers]
-    rows = {
-        name: each.array(each.of(commit, layer) for commit, layer in models)
-        for name, each in _ALL.items()
-        if each is not _TIMES and each is not _MARKS
-    }
-    rows["committed"] = _TIMES.array(listed[commit.key].written for commit, _ in models)
-    rows["mark"] = _MARKS.array(listed[commit.key].mark for commit, _ in models)
-    return rows
+    models = [(commit, layer, listed[commit.key]) for commit in commits for layer in commit.layers]
+    return {name: each.array(each.of(*model) for model in models) for name, each in _ALL.items()}
 
 
 def _take(rows: Rows, places: np.ndarray) -> Rows:

@@ -83,10 +83,7 @@ class Commit:
     def from_json(cls, path: str, body: bytes) -> Commit:
         """Inverse of ``to_json``, for the object at ``path``.
 
-        Raises
-        ------
-        ValueError, TypeError, KeyError
-            The bytes are not what was written.
+        Raises ValueError, TypeError, KeyError: the bytes are not what was written.
         """
         fields = unsealed(json.loads(body))
         fields["identity"] = Identity(**fields["identity"])
@@ -200,10 +197,7 @@ def committed(objects: Objects) -> dict[str, Listed]:
 def read_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
     """The commits of ``keys``, in that order.
 
-    Raises
-    ------
-    StoreError
-        A commit is missing or unreadable.
+    Raises StoreError: a commit is missing or unreadable.
     """
     found = find_commits(objects, keys)
     there = {commit.key for commit in found}
@@ -216,10 +210,7 @@ def read_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
 def find_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
     """The commits of ``keys``, in that order, without those that are not there.
 
-    Raises
-    ------
-    StoreError
-        A commit is unreadable.
+    Raises StoreError: a commit is unreadable.
     """
     commits = []
     for path, found in read_parsed(objects, [layout.commit_path(key) for key in keys], Commit.from_json):
@@ -235,10 +226,7 @@ def find_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
 def read_columns(objects: Objects, columns: Sequence[StoredColumn]) -> list[npt.NDArray[np.float32]]:
     """Log-likelihoods (layer, text) of several columns, in nats, each checked against its commit's SHA-256.
 
-    Raises
-    ------
-    StoreError
-        A column's objects are missing or hold other bytes than were committed.
+    Raises StoreError: a column's objects are missing or hold other bytes than were committed.
     """
     whole, _ = read_whole(objects, {layout.values_path(column.path): column.sha256 for column in columns})
     return [
@@ -252,17 +240,13 @@ def read_columns(objects: Objects, columns: Sequence[StoredColumn]) -> list[npt.
 def read_sketches(objects: Objects, commits: Sequence[Commit]) -> dict[str, npt.NDArray[np.float32]]:
     """Weight sketches (bucket,) of those columns that have one, by key, each checked against its commit's SHA-256.
 
-    Raises
-    ------
-    StoreError
-        A sketch is missing or holds other bytes than were committed.
+    Raises StoreError: a sketch is missing or holds other bytes than were committed.
     """
-    keys = {layout.sketch_path(each.path): each.key for each in commits if layout.SKETCH_CHUNK in each.objects}
-    hashes = {layout.sketch_path(each.path): each.objects.get(layout.SKETCH_CHUNK, "") for each in commits}
-    whole, wrong = read_whole(objects, {path: hashes[path] for path in keys})
+    there = {layout.sketch_path(each.path): each for each in commits if layout.SKETCH_CHUNK in each.objects}
+    whole, wrong = read_whole(objects, {path: each.objects[layout.SKETCH_CHUNK] for path, each in there.items()})
     for path, what in wrong.items():
-        raise StoreDamagedError(f"store {objects.url}: {path} {what}; {_requeue(objects, keys[path])}")
-    return {keys[path]: np.frombuffer(body, "<f4") for path, body in whole.items()}
+        raise StoreDamagedError(f"store {objects.url}: {path} {what}; {_requeue(objects, there[path].key)}")
+    return {there[path].key: np.frombuffer(body, "<f4") for path, body in whole.items()}
 
 
 def read_column(objects: Objects, commit: Commit) -> npt.NDArray[np.float32]:

@@ -80,10 +80,8 @@ def open_dataset_below(
     data = xr.open_dataset(store, engine="zarr", chunks=None, cache=False, consolidated=True, zarr_format=3)
     chunked = {name: data[name].variable.chunk(data[name].encoding["preferred_chunks"]) for name in data.data_vars}
     lazy = {name: _cached(each.variable) for name, each in data.coords.items() if name not in data.xindexes}
-    labels = {name: each.astype(object) for name, each in data.coords.items() if name in data.xindexes}
-    return data.assign(chunked).assign_coords(
-        {**lazy, **{k: v for k, v in labels.items() if data[k].dtype.kind == "T"}}
-    )
+    labels = {name: data[name].astype(object) for name in data.xindexes if data[name].dtype.kind == "T"}
+    return data.assign(chunked).assign_coords({**lazy, **labels})
 
 
 def _consolidated(group: bytes, arrays: Mapping[str, bytes]) -> bytes:

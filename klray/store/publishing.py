@@ -35,10 +35,7 @@ def publish(objects: Objects, texts: TextFacts, report: Report | None = None) ->
     Models keep their places: a snapshot starts with those of the one before, as far as their columns still stand, so
     that analyses can be continued.
 
-    Raises
-    ------
-    StoreError
-        There is no column, or a column is damaged.
+    Raises StoreError: there is no column, or a column is damaged.
     """
     told = report or (lambda what, done, of: None)
     base = move_latest(objects)

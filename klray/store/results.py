@@ -40,10 +40,7 @@ def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset)
 def read_marker(objects: Objects, path: str) -> dict[str, Any] | None:
     """A result's marker: where the result is, and the fingerprints of its objects; None if there is no marker.
 
-    Raises
-    ------
-    StoreError
-        The marker is damaged.
+    Raises StoreError: the marker is damaged.
     """
     found = objects.get_json(path)
     try:
@@ -83,10 +80,7 @@ def result_names(objects: Objects, snapshot: str) -> list[str]:
 def open_finished(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
     """A finished analysis, Dask-backed.
 
-    Raises
-    ------
-    StoreError
-        There is none of this name for this snapshot.
+    Raises StoreError: there is none of this name for this snapshot.
     """
     marker = read_marker(objects, layout.result_marker_path(snapshot, name))
     if marker is None:

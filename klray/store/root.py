@@ -34,12 +34,8 @@ class DamagedRootError(StoreDamagedError):
 def find_root(objects: Objects) -> dict[str, Any] | None:
     """The root's attributes, or None where no store is.
 
-    Raises
-    ------
-    DamagedRootError
-        It is not what was written, or is missing from a store that has texts.
-    StoreError
-        It is of a newer schema, or was not made by klray.
+    Raises DamagedRootError: it is not what was written, or is missing from a store that has texts; StoreError: it is of
+    a newer schema, or was not made by klray.
     """
     body = objects.get(layout.ROOT)
     if body is None:
@@ -66,10 +62,7 @@ def find_root(objects: Objects) -> dict[str, Any] | None:
 def read_root(objects: Objects) -> dict[str, Any]:
     """``find_root``, where there must be one.
 
-    Raises
-    ------
-    StoreError
-        There is none; or as ``find_root``.
+    Raises StoreError: there is none; or as ``find_root``.
     """
     root = find_root(objects)
     if root is None:
@@ -81,10 +74,8 @@ def read_root(objects: Objects) -> dict[str, Any]:
 def must_be_mended(objects: Objects, facts: TextFacts) -> bool:
     """Whether the root is lost or damaged and is to be written again for the texts of ``facts``.
 
-    Raises
-    ------
-    StoreError
-        The place is taken by something else, or by the store of another text set as far as can still be known.
+    Raises StoreError: the place is taken by something else, or by the store of another text set as far as can still be
+    known.
     """
     try:
         if find_root(objects) is not None:
@@ -151,10 +142,7 @@ def claim(objects: Objects, facts: TextFacts, *, mend: bool = False) -> dict[str
 def check_text_set(objects: Objects, root: dict[str, Any], facts: TextFacts) -> dict[str, Any]:
     """``root``, if it is that of a store for the texts of ``facts``.
 
-    Raises
-    ------
-    StoreError
-        It is for others.
+    Raises StoreError: it is for others.
     """
     if root["text_set"] != facts.fingerprint:
         given = len(facts.text_bytes)

@@ -22,10 +22,7 @@ def sealed(fields: Mapping[str, Any]) -> bytes:
 def unsealed(fields: Any) -> dict[str, Any]:
     """Inverse of ``sealed``, its JSON parsed; what has no seal (klray 0.1.0 before its first release) is believed.
 
-    Raises
-    ------
-    ValueError
-        The fields are not those that were sealed.
+    Raises ValueError: the fields are not those that were sealed.
     """
     if not isinstance(fields, dict):
         raise ValueError(f"it holds a {type(fields).__name__}")

@@ -60,10 +60,7 @@ class Manifest:
     def from_fields(cls, fields: dict[str, Any]) -> Manifest:
         """Inverse of ``to_json``, its JSON parsed; fields that this klray does not know are passed over.
 
-        Raises
-        ------
-        ValueError, TypeError
-            The fields are not those that were written.
+        Raises ValueError, TypeError: the fields are not those that were written.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         kept = {name: value for name, value in unsealed(fields).items() if name in known}
@@ -79,10 +76,7 @@ def snapshot_ids(objects: Objects) -> list[str]:
 def latest_id(objects: Objects) -> str | None:
     """Id of the newest snapshot, or None before the first publication.
 
-    Raises
-    ------
-    StoreError
-        LATEST is damaged.
+    Raises StoreError: LATEST is damaged.
     """
     found = objects.get_json(layout.LATEST)
     if found is not None and not layout.is_name(str(found.get("id"))):
@@ -123,10 +117,7 @@ def move_latest(objects: Objects, own: Manifest | None = None) -> Manifest | Non
 def read_manifest(objects: Objects, snapshot: str) -> Manifest:
     """Manifest of a snapshot; ``latest`` stands for the newest.
 
-    Raises
-    ------
-    StoreError
-        Nothing was published yet, or no snapshot has this id.
+    Raises StoreError: nothing was published yet, or no snapshot has this id.
     """
     found = latest_id(objects) if snapshot == "latest" else snapshot
     if found is None:

@@ -71,10 +71,7 @@ class Store:
     def find(cls, url: str, text_set: TextSet, storage_options: Mapping[str, Any] | None = None) -> Store | None:
         """The store for ``text_set`` if there is one; creates nothing.
 
-        Raises
-        ------
-        StoreError
-            The store there is for another text set or of a newer schema.
+        Raises StoreError: the store there is for another text set or of a newer schema.
         """
         objects = open_objects(url, storage_options)
         root = roots.find_root(objects)
@@ -86,10 +83,7 @@ class Store:
     def open(cls, url: str, storage_options: Mapping[str, Any] | None = None) -> Store:
         """Open a store that exists.
 
-        Raises
-        ------
-        StoreError
-            There is none, it is of a newer schema, or its text set was never written whole.
+        Raises StoreError: there is none, it is of a newer schema, or its text set was never written whole.
         """
         objects = open_objects(url, storage_options)
         return cls(objects, read_texts(objects, roots.read_root(objects)))

@@ -48,10 +48,7 @@ def text_facts(text_set: TextSet) -> TextFacts:
 def read_texts(objects: Objects, root: Mapping[str, Any]) -> TextFacts:
     """The facts about the texts that the root's attributes name.
 
-    Raises
-    ------
-    StoreError
-        They were never written whole, or are damaged.
+    Raises StoreError: they were never written whole, or are damaged.
     """
     if objects.get(MARKER) is None:
         raise StoreDamagedError(f"store {objects.url}: its creation was cut short; {AGAIN}")
@@ -90,10 +87,7 @@ def _read(objects: Objects, name: str, fingerprint: str) -> TextFacts:
 def write_texts(objects: Objects, root: Mapping[str, Any], facts: TextFacts) -> None:
     """Write them below a root that names the same text set: two writers write the same bytes.
 
-    Raises
-    ------
-    StoreError
-        The domains are others than the root knows.
+    Raises StoreError: the domains are others than the root knows.
     """
     if root.get("texts_sha256", facts.sha256) != facts.sha256:
         raise StoreError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
@@ -53,14 +54,9 @@ class ZarrStore(Store):
 
     def with_read_only(self, read_only: bool = False) -> ZarrStore:
         """The same place with another permission."""
-        return type(self)(
-            self._objects,
-            self._prefix,
-            hashes=self._hashes,
-            whole=self._whole,
-            cure=self._cure,
-            read_only=read_only,
-        )
+        other = copy.copy(self)
+        other._read_only = read_only
+        return other
 
     def _key(self, key: str) -> str:
         return f"{self._prefix}/{key}"
@@ -68,9 +64,7 @@ class ZarrStore(Store):
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The object's bytes, or a part of them; None when there is no such object."""
         body = await asyncio.to_thread(self._read, key)
-        if body is None:
-            return None
-        return prototype.buffer.from_bytes(_part(body, byte_range))
+        return None if body is None else prototype.buffer.from_bytes(_part(body, byte_range))
 
     def _read(self, key: str) -> bytes | None:
         body = self._objects.get(self._key(key))

@@ -79,10 +79,7 @@ class Objects(abc.ABC):
     def get_json(self, key: str) -> dict[str, Any] | None:
         """The object parsed as a JSON object, or None when there is none.
 
-        Raises
-        ------
-        StoreError
-            The object is there and is no JSON object.
+        Raises StoreError: the object is there and is no JSON object.
         """
         body = self.get(key)
         try:

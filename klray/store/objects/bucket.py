@@ -83,8 +83,9 @@ class BucketObjects(Objects):
     def _remove(self, key: str) -> None:
         """Remove an object."""
 
+    @staticmethod
     @abc.abstractmethod
-    def _codes(self, error: Exception) -> set[str]:
+    def _codes(error: BaseException | None) -> set[str]:
         """S3's error codes and HTTP statuses that an error tells of."""
 
     def _path(self, key: str) -> str:
@@ -127,26 +128,24 @@ class BucketObjects(Objects):
         return {key: each.mark for key, each in self.listing(prefix).items()}
 
     def get(self, key: str) -> bytes | None:
-        def attempt() -> bytes | None:
-            try:
-                return self._fetch(key)
-            except FileNotFoundError as error:
-                if "NoSuchBucket" in self._codes(error):
-                    raise
-                return None
-
-        return self._patiently(attempt, key, "read")
+        return self._look(lambda: self._fetch(key), None, key, "read")
 
     def names(self, prefix: str) -> list[str]:
-        def attempt() -> list[str]:
+        found: list[str] = self._look(lambda: self._list(prefix), [], prefix, "list")
+        return sorted(found)
+
+    def _look(self, attempt: Callable[[], T], nothing: T, key: str, action: Action) -> T:
+        """What ``attempt`` finds, or ``nothing`` where there is none."""
+
+        def look() -> T:
             try:
-                return sorted(self._list(prefix))
+                return attempt()
             except FileNotFoundError as error:
                 if "NoSuchBucket" in self._codes(error):
                     raise
-                return []
+                return nothing
 
-        return self._patiently(attempt, prefix, "list")
+        return self._patiently(look, key, action)
 
     def listing(self, prefix: str) -> dict[str, Listed]:
         found, mark = self._patiently(lambda: self._page(prefix, ""), prefix, "list")

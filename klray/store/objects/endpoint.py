@@ -24,10 +24,8 @@ READ_SECONDS = 10.0
 def check_endpoint(storage_options: Mapping[str, Any]) -> None:
     """Refuse an endpoint that is no address of a server, before a library says so and repeats a password in it.
 
-    Raises
-    ------
-    StoreError
-        It has another form than ``http://host:port/path``, where user and password may stand before the host.
+    Raises StoreError: it has another form than ``http://host:port/path``, where user and password may stand before the
+    host.
     """
     given = storage_options.get("client_kwargs", {}).get("endpoint_url") or storage_options.get("endpoint_url")
     url = given or _configured_endpoint(storage_options.get("profile"))
@@ -61,10 +59,7 @@ def _is_address(url: str) -> bool:
 
 def impatient(storage_options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with which one try is all that a request gets; as given, botocore alone would make five."""
-    patience: dict[str, Any] = {
-        "connect_timeout": CONNECT_SECONDS,
-        "read_timeout": READ_SECONDS,
-    }
+    patience: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
     if storage_options.get("backend") != "obstore":  # which makes one
         patience["retries"] = {"mode": "standard", "total_max_attempts": 1}
     return {**storage_options, "config_kwargs": {**patience, **storage_options.get("config_kwargs", {})}}
@@ -73,10 +68,7 @@ def impatient(storage_options: Mapping[str, Any]) -> dict[str, Any]:
 def why_silent(objects: Objects) -> str:
     """Why no connection can be made to the objects' S3 server; "" if one can, and behind a proxy, which may know more.
 
-    Raises
-    ------
-    ValueError
-        The endpoint is no URL.
+    Raises ValueError: the endpoint is no URL.
     """
     if not objects.endpoint:
         return ""

@@ -11,7 +11,8 @@ from klray.errors import StoreError, lacks
 from klray.store.objects.base import Objects
 from klray.store.objects.folder import FolderObjects
 
-DEFAULT_BACKEND = "s3fs"
+BACKENDS = ("s3fs", "obstore")
+DEFAULT_BACKEND = BACKENDS[0]
 
 
 def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> Objects:
@@ -20,11 +21,8 @@ def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> 
     A path or ``file://`` for a folder, ``s3://bucket/prefix`` for S3, ``https://`` (or ``http://``) for reading what a
     web server shows. ``storage_options["backend"]`` says through which library S3 is asked: s3fs or obstore.
 
-    Raises
-    ------
-    StoreError
-        The URL has another scheme, a password or a prefix that libraries do not all take as it stands, the backend is
-        unknown, or the library is not installed.
+    Raises StoreError: the URL has another scheme, a password or a prefix that libraries do not all take as it stands,
+    the backend is unknown, or the library is not installed.
     """
     options = dict(storage_options or {})
     backend = options.pop("backend", DEFAULT_BACKEND)
@@ -52,33 +50,24 @@ def open_objects(url: str, storage_options: Mapping[str, Any] | None = None) -> 
         shown = ascii(url)[1:-1] if not url.isprintable() else url
         raise StoreError(f"store.url={shown}: {odd}; write s3://bucket/prefix without")
     try:
-        return BACKENDS[backend](url, options) if scheme == "s3" else _on_the_web(url, options)
+        return _opened(backend if scheme == "s3" else scheme, url, options)
     except ModuleNotFoundError as error:
         raise StoreError(f"store.url={url}: {lacks(error)}") from error
 
 
-# Each library takes 0.2 to 0.5 s to import: only who opens such a store waits for it.
+def _opened(way: str, url: str, options: Mapping[str, Any]) -> Objects:
+    # Each library takes 0.2 to 0.5 s to import: only who opens such a store waits for it.
+    if way == "s3fs":
+        from klray.store.objects.s3 import S3Objects  # noqa: PLC0415
 
+        return S3Objects(url, options)
+    if way == "obstore":
+        from klray.store.objects.s3_obstore import ObstoreObjects  # noqa: PLC0415
 
-def _through_s3fs(url: str, options: Mapping[str, Any]) -> Objects:
-    from klray.store.objects.s3 import S3Objects  # noqa: PLC0415
-
-    return S3Objects(url, options)
-
-
-def _through_obstore(url: str, options: Mapping[str, Any]) -> Objects:
-    from klray.store.objects.s3_obstore import ObstoreObjects  # noqa: PLC0415
-
-    return ObstoreObjects(url, options)
-
-
-def _on_the_web(url: str, options: Mapping[str, Any]) -> Objects:
+        return ObstoreObjects(url, options)
     from klray.store.objects.web import WebObjects  # noqa: PLC0415
 
     return WebObjects(url, options)
-
-
-BACKENDS = {"s3fs": _through_s3fs, "obstore": _through_obstore}
 
 
 def _gives_access(url: str) -> bool:

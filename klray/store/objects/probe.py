@@ -89,10 +89,8 @@ def probe(objects: Objects) -> Iterator[Finding]:
 def check_conditional(objects: Objects) -> None:
     """Refuse a place where two jobs could overwrite each other's commits.
 
-    Raises
-    ------
-    StoreError
-        Conditional creation does not hold: what was found and what to do. Or the place cannot be written to.
+    Raises StoreError: conditional creation does not hold: what was found and what to do; or the place cannot be written
+    to.
     """
     existing = _existing_folder(objects)
     folder = f"{PREFIX}/{uuid.uuid4().hex[:16]}"

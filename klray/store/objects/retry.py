@@ -31,10 +31,7 @@ def patiently(
 
     ``trouble`` raises what asking again would not mend.
 
-    Raises
-    ------
-    StoreUnreachableError
-        That of the trouble with the last attempt.
+    Raises StoreUnreachableError: that of the trouble with the last attempt.
     """
     failed = 0
     while True:

@@ -90,8 +90,16 @@ class S3Objects(BucketObjects):
     def _remove(self, key: str) -> None:
         self._files.rm_file(self._path(key))
 
-    def _codes(self, error: Exception) -> set[str]:
-        return _codes(error)
+    @staticmethod
+    def _codes(error: BaseException | None) -> set[str]:
+        """S3's error codes and HTTP statuses along the chain of causes: s3fs maps some to errors that hide them."""
+        codes: set[str] = set()
+        while error is not None:
+            if isinstance(error, Refusal):
+                codes.add(str(error.response.get("Error", {}).get("Code", "")))
+                codes.add(str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")))
+            error = error.__cause__ or error.__context__
+        return codes
 
 
 def _timestamp(text: str) -> datetime:
@@ -101,14 +109,3 @@ def _timestamp(text: str) -> datetime:
     except (TypeError, ValueError):  # times in headers
         found: datetime = parse_timestamp(text)
         return found
-
-
-def _codes(error: BaseException | None) -> set[str]:
-    """S3's error codes and HTTP statuses along the chain of causes: s3fs maps some of them to errors that hide them."""
-    codes: set[str] = set()
-    while error is not None:
-        if isinstance(error, Refusal):
-            codes.add(str(error.response.get("Error", {}).get("Code", "")))
-            codes.add(str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")))
-        error = error.__cause__ or error.__context__
-    return codes

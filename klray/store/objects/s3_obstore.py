@@ -134,7 +134,8 @@ class ObstoreObjects(BucketObjects):
         with _in_words():
             self._files.delete(key)
 
-    def _codes(self, error: Exception) -> set[str]:
+    @staticmethod
+    def _codes(error: BaseException | None) -> set[str]:
         return {
             code for pair in re.findall(r"status code: (\d{3})[^(]*(?:\(([\w.]+)\))?", str(error)) for code in pair
         } - {""}

@@ -10,7 +10,7 @@ from aiohttp import ClientError, ClientResponseError
 from fsspec.implementations.http import HTTPFileSystem
 
 from klray.errors import Pauses, StoreError, StoreUnreachableError
-from klray.store.objects.base import Listed, Objects
+from klray.store.objects.base import Objects
 from klray.store.objects.retry import Trouble, patiently
 from klray.words.secrets import without_secrets
 
@@ -59,29 +59,15 @@ class WebObjects(Objects):
             raise found from error
         return Trouble(f"store {self.url}: the server does not give {key} ({said})", found)
 
-    def conditional_put(self, key: str, body: bytes) -> bool:
+    def _unwritable(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("written to")
 
-    def put(self, key: str, body: bytes | bytearray) -> None:
-        self._refuse("written to")
+    conditional_put = put = put_many = copy = delete_tree = _unwritable
 
-    def put_many(self, bodies: Mapping[str, bytes]) -> None:
-        self._refuse("written to")
-
-    def copy(self, source: str, target: str, fingerprint: str) -> bool:
-        self._refuse("written to")
-
-    def delete_tree(self, prefix: str) -> None:
-        self._refuse("written to")
-
-    def fingerprints(self, prefix: str) -> dict[str, str]:
+    def _unlistable(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("listed")
 
-    def names(self, prefix: str) -> list[str]:
-        self._refuse("listed")
-
-    def listing(self, prefix: str) -> dict[str, Listed]:
-        self._refuse("listed")
+    fingerprints = names = listing = _unlistable
 
     def _refuse(self, what: str) -> NoReturn:
         raise StoreError(
