@@ -184,13 +184,11 @@ class Cache:
         self._changed.notify_all()
 
     def _twin(self, file: RemoteFile) -> Path | None:
+        wanted = file.content
         with self._changed:
-            for folder, entry in reversed(self._entries.items()):
-                if entry.complete and file.content:
-                    for other in entry.files:
-                        if other.content == file.content:
-                            return folder / other.path
-        return None
+            complete = ((folder, entry) for folder, entry in reversed(self._entries.items()) if entry.complete)
+            paths = (folder / each.path for folder, entry in complete for each in entry.files if each.content == wanted)
+            return next(paths, None) if wanted else None
 
     def _recover(self) -> None:
         """Take over complete folders of an earlier process, the least recently used first, and remove the rest."""

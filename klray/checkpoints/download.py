@@ -20,12 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from huggingface_hub import constants, hf_hub_download, hf_hub_url
-from huggingface_hub.utils import (
-    build_hf_headers,
-    get_session,
-    hf_raise_for_status,
-    silent_tqdm,
-)
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, silent_tqdm
 
 from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.hub import Hub, failure

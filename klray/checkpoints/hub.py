@@ -16,12 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from huggingface_hub import get_token
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import (
     build_hf_headers,
     get_session,
@@ -116,22 +111,14 @@ def contact(hub: Hub) -> Contact:
     CheckpointError
         ``gated``: the token is refused. ``download_failed``: the hub does not answer, or not as a model hub does.
     """
-    route = "whoami-v2" if hub.token else "models?limit=1"
+    route, parameters = ("whoami-v2", {}) if hub.token else ("models", {"limit": "1"})
     try:
-        headers = build_hf_headers(token=hub.token or False, headers=hub.headers)
         start = time.monotonic()
-        response = get_session().get(f"{hub.address}/api/{route}", headers=headers, timeout=CONTACT_SECONDS)
-        seconds = time.monotonic() - start
-        if response.status_code in (401, 403):
-            asked = "the token given" if hub.token else "a request without a token"
-            raise CheckpointError(
-                f"{hub.address} refuses {asked} (HTTP {response.status_code}): set HF_TOKEN to a valid token", "gated"
-            )
-        if response.status_code != TOO_MANY:
+        response = _ask(hub, f"/api/{route}", parameters, CONTACT_SECONDS)
+        seconds, status = time.monotonic() - start, response.status_code
+        if status not in (401, 403, TOO_MANY):
             response.raise_for_status()
-        data = response.json()
-    except CheckpointError:
-        raise
+        data = {} if status in (401, 403) else response.json()
     except (*NETWORK_ERRORS, ValueError) as error:
         words = hub.said(error)
         raise CheckpointError(
@@ -139,16 +126,13 @@ def contact(hub: Hub) -> Contact:
             "HF_ENDPOINT",
             "download_failed",
         ) from error
+    if status in (401, 403):
+        asked = "the token given" if hub.token else "a request without a token"
+        raise CheckpointError(f"{hub.address} refuses {asked} (HTTP {status}): set HF_TOKEN to a valid token", "gated")
     limit = parse_ratelimit_headers(response.headers)
-    if response.status_code == TOO_MANY and limit is None:
-        return Contact(seconds, "", 0, None, None)
-    return Contact(
-        seconds,
-        str(data.get("name") or "") if isinstance(data, dict) else "",
-        limit.remaining if limit else None,
-        limit.limit if limit else None,
-        limit.window_seconds if limit else None,
-    )
+    unsaid = (0 if status == TOO_MANY else None, None, None)
+    requests = (limit.remaining, limit.limit, limit.window_seconds) if limit else unsaid
+    return Contact(seconds, str(data.get("name") or "") if isinstance(data, dict) else "", *requests)
 
 
 def listing(hub: Hub, repository: str, revision: str = "main") -> Listing:
@@ -217,10 +201,14 @@ def _get(hub: Hub, repository: str, revision: str, route: str, **parameters: str
 
 def _request(hub: Hub, route: str, parameters: dict[str, str], seconds: float = TIMEOUT_SECONDS) -> Any:
     """The hub's answer to one request, if it is no refusal."""
-    headers = build_hf_headers(token=hub.token or False, headers=hub.headers)
-    response = get_session().get(f"{hub.address}{route}", params=parameters, headers=headers, timeout=seconds)
+    response = _ask(hub, route, parameters, seconds)
     hf_raise_for_status(response)
     return response
+
+
+def _ask(hub: Hub, route: str, parameters: dict[str, str], seconds: float) -> Any:
+    headers = build_hf_headers(token=hub.token or False, headers=hub.headers)
+    return get_session().get(f"{hub.address}{route}", params=parameters, headers=headers, timeout=seconds)
 
 
 def _remote_file(sibling: dict[str, Any]) -> RemoteFile:

@@ -12,11 +12,9 @@ from huggingface_hub.repocard import metadata_load
 
 from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.files import CONFIG, loadable_files
-from klray.checkpoints.parents import NO_LINEAGE, Lineage, lineage_of
+from klray.checkpoints.parents import Lineage, lineage_of
 
 _NOTES = ("_name_or_path", "transformers_version")  # parts of a config.json that change nothing in the model
-
-_CARD = "README.md"
 
 LOCAL_REVISION = "local"
 PATH_PREFIXES = ("/", "./", "../", "~")
@@ -51,13 +49,13 @@ def folder_lineage(folder: Path, run: Path) -> Lineage:
     siblings = [{"rfilename": path.name} for path in folder.iterdir()]
     for each in dict.fromkeys((folder, run)):
         try:
-            card = metadata_load(each / _CARD) or {}
+            card = metadata_load(each / "README.md") or {}
         except (OSError, ValueError, yaml.YAMLError):
             card = {}
         found = lineage_of(str(each), {"cardData": card, "siblings": siblings})
-        if found != NO_LINEAGE:
+        if found != Lineage():
             return found
-    return NO_LINEAGE
+    return Lineage()
 
 
 def architecture(folder: Path) -> str:

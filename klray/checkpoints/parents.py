@@ -13,16 +13,10 @@ _ADAPTER_FILE = "adapter_config.json"
 
 @dataclass(frozen=True)
 class Lineage:
-    """The parents of a model.
+    """The parents of a model: repositories in the card's order, each once and without the model itself.
 
-    Attributes
-    ----------
-    parents : tuple of str
-        Repositories, in the card's order, each once and without the model itself.
-    relation : str
-        One of ``RELATIONS`` or "". Several parents are a merge, whatever else is said of them.
-    revision : str
-        Of the single parent, when one is named (``org/name@revision``), else "".
+    ``relation`` is one of ``RELATIONS`` or "": several parents are a merge, whatever else is said of them. ``revision``
+    is that of the single parent, when one is named (``org/name@revision``), else "".
     """
 
     parents: tuple[str, ...] = ()
@@ -58,9 +52,6 @@ def lineage_of(repository: str, info: Mapping[str, Any]) -> Lineage:
     elif not relation and _ADAPTER_FILE in files:
         relation = "adapter"
     return Lineage(parents, relation, found[parents[0]] if len(parents) == 1 else "")
-
-
-NO_LINEAGE = Lineage()
 
 
 def parsed_parents(names: Iterable[str]) -> dict[str, str]:

@@ -100,9 +100,8 @@ def response_of(error: BaseException) -> Any:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or one that caused it, says that the disk or the quota is full."""
-    for one in chain(error):
-        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if os.strerror(errno.ENOSPC) in str(one):  # hf_xet gives the words without the number
-            return True
-    return False
+    words = os.strerror(errno.ENOSPC)  # hf_xet gives them without the number
+    return any(
+        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT)) or words in str(one)
+        for one in chain(error)
+    )

@@ -24,8 +24,8 @@ from klray.checkpoints.hub import (
     repositories_of,
 )
 from klray.checkpoints.local_folder import LOCAL_REVISION, folder_lineage, folder_revisions, local_folder, read_folder
-from klray.checkpoints.parents import NO_LINEAGE, Lineage, parsed_parents
-from klray.errors import CheckpointError, KlrayError, Reason
+from klray.checkpoints.parents import Lineage, parsed_parents
+from klray.errors import CheckpointError, KlrayError
 from klray.words.numbers import counted
 
 REQUESTS_AT_ONCE = 8
@@ -70,16 +70,12 @@ class Selection:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise KlrayError(
-                f"models.stride={self.stride} was asked for: set models.stride (in Python: stride=) to 1 or more; 1 "
-                "keeps every step"
-            )
-        if self.limit is not None and self.limit < 1:
-            raise KlrayError(
-                f"models.limit={self.limit} was asked for: set models.limit (in Python: limit=) to 1 or more, or leave "
-                "it out to take everything"
-            )
+        ends = {"stride": "; 1 keeps every step", "limit": ", or leave it out to take everything"}
+        for name, end in ends.items():
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                asked = f"models.{name}={value} was asked for"
+                raise KlrayError(f"{asked}: set models.{name} (in Python: {name}=) to 1 or more{end}")
 
 
 @dataclass(frozen=True)
@@ -87,8 +83,8 @@ class _Wanted:
     spec: RepositorySpec
     repository: str
     revision: str
-    commit: str = ""  # "" for a folder, whose commit is the hash of its content
-    lineage: Lineage = NO_LINEAGE
+    commit: str  # "" for a folder, whose commit is the hash of its content
+    lineage: Lineage
     known: Listing | None = None
     directory: Path | None = None
     parameters: int | None = None  # of main: the other revisions of a repository have as many, unless they say so
@@ -195,19 +191,12 @@ def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
         )
     patterns = [LOCAL_REVISION if pattern == "main" else pattern for pattern in spec.patterns]
     names, unmatched = _match(patterns, list(models))
-    return [
-        *(
-            _Wanted(
-                spec,
-                str(folder),
-                name,
-                lineage=_lineage(spec, folder_lineage(models[name], folder)),
-                directory=models[name],
-            )
-            for name in names
-        ),
-        *(_no_match(str(folder), name, list(models), "models (folders with a config.json)") for name in unmatched),
+    unavailable = [
+        _no_match(str(folder), each, list(models), "models (folders with a config.json)") for each in unmatched
     ]
+    want = partial(_Wanted, spec, str(folder), commit="")
+    lineages = {name: _lineage(spec, folder_lineage(models[name], folder)) for name in names}
+    return [*(want(name, lineage=lineages[name], directory=models[name]) for name in names), *unavailable]
 
 
 def _expand_repository(hub: Hub, spec: RepositorySpec) -> _Expansion:
@@ -290,26 +279,17 @@ def _complete(hub: Hub, family: str, wanted: _Wanted) -> Checkpoint | Unavailabl
         parents=", ".join(wanted.lineage.parents),
         relation=wanted.lineage.relation,
     )
+    make = partial(Checkpoint, wanted.repository, wanted.revision, facts=facts)
+    unavailable = partial(Unavailable, wanted.repository, wanted.revision)
     try:
         if wanted.directory is not None:
-            commit, files = read_folder(wanted.directory)
-            return Checkpoint(wanted.repository, wanted.revision, commit, files, facts, str(wanted.directory))
+            return make(*read_folder(wanted.directory), directory=str(wanted.directory))
         known = wanted.known or listing(hub, wanted.repository, wanted.commit)
-        return Checkpoint(
-            wanted.repository,
-            wanted.revision,
-            known.commit,
-            loadable_files(known.files, label),
-            facts,
-            parameters=known.parameters or wanted.parameters,
-        )
+        files = loadable_files(known.files, label)
+        return make(known.commit, files, parameters=known.parameters or wanted.parameters)
     except SilentHubError:
         raise
     except CheckpointError as error:
-        return _unavailable(wanted, error.reason, error.message)
+        return unavailable(error.reason, error.message)
     except OSError as error:
-        return _unavailable(wanted, "load_failed", f"{label} cannot be read ({error}): check the folder's permissions")
-
-
-def _unavailable(wanted: _Wanted, reason: Reason, message: str) -> Unavailable:
-    return Unavailable(wanted.repository, wanted.revision, reason, message)
+        return unavailable("load_failed", f"{label} cannot be read ({error}): check the folder's permissions")

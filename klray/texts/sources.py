@@ -31,20 +31,10 @@ def from_jsonl(
 ) -> TextSet:
     """Read a UTF-8 file with one JSON object per line; blank lines and a byte order mark are skipped.
 
-    Parameters
-    ----------
-    path
-        The file.
-    n, seed, domain
-        Draw n texts with this seed, from one domain or (None) from all; the texts keep the order of the file.
-    text_field
-        The field that holds the text; dots reach into nested objects.
-    domain_field
-        The field that holds the domain. None takes the first of ``pile_set_name``, ``meta.pile_set_name`` and
-        ``domain`` that a line has, else "text".
-    chunked
-        True: each line is a text, kept as it is. False: each line is a document, to be cut by
-        :func:`klray.texts.chunk`.
+    Draws ``n`` texts (None: all) with ``seed``, from one ``domain`` or (None) from all; they keep the order of the
+    file. Dots in ``text_field`` and ``domain_field`` reach into nested objects; without one for the domain it is the
+    first of ``pile_set_name``, ``meta.pile_set_name`` and ``domain`` that a line has, else "text". Each line is a
+    text, kept as it is; unless ``chunked`` it is a document, to be cut by :func:`klray.texts.chunk`.
 
     Raises
     ------
@@ -67,19 +57,11 @@ def from_folder(
     seed: int = 0,
     domain: str | None = None,
 ) -> TextSet:
-    """Read a folder in which each matching file is a document, in the order of the files' names.
+    """Read a folder in which each file that matches the glob ``pattern`` is a document, in the order of their names.
 
     A document's domain is the first folder below ``path``, or "text" for a file that lies in ``path`` itself. Files
-    that are not UTF-8 are left out and named in a warning.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    pattern
-        Glob pattern below it.
-    n, seed, domain
-        Draw n texts with this seed, from one domain or (None) from all.
+    that are not UTF-8 are left out and named in a warning. Draws ``n`` texts (None: all) with ``seed``, from one
+    ``domain`` or (None) from all.
 
     Raises
     ------

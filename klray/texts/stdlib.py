@@ -40,15 +40,9 @@ def python_stdlib(split: Split = "heldout", n: int | None = None, seed: int = 0,
     """Chunks of the running Python's own documents: domains "code" and "prose".
 
     The texts depend on Python's version, down to its patch level, and on nothing else about the machine unless its
-    distributor changed the standard library.
-
-    Parameters
-    ----------
-    split
-        "heldout", or "train": the documents on which the embedded family is trained. See :func:`stdlib_documents`.
-    n, seed, domain
-        Draw n texts with this seed, from one domain or (None) from both: then n is split evenly over them, as far as
-        each has texts.
+    distributor changed the standard library. The embedded family is trained on the ``split`` "train" (see
+    :func:`stdlib_documents`). Draws ``n`` texts (None: all) with ``seed``, from one ``domain`` or (None) from both, n
+    being split evenly over them, as far as each has texts.
 
     Raises
     ------

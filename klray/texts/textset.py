@@ -22,15 +22,7 @@ class TextSet:
     """N texts, each with the name of its domain.
 
     Two text sets with equal fingerprints give every model the same log-likelihoods, whatever their names and domains.
-
-    Parameters
-    ----------
-    name
-        For people: where the texts come from and how they were drawn.
-    texts
-        N strings.
-    domains
-        N labels, ``domains[i]`` belonging to ``texts[i]``.
+    The name is for people: where the texts come from and how they were drawn.
 
     Raises
     ------
@@ -80,10 +72,7 @@ def chunk(document: str, max_bytes: int = MAX_BYTES, min_bytes: int = MIN_BYTES)
     Each cut falls as late as it can without splitting a UTF-8 character. Source: arXiv 2502.16173 (1,024 and 256
     bytes).
 
-    Raises
-    ------
-    KlrayError
-        ``max_bytes`` cannot hold every UTF-8 character.
+    Raises KlrayError: ``max_bytes`` cannot hold every UTF-8 character.
     """
     if max_bytes < _UTF8_CHARACTER_BYTES:
         raise KlrayError(f"max_bytes={max_bytes}: one UTF-8 character takes up to 4 bytes; set max_bytes to 4 or more")
@@ -126,26 +115,11 @@ def draw(
 ) -> TextSet:
     """Make the text set of n of the (text, domain) pairs, in their own order.
 
-    Every text gets a uniform random number and the n smallest are taken, so the draw of n texts is contained in the
-    draw of more with the same seed.
+    Every text gets a uniform random number (``seed`` is that of ``numpy.random.default_rng``) and the n smallest are
+    taken, so the draw of n texts is contained in the draw of more with the same seed. None takes all texts, or all
+    domains; ``evenly`` splits n over the domains, as far as each has texts. ``name`` is the source, also for errors.
 
-    Parameters
-    ----------
-    name
-        The source, for the name of the text set and for errors.
-    n
-        Texts to draw; None takes all.
-    seed
-        Of ``numpy.random.default_rng``.
-    domain
-        Only texts of this domain; None takes all domains.
-    evenly
-        Split n evenly over the domains, as far as each has texts.
-
-    Raises
-    ------
-    KlrayError
-        No such domain, no texts, n < 1, or n larger than the number of texts.
+    Raises KlrayError: no such domain, no texts, n < 1, or n larger than the number of texts.
     """
     pairs = list(labelled)
     if not pairs:

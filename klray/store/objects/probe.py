@@ -8,10 +8,11 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 from klray.errors import KlrayError, StoreError
@@ -22,6 +23,7 @@ from klray.words.secrets import without_secrets
 
 PREFIX = "probes"  # what klray doctor and score write to try the place, gone when they are done
 Verdict = Literal["ok", "warning", "refused", "skipped"]
+Outcome = tuple[Verdict, str, str]  # of a check: verdict, what was found, what to do
 
 AT_ONCE = 16
 ROUNDS = 2  # of AT_ONCE creates each: a server that has a race does not lose every time
@@ -31,6 +33,7 @@ SKEW_REFUSED_SECONDS = 900.0  # AWS refuses signatures that are older; ids of sn
 BODY_BYTES = 1000
 BARRIER_SECONDS = 30.0
 
+SET_CLOCK = "set this machine's clock by NTP, or the server's if it is the one that is wrong"
 ANOTHER_SERVER = "use another S3 server, or a newer version of this one"
 WHERE_ERRORS = (StoreError, OSError, ValueError)  # ValueError: an endpoint or a bucket that S3 clients do not accept
 
@@ -51,8 +54,7 @@ def probe(objects: Objects) -> Iterator[Finding]:
     Checks: write, read after write, overwrite, create one after another, 16 creates at once, listing, clock, latency,
     removal of what was written.
     """
-    existing = _existing_folder(objects)
-    folder = f"{PREFIX}/{uuid.uuid4().hex[:16]}"
+    missing, folder = _missing_folders(objects), _new_folder()
     wrote = False
     try:
         body = _body()
@@ -65,25 +67,25 @@ def probe(objects: Objects) -> Iterator[Finding]:
         after = datetime.now(UTC)
         wrote = True
         yield Finding("store: write", "ok", f"{objects.url} can be written to")
-        checks: list[tuple[str, Callable[[], Finding]]] = [
-            ("store: read after write", lambda: _read_after_write(objects, f"{folder}/first", body)),
-            ("store: overwrite", lambda: _overwrite(objects, f"{folder}/again")),
-            (IN_TURN, lambda: create_in_turn(objects, folder)),
-            (TOGETHER, lambda: create_at_once(objects, folder)),
-            ("store: listing", lambda: _listing(objects, f"{folder}/list")),
-            ("store: clock", lambda: _clock(objects, folder, before, after)),
-            ("store: latency", lambda: _latency(objects, f"{folder}/latency")),
-        ]
-        for name, check in checks:
+        checks: dict[str, Callable[[], Outcome]] = {
+            "store: read after write": lambda: _read_after_write(objects, f"{folder}/first", body),
+            "store: overwrite": lambda: _overwrite(objects, f"{folder}/again"),
+            IN_TURN: lambda: create_in_turn(objects, folder),
+            TOGETHER: lambda: create_at_once(objects, folder),
+            "store: listing": lambda: _listing(objects, f"{folder}/list"),
+            "store: clock": lambda: _clock(objects, folder, before, after),
+            "store: latency": lambda: _latency(objects, f"{folder}/latency"),
+        }
+        for name, check in checks.items():
             try:
-                yield check()
+                yield Finding(name, *check())
             except WHERE_ERRORS as error:
                 yield _failed(name, error)
     finally:
         # After a first write that failed there is nothing on S3, and asking again would take as long again.
-        removal = _remove(objects, folder, existing) if wrote or isinstance(objects, FolderObjects) else None
+        removal = _remove(objects, folder, missing) if wrote or isinstance(objects, FolderObjects) else None
     if removal:
-        yield removal
+        yield Finding("store: removal", *removal)
 
 
 def check_conditional(objects: Objects) -> None:
@@ -92,34 +94,32 @@ def check_conditional(objects: Objects) -> None:
     Raises StoreError: conditional creation does not hold: what was found and what to do; or the place cannot be written
     to.
     """
-    existing = _existing_folder(objects)
-    folder = f"{PREFIX}/{uuid.uuid4().hex[:16]}"
+    missing, folder = _missing_folders(objects), _new_folder()
     try:
         for check in (create_in_turn, create_at_once):
-            finding = check(objects, folder)
-            if finding.verdict == "refused":
+            verdict, found, cure = check(objects, folder)
+            if verdict == "refused":
                 raise StoreError(
-                    f"store.url={objects.url}: this server does not create objects conditionally: {finding.found}; "
-                    f"{finding.cure}"
+                    f"store.url={objects.url}: this server does not create objects conditionally: {found}; {cure}"
                 )
     finally:
-        _remove(objects, folder, existing)
+        _remove(objects, folder, missing)
 
 
-def create_in_turn(objects: Objects, folder: str) -> Finding:
+def create_in_turn(objects: Objects, folder: str) -> Outcome:
     """Two creates of one key, one after the other: the second must lose and change nothing."""
     key, first, second = f"{folder}/turn", _body(), _body()
     if not objects.conditional_put(key, first):
-        return _unsafe(IN_TURN, "a create of a new key was told that the key is taken")
+        return _unsafe("a create of a new key was told that the key is taken")
     won = objects.conditional_put(key, second)
     kept = objects.get(key) == first
     if won or not kept:
         told = "was told that it had won" if won else "was told that it had lost"
-        return _unsafe(IN_TURN, f"a second create of one key {told}{'' if kept else ', and replaced the first'}")
-    return Finding(IN_TURN, "ok", "the first stands, the second is told")
+        return _unsafe(f"a second create of one key {told}{'' if kept else ', and replaced the first'}")
+    return "ok", "the first stands, the second is told", ""
 
 
-def create_at_once(objects: Objects, folder: str) -> Finding:
+def create_at_once(objects: Objects, folder: str) -> Outcome:
     """Creates of one key by 16 threads that start together: one must win, and the object must hold its body."""
     for number in range(ROUNDS):
         key, bodies, barrier = f"{folder}/race{number}", [_body() for _ in range(AT_ONCE)], threading.Barrier(AT_ONCE)
@@ -131,46 +131,39 @@ def create_at_once(objects: Objects, folder: str) -> Finding:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             winners = [body for body, won in zip(bodies, pool.map(create, bodies), strict=True) if won]
         if len(winners) != 1:
-            told = f"{len(winners)} of {AT_ONCE} concurrent creates of one key were told that they had won"
-            return _unsafe(TOGETHER, told)
+            return _unsafe(f"{len(winners)} of {AT_ONCE} concurrent creates of one key were told that they had won")
         if objects.get(key) != winners[0]:
-            return _unsafe(TOGETHER, f"of {AT_ONCE} concurrent creates of one key one won, and another's body is there")
-    return Finding(TOGETHER, "ok", f"one winner each time, {ROUNDS} times")
+            return _unsafe(f"of {AT_ONCE} concurrent creates of one key one won, and another's body is there")
+    return "ok", f"one winner each time, {ROUNDS} times", ""
 
 
-def _unsafe(check: str, found: str) -> Finding:
-    return Finding(
-        check,
+def _unsafe(found: str) -> Outcome:
+    return (
         "refused",
         f"{found}: two jobs could overwrite each other's commits",
         f"{ANOTHER_SERVER}, or set store.single_writer=true if exactly one job at a time ever writes to this store",
     )
 
 
-def _read_after_write(objects: Objects, key: str, body: bytes) -> Finding:
-    check = "store: read after write"
+def _read_after_write(objects: Objects, key: str, body: bytes) -> Outcome:
     found = objects.get(key)
     if found != body:
         held = "nothing" if found is None else f"{len(found):,} other bytes"
-        return Finding(
-            check, "refused", f"{len(body):,} bytes were written, {held} were read right after", ANOTHER_SERVER
-        )
-    return Finding(check, "ok", f"the same {len(body):,} bytes")
+        return "refused", f"{len(body):,} bytes were written, {held} were read right after", ANOTHER_SERVER
+    return "ok", f"the same {len(body):,} bytes", ""
 
 
-def _overwrite(objects: Objects, key: str) -> Finding:
-    check = "store: overwrite"
+def _overwrite(objects: Objects, key: str) -> Outcome:
     objects.put(key, _body())
     objects.get(key)  # what a cache on the way would hand out again
     body = _body()
     objects.put(key, body)
     if objects.get(key) != body:
-        return Finding(check, "refused", "an object that was replaced is read as it was before", ANOTHER_SERVER)
-    return Finding(check, "ok", "seen at once")
+        return "refused", "an object that was replaced is read as it was before", ANOTHER_SERVER
+    return "ok", "seen at once", ""
 
 
-def _listing(objects: Objects, folder: str) -> Finding:
-    check = "store: listing"
+def _listing(objects: Objects, folder: str) -> Outcome:
     names = ["a", "b", "c"]
     objects.names(folder)  # what a listing cache would hand out again
     for name in names:
@@ -178,76 +171,67 @@ def _listing(objects: Objects, folder: str) -> Finding:
     listed, walked = objects.names(folder), sorted(objects.walk(folder))
     if listed != names or walked != [f"{folder}/{name}" for name in names]:
         found = f"3 objects were written, listings right after show {len(listed)} and {len(walked)}"
-        return Finding(check, "refused", found, ANOTHER_SERVER)
-    return Finding(check, "ok", "shows what was written right before")
+        return "refused", found, ANOTHER_SERVER
+    return "ok", "shows what was written right before", ""
 
 
-def _clock(objects: Objects, folder: str, before: datetime, after: datetime) -> Finding:
-    check = "store: clock"
+def _clock(objects: Objects, folder: str, before: datetime, after: datetime) -> Outcome:
     written = objects.walk(folder)[f"{folder}/first"]
     # The server's time has whole seconds: the object was written somewhere in the second after it.
     behind = (before - written).total_seconds() - 1
     ahead = (written - after).total_seconds()
     skew = max(behind, ahead, 0.0)
     if skew < 1:
-        return Finding(check, "ok", "agrees with this machine's to about a second")
+        return "ok", "agrees with this machine's to about a second", ""
     found = f"the server's is {rough_duration(skew)} {'behind' if behind > ahead else 'ahead of'} this machine's"
-    cure = "set this machine's clock by NTP, or the server's if it is the one that is wrong"
     if skew > SKEW_REFUSED_SECONDS:
-        return Finding(check, "refused", f"{found}: S3 refuses signatures over 15 min apart, and ids are times", cure)
-    if skew > SKEW_WARNED_SECONDS:
-        return Finding(check, "warning", found, cure)
-    return Finding(check, "ok", found)
+        return "refused", f"{found}: S3 refuses signatures over 15 min apart, and ids are times", SET_CLOCK
+    return ("warning", found, SET_CLOCK) if skew > SKEW_WARNED_SECONDS else ("ok", found, "")
 
 
-def _latency(objects: Objects, key: str) -> Finding:
+def _latency(objects: Objects, key: str) -> Outcome:
     start = time.perf_counter()
     objects.put(key, _body())
     written = time.perf_counter()
     objects.get(key)
     read = time.perf_counter()
     found = f"{1000 * (written - start):.0f} ms to write {BODY_BYTES:,} bytes, {1000 * (read - written):.0f} ms to read"
-    return Finding("store: latency", "ok", found)
+    return "ok", found, ""
 
 
-def _remove(objects: Objects, folder: str, existing: int) -> Finding:
+def _remove(objects: Objects, folder: str, missing: Sequence[Path]) -> Outcome:
     """Never raises: what cannot be removed is a warning, because a writer's role may lack the right to."""
-    check = "store: removal"
+    cure = f"remove {objects.url}/{folder}"
     try:
         objects.delete_tree(folder)
         left = len(objects.walk(folder))
-        _remove_empty_folders(objects, existing)
+        for each in missing:
+            if each.is_dir() and not any(each.iterdir()):
+                each.rmdir()
     except WHERE_ERRORS as error:
-        found, _ = found_and_cure(error)
-        return Finding(check, "warning", f"what the probe wrote stays: {found}", f"remove {objects.url}/{folder}")
+        return "warning", f"what the probe wrote stays: {found_and_cure(error)[0]}", cure
     if left:
-        found = f"the server does not delete: {left} objects of the probe stay"
-        return Finding(check, "warning", found, f"remove {objects.url}/{folder}")
-    return Finding(check, "ok", "what the probe wrote is gone")
+        return "warning", f"the server does not delete: {left} objects of the probe stay", cure
+    return "ok", "what the probe wrote is gone", ""
 
 
-def _existing_folder(objects: Objects) -> int:
-    """How many parts of the path of the folder of probes are there: the probe leaves no folder that was not."""
+def _new_folder() -> str:
+    return f"{PREFIX}/{uuid.uuid4().hex[:16]}"
+
+
+def _missing_folders(objects: Objects) -> list[Path]:
+    """The folder of probes and those above it that are not there, the deepest first: the probe leaves none of them."""
     if not isinstance(objects, FolderObjects):
-        return 0
+        return []
     path = objects.root / PREFIX
-    return next(len(each.parts) for each in (path, *path.parents) if each.exists())
-
-
-def _remove_empty_folders(objects: Objects, existing: int) -> None:
-    if isinstance(objects, FolderObjects):
-        path = objects.root / PREFIX
-        for each in (path, *path.parents):
-            if len(each.parts) <= existing or not each.is_dir() or any(each.iterdir()):
-                return
-            each.rmdir()
+    return [each for each in (path, *path.parents) if not each.exists()]
 
 
 def _failed(check: str, error: Exception) -> Finding:
     found, cure = found_and_cure(error)
     if "RequestTimeTooSkewed" in found:
         found += ": the clocks of the server and of this machine are over 15 min apart"
-        cure = "set this machine's clock by NTP, or the server's if it is the one that is wrong"
+        cure = SET_CLOCK
     return Finding(check, "refused", found, cure)
 
 
