@@ -110,7 +110,7 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture(scope="session")
 def study_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study's family on a small scale, trained anew: its cache folder. About 45 s of CPU; nobody may change it."""
-    return made_once(tmp_path_factory, "study", lambda cache: train_family(SCALED, cache, progress=False))
+    return made_once(tmp_path_factory, "study", lambda cache: train_family(SCALED, cache))
 
 
 @pytest.fixture(scope="session")

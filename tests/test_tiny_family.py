@@ -22,9 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from klray.errors import KlrayError
 from klray.texts import python_stdlib, stdlib_documents
-from klray.tiny.documents import training_documents
 from klray.tiny.family import family_root, train_family
-from klray.tiny.family_recipe import DEFAULT, SMALLEST, FamilyRecipe, Size
+from klray.tiny.family_recipe import DEFAULT, SMALLEST, FamilyRecipe, Size, training_documents
 from klray.tiny.training import draw_blocks, learning_rate
 
 pytestmark = pytest.mark.slow
@@ -174,7 +173,7 @@ def test_a_failed_training_says_why_and_leaves_nothing_that_looks_complete(tmp_p
     texts.mkdir(parents=True)
     (texts / "code.npy").write_bytes(b"damaged")
     with pytest.raises(KlrayError, match=r"(?s)klray\.tiny\.training .*seed1 .*Error.*again"):
-        train_family(recipe, tmp_path, progress=False)
+        train_family(recipe, tmp_path)
     assert not is_complete(recipe, tmp_path)
     with pytest.raises(KlrayError, match=r"workers=0: training needs at least one"):
         train_family(SMALLEST, tmp_path, workers=0)

@@ -22,13 +22,21 @@ import conf
 from klray.checkpoints import RepositorySpec, Selection, resolve
 from klray.errors import KlrayError
 from klray.texts import TextSet
-from klray.tiny.documents import training_documents
 from klray.tiny.family import family_root, train_family
-from klray.tiny.family_recipe import DEFAULT, RECIPE_VERSION, Child, Dense, FamilyRecipe, FamilyRun, Merge
+from klray.tiny.family_recipe import (
+    DEFAULT,
+    RECIPE_VERSION,
+    Child,
+    Dense,
+    FamilyRecipe,
+    FamilyRun,
+    Merge,
+    training_documents,
+)
 from klray.tiny.hub_server import HubServer
 from klray.tiny.serving import RECIPES
 from klray.tiny.study_recipe import STUDY
-from klray.tiny.training import draw_blocks, fine_tune
+from klray.tiny.training import draw_blocks, learning_rates
 from tests.hub_faults import hub_of
 from tests.study_data import CODE, GRANDCHILD, LAYERED, MERGED, PARENT, PROSE, SCALED, SEED2, STILL
 
@@ -112,7 +120,7 @@ def test_what_is_missing_alone_is_made_again_with_the_same_bytes(study_family: P
         (root / name / "complete.json").unlink()
         weights_of(root, name).write_bytes(b"torn")
     inodes = {name: weights_of(root, name).stat().st_ino for name in before}
-    train_family(SCALED, cache, workers=1, progress=False)
+    train_family(SCALED, cache, workers=1)
     assert {name for name in before if weights_of(root, name).stat().st_ino != inodes[name]} == set(lost)
     assert {name: weights_of(root, name).read_bytes() for name in before} == before
 
@@ -133,10 +141,8 @@ def test_the_hub_tells_the_parents_and_of_a_merge_none(root: Path) -> None:
     assert [each.facts.step for each in checkpoints if each.repository == PARENT] == DENSE
 
 
-def test_rates_of_a_child_go_the_recipes_way_in_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[float] = []
-    monkeypatch.setattr("klray.tiny.training._updates", lambda m, r, rates, *rest: seen.extend(rates) or iter(()))
-    fine_tune(DEFAULT, Child(PARENT, "x", ("prose",), 100, 1e-3), None, [], lambda step, loss: None)  # type: ignore[arg-type]
+def test_rates_of_a_child_go_the_recipes_way_in_its_own_steps() -> None:
+    seen = learning_rates(DEFAULT, Child(PARENT, "x", ("prose",), 100, 1e-3))
     assert len(seen) == 100
     assert seen[4] == max(seen) == pytest.approx(1e-3)  # 5 of 100 steps, as 30 of 600
     assert seen[0] == pytest.approx(1e-3 / 5)

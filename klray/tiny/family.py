@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -35,78 +35,47 @@ _COMPLETE = "complete.json"
 def family_root(recipe: FamilyRecipe = DEFAULT, cache_root: Path | None = None) -> Path:
     """Folder of the family's repositories, there or not: ``<root>/<organization>/<name>/<revision>/<files>``.
 
-    Parameters
-    ----------
-    cache_root
-        Where families are kept; None takes ``$XDG_CACHE_HOME/klray/embedded``, or ``~/.cache/klray/embedded``.
+    Families are kept in ``cache_root``; None takes ``$XDG_CACHE_HOME/klray/embedded``, or ``~/.cache/klray/embedded``.
     """
-    return _family_folder(recipe, cache_root) / "hub"
+    if cache_root is None:
+        cache_root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klray" / "embedded"
+    return cache_root.absolute() / recipe.fingerprint() / "hub"
 
 
-def train_family(
-    recipe: FamilyRecipe = DEFAULT,
-    cache_root: Path | None = None,
-    workers: int | None = None,
-    progress: bool = True,
-) -> Path:
+def train_family(recipe: FamilyRecipe = DEFAULT, cache_root: Path | None = None, workers: int | None = None) -> Path:
     """Train the models that are missing, and return :func:`family_root`.
 
-    They are trained by processes of one thread each. Of several processes that ask for one family at the same time,
-    one trains it and the others wait.
+    They are trained by processes of one thread each, ``workers`` at the same time; None takes the number of processors
+    that this process may use. Of several processes that ask for one family at the same time, one trains it and the
+    others wait.
 
-    Parameters
-    ----------
-    recipe, cache_root
-        As for :func:`family_root`.
-    workers
-        Models trained at the same time; None takes the number of processors that this process may use.
-    progress
-        Show steps, losses and remaining time: a bar on a terminal, log lines elsewhere.
-
-    Raises
-    ------
-    KlrayError
-        A training process failed (with its last words), or this Python has no documents to train on.
+    Raises KlrayError if a training process failed (with its last words), or this Python has no documents to train on.
     """
     if workers is not None and workers < 1:
         raise KlrayError(f"workers={workers}: training needs at least one; set workers to 1 or more, or leave it out")
-    folder = _family_folder(recipe, cache_root)
-    root = folder / "hub"
-    if not _missing(recipe, root):
-        return root
-    root.mkdir(parents=True, exist_ok=True)
-    with _only_process(folder / "lock"):
-        runs = _missing(recipe, root)
-        if runs:
-            _train(recipe, runs, folder, min(workers or _processors(), len(runs)), progress)
+    root = family_root(recipe, cache_root)
+    if _missing(recipe, root):
+        root.mkdir(parents=True, exist_ok=True)
+        with _only_process(root.parent / "lock"):
+            if runs := _missing(recipe, root):
+                _train(recipe, runs, root.parent, min(workers or _processors(), len(runs)))
     return root
-
-
-def _family_folder(recipe: FamilyRecipe, cache_root: Path | None) -> Path:
-    if cache_root is None:
-        cache_root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klray" / "embedded"
-    return cache_root.absolute() / recipe.fingerprint()
 
 
 def _missing(recipe: FamilyRecipe, root: Path) -> list[Made]:
     return [made for made in recipe.all if not (root / made.repository / _COMPLETE).exists()]
 
 
-@contextlib.contextmanager
-def _only_process(path: Path) -> Iterator[None]:
+def _only_process(path: Path) -> contextlib.AbstractContextManager[object]:
     lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except filelock.Timeout:
         logger.info("embedded family: another process is training it, waiting for %s", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
-def _train(recipe: FamilyRecipe, models: Sequence[Made], folder: Path, workers: int, progress: bool) -> None:
+def _train(recipe: FamilyRecipe, models: Sequence[Made], folder: Path, workers: int) -> None:
     start = time.monotonic()
     steps = sum(map(recipe.updates, models))
     logger.info(
@@ -118,8 +87,7 @@ def _train(recipe: FamilyRecipe, models: Sequence[Made], folder: Path, workers: 
     if not (folder / "texts").exists():
         jobs.run("klray.tiny.tokenizer", str(folder))
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(Progress(steps, "train", "step")) if progress else None
-        losses = _Losses(bar, recipe)
+        losses = _Losses(stack.enter_context(Progress(steps, "train", "step")), recipe)
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         stack.callback(jobs.stop)  # before the pool waits for its threads
         waiting = {made.repository: made for made in models}
@@ -142,7 +110,7 @@ def _train(recipe: FamilyRecipe, models: Sequence[Made], folder: Path, workers: 
 class _Losses:
     """The progress of all models in one line: the steps done by any of them, and the losses of those at work."""
 
-    def __init__(self, bar: Progress | None, recipe: FamilyRecipe):
+    def __init__(self, bar: Progress, recipe: FamilyRecipe):
         self._bar = bar
         self._recipe = recipe
         self._lock = threading.Lock()
@@ -163,8 +131,7 @@ class _Losses:
                 self._latest[name] = f"{name} {said['loss']:.2f}"
                 if said["step"] == self._recipe.updates(made):
                     self._done.add(name)
-                if self._bar is not None:
-                    self._bar.advance(said["step"] - before, "loss " + ", ".join(self._latest.values()))
+                self._bar.advance(said["step"] - before, "loss " + ", ".join(self._latest.values()))
                 before = said["step"]
 
         return take

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from klray.errors import KlrayError
-from klray.texts import TextSet
-from klray.tiny.documents import training_documents
+from klray.texts import Document, TextSet, stdlib_documents
 
 # Raise by one whenever a change of the code changes the trained weights or the files around them.
 RECIPE_VERSION = 1
@@ -19,6 +19,22 @@ RECIPE_VERSION = 1
 ORGANIZATION = "klray"
 # Texts have at most 1,024 bytes and a byte-level token has at least one, so every text fits.
 CONTEXT_TOKENS = 1024
+
+
+def training_documents(bytes_per_domain: int) -> list[Document]:
+    """Documents of the training half, at least ``bytes_per_domain`` UTF-8 bytes of each domain or all that it has.
+
+    They come in the order of the SHA-256 of their names, so that a part of the code is not the first letters of the
+    alphabet. Raises KlrayError if this Python has none; see :func:`klray.texts.stdlib_documents`.
+    """
+    chosen = []
+    bytes_of_domain: Counter[str] = Counter()
+    documents = stdlib_documents("train")
+    for document in sorted(documents, key=lambda document: hashlib.sha256(document.name.encode()).digest()):
+        if bytes_of_domain[document.domain] < bytes_per_domain:
+            bytes_of_domain[document.domain] += len(document.text.encode())
+            chosen.append(document)
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -47,16 +63,12 @@ class FamilyRun:
 
     size: Size
     seed: int
+    parents: ClassVar[tuple[str, ...]] = ()
 
     @property
     def repository(self) -> str:
         """Its repository on the hub."""
         return f"{ORGANIZATION}/tiny-{self.size.name}-seed{self.seed}"
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """None: it starts from new weights."""
-        return ()
 
 
 @dataclass(frozen=True)
@@ -110,11 +122,7 @@ class FamilyRecipe:
     ``warmup_steps`` to the size's highest and falls along a cosine to ``final_learning_rate_share`` of it at the last
     step. Weights are kept at ``early_steps``, every ``save_every`` steps and at the end; of some runs at more steps
     (``dense``). ``children`` are fine-tuned from runs and from each other, ``merges`` averaged of them; parents first.
-
-    Raises
-    ------
-    KlrayError
-        A recipe that cannot be trained.
+    Raises KlrayError for a recipe that cannot be trained.
     """
 
     sizes: tuple[Size, ...] = (
@@ -233,10 +241,7 @@ class FamilyRecipe:
     def fingerprint(self) -> str:
         """16 hex digits over all that decides the weights: recipe, training texts, version of this code and of torch.
 
-        Raises
-        ------
-        KlrayError
-            This Python has no documents to train on; see :func:`klray.texts.stdlib_documents`.
+        Raises as :func:`training_documents`.
         """
         documents = training_documents(self.bytes_per_domain)
         texts = TextSet("training", tuple(d.text for d in documents), tuple(d.domain for d in documents))

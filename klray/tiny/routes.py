@@ -82,16 +82,19 @@ class HubHandler(BaseHTTPRequestHandler):
                 self.send_json({"type": "user", "name": "local"})
             case ["api", "models"]:
                 self.count("list")
-                self.send_names(parse_qs(url.query).get("author", [""])[0])
-            case ["api", "models", organisation, name]:
+                author = parse_qs(url.query).get("author", [""])[0]
+                names = self.server.repositories.names()
+                self.send_json([{"id": name} for name in names if author in ("", name.partition("/")[0])])
+            case ["api", "models", organisation, name, *revision] if not revision or revision[:-1] == ["revision"]:
                 self.count("info")
-                self.send_info(f"{organisation}/{name}", "main", "blobs=" in url.query)
-            case ["api", "models", organisation, name, "revision", revision]:
-                self.count("info")
-                self.send_info(f"{organisation}/{name}", revision, "blobs=" in url.query)
+                self.send_info(f"{organisation}/{name}", (revision or ["main"])[-1], "blobs=" in url.query)
             case ["api", "models", organisation, name, "refs"]:
                 self.count("refs")
-                self.send_references(f"{organisation}/{name}")
+                references = self.server.repositories.references(f"{organisation}/{name}").items()
+                branches = [
+                    {"name": each, "ref": f"refs/heads/{each}", "targetCommit": sha} for each, sha in references
+                ]
+                self.send_json({"branches": branches, "tags": [], "converts": [], "pullRequests": []})
             case ["api", "models", organisation, name, "tree", revision, *folder]:
                 self.count("tree")
                 recursive = "recursive=true" in url.query.lower()
@@ -140,19 +143,6 @@ class HubHandler(BaseHTTPRequestHandler):
                 "siblings": siblings,
             }
         )
-
-    def send_names(self, author: str) -> None:
-        """Answer with what ``HfApi.list_models(author=)`` reads, names alone."""
-        names = self.server.repositories.names()
-        self.send_json([{"id": name} for name in names if author in ("", name.partition("/")[0])])
-
-    def send_references(self, repository: str) -> None:
-        """Answer with what ``HfApi.list_repo_refs`` reads."""
-        branches = [
-            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
-            for name, commit in self.server.repositories.references(repository).items()
-        ]
-        self.send_json({"branches": branches, "tags": [], "converts": [], "pullRequests": []})
 
     def send_tree(self, repository: str, revision: str, folder: str, recursive: bool) -> None:
         """Answer with what ``HfApi.list_repo_tree`` reads."""

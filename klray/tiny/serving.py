@@ -19,10 +19,7 @@ RECIPES = {"default": DEFAULT, "smallest": SMALLEST, "study": STUDY}
 def embedded_root(recipe: str) -> Path:
     """Folder of the embedded family as hub repositories; trains what is missing.
 
-    Raises
-    ------
-    KlrayError
-        There is no such recipe, or its training failed.
+    Raises KlrayError if there is no such recipe, or its training failed.
     """
     if recipe not in RECIPES:
         raise KlrayError(f"models.recipe={recipe}: choose {' or '.join(RECIPES)}")

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from klray.tiny.documents import training_documents
-from klray.tiny.family_recipe import CONTEXT_TOKENS, FamilyRecipe
+from klray.tiny.family_recipe import CONTEXT_TOKENS, FamilyRecipe, training_documents
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0

@@ -14,7 +14,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,55 +66,24 @@ def draw_blocks(
     return torch.from_numpy(np.stack(windows).astype(np.int64))
 
 
+def learning_rates(recipe: FamilyRecipe, made: FamilyRun | Child) -> list[float]:
+    """One for each update of a run, or of a child: the recipe's schedule, compressed to the child's steps."""
+    highest = made.size.learning_rate if isinstance(made, FamilyRun) else made.learning_rate
+    stretch = recipe.steps / recipe.updates(made)
+    return [learning_rate(step * stretch, recipe, highest) for step in range(1, recipe.updates(made) + 1)]
+
+
 def train(
-    recipe: FamilyRecipe,
-    run: FamilyRun,
-    streams: Sequence[np.ndarray],
-    save: Callable[[GPTNeoXForCausalLM, int], None],
-    report: Callable[[int, float], None],
-) -> None:
-    """Train one run; ``save(model, step)`` at the saved steps, ``report(step, nats per token)`` after each update.
-
-    The seed decides the initial weights and the order of the data. Torch must be on one thread: sums over several
-    threads depend on how the work was split.
-    """
-    torch.manual_seed(run.seed)
-    model = make_model(run.size, recipe.vocabulary)
-    saved_steps = frozenset(recipe.steps_kept(run))
-    save(model, 0)
-    rates = [learning_rate(step, recipe, run.size.learning_rate) for step in range(1, recipe.steps + 1)]
-    for step, loss in _updates(model, recipe, rates, streams, np.random.default_rng(run.seed)):
-        report(step, loss)
-        if step in saved_steps:
-            save(model, step)
-
-
-def fine_tune(
-    recipe: FamilyRecipe,
-    child: Child,
-    model: GPTNeoXForCausalLM,
-    streams: Sequence[np.ndarray],
-    report: Callable[[int, float], None],
-) -> None:
-    """Train a model, which holds its parent's weights, on the streams of the child's domains."""
-    torch.manual_seed(child.seed)
-    # The recipe's schedule, compressed to the child's steps.
-    stretch = recipe.steps / child.steps
-    rates = [learning_rate(step * stretch, recipe, child.learning_rate) for step in range(1, child.steps + 1)]
-    for step, loss in _updates(model, recipe, rates, streams, np.random.default_rng(child.seed)):
-        report(step, loss)
-
-
-def _updates(
-    model: GPTNeoXForCausalLM,
-    recipe: FamilyRecipe,
-    rates: Sequence[float],
-    streams: Sequence[np.ndarray],
-    generator: np.random.Generator,
+    recipe: FamilyRecipe, made: FamilyRun | Child, model: GPTNeoXForCausalLM, streams: Sequence[np.ndarray]
 ) -> Iterator[tuple[int, float]]:
-    """One update for each learning rate: (its number from 1, loss before it in nats per token)."""
+    """Train a model with a run's new or a child's parent's weights: (step from 1, loss before it in nats per token).
+
+    The seed decides the order of the data. Torch must be on one thread: sums over several threads depend on how the
+    work was split.
+    """
+    generator = np.random.default_rng(made.seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    for step, rate in enumerate(rates, 1):
+    for step, rate in enumerate(learning_rates(recipe, made), 1):
         for group in optimizer.param_groups:
             group["lr"] = rate
         tokens_BT = draw_blocks(streams, recipe.batch_blocks, recipe.block_tokens, generator)
@@ -153,24 +122,30 @@ def write_model(recipe: FamilyRecipe, made: FamilyRun | Child | Merge, texts: Pa
         model.save_pretrained(unfinished)
         unfinished.rename(repository / revision)
 
-    def report(step: int, loss: float) -> None:
-        losses.append(loss)
-        if step % _REPORT_EVERY == 0 or step == recipe.updates(made):
-            print(json.dumps({"step": step, "loss": loss}), flush=True)
-
     models = [
         GPTNeoXForCausalLM.from_pretrained(hub / parent / recipe.last_revision(parent), dtype=torch.float32).train()
         for parent in parents
     ]
-    if isinstance(made, FamilyRun):
-        streams = [np.load(path, mmap_mode="r") for path in sorted(texts.glob("*.npy"))]
-        train(recipe, made, streams, lambda model, step: save(model, f"step{step}"), report)
-    elif isinstance(made, Child):
-        streams = [np.load(texts / f"{domain}.npy", mmap_mode="r") for domain in sorted(made.domains)]
-        fine_tune(recipe, made, models[0], streams, report)
-        save(models[0], "main")
-    else:
+    if isinstance(made, Merge):
         save(mean_model(models), "main")
+    else:
+        torch.manual_seed(made.seed)
+        if isinstance(made, FamilyRun):
+            model, kept = (
+                make_model(made.size, recipe.vocabulary),
+                {step: f"step{step}" for step in recipe.steps_kept(made)},
+            )
+            save(model, "step0")
+        else:
+            model, kept = models[0], {made.steps: "main"}
+        domains = made.domains if isinstance(made, Child) else [path.stem for path in texts.glob("*.npy")]
+        streams = [np.load(texts / f"{domain}.npy", mmap_mode="r") for domain in sorted(domains)]
+        for step, loss in train(recipe, made, model, streams):
+            losses.append(loss)
+            if step % _REPORT_EVERY == 0 or step == recipe.updates(made):
+                print(json.dumps({"step": step, "loss": loss}), flush=True)
+            if step in kept:
+                save(model, kept[step])
     unfinished = repository / ".complete.json"
     unfinished.write_text(json.dumps({"losses_nats_per_token": losses, "cpu_seconds": time.process_time()}))
     unfinished.rename(repository / "complete.json")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -31,24 +33,10 @@ class KlrayCallback(TrainerCallback):
     and tried again with later steps and at the end. ``klray/kl``, the KL in bits per byte since the step recorded
     before, goes to the Trainer's log history and, with its losses, to callbacks that come after this one.
 
-    Parameters
-    ----------
-    store_url
-        A folder or s3://bucket/prefix; created if it is missing.
-    text_set
-        The texts, such as ``klray.texts.python_stdlib(n=512)``.
-    run
-        Name of the run, unique in the store: its columns' repository.
-    every
-        Steps between two scorings; 1 for each.
-    tokenizer
-        None takes the Trainer's ``processing_class``.
-    family, size, seed, base_model
-        Further facts; ``seed`` None takes the Trainer's.
-    storage_options, single_writer
-        As for ``klray.store.Store.create``.
-    tokens_per_batch
-        As for ``klray.log_likelihood``.
+    ``store_url`` is a folder or s3://bucket/prefix, created if it is missing; ``run`` the run's name, unique in the
+    store: its columns' repository. ``tokenizer`` None takes the Trainer's ``processing_class``, ``seed`` None the
+    Trainer's; ``family``, ``size`` and ``base_model`` are further facts. ``storage_options`` and ``single_writer`` are
+    as for ``klray.store.Store.create``, ``tokens_per_batch`` as for ``klray.log_likelihood``.
     """
 
     def __init__(
@@ -69,10 +57,16 @@ class KlrayCallback(TrainerCallback):
     ):
         if every < 1:
             raise KlrayError(f"every={every}: a callback scores every so many steps; write 1 or more")
-        self.store_url, self.text_set, self.every, self.tokenizer = store_url, text_set, every, tokenizer
+        self.every, self.tokenizer = every, tokenizer
         self.run = Run(run, family=family, size=size, seed=seed, base_model=base_model)
-        self._store: dict[str, Any] = {"storage_options": storage_options, "single_writer": single_writer}
-        self._tokens_per_batch = tokens_per_batch
+        self._begin_watch = partial(
+            Watch,
+            store_url,
+            text_set,
+            storage_options=storage_options,
+            single_writer=single_writer,
+            tokens_per_batch=tokens_per_batch,
+        )
         self._watch: Watch | None = None
         self._moved: Movement | None = None
 
@@ -88,11 +82,8 @@ class KlrayCallback(TrainerCallback):
                 "KlrayCallback has no tokenizer, and the Trainer neither: give Trainer(processing_class=...) or "
                 "KlrayCallback(tokenizer=...)"
             )
-        seed = args.seed if self.run.seed is None else self.run.seed
-        run = Run(self.run.name, self.run.family, self.run.size, seed, self.run.base_model)
-        self._watch = Watch(
-            self.store_url, self.text_set, tokenizer, run, tokens_per_batch=self._tokens_per_batch, **self._store
-        )
+        run = replace(self.run, seed=args.seed) if self.run.seed is None else self.run
+        self._watch = self._begin_watch(tokenizer, run)
         self._watch.check(kwargs["model"])
         if state.global_step % self.every == 0:
             self._record(state, kwargs["model"])
@@ -128,19 +119,7 @@ class KlrayCallback(TrainerCallback):
         if moved is None:
             return
         self._moved = moved
-        state.log_history.append(
-            {
-                "step": moved.step,
-                "klray/kl": moved.kl,
-                "klray/kl_standard_error": moved.kl_standard_error,
-                "klray/since": moved.since,
-            }
-        )
-        log.info(
-            "%s step %d: %.3g ± %.1g bits/byte since step %d",
-            self.run.name,
-            moved.step,
-            moved.kl,
-            moved.kl_standard_error,
-            moved.since,
-        )
+        step, kl, error, since = moved.step, moved.kl, moved.kl_standard_error, moved.since
+        said = {"step": step, "klray/kl": kl, "klray/kl_standard_error": error, "klray/since": since}
+        state.log_history.append(said)
+        log.info("%s step %d: %.3g ± %.1g bits/byte since step %d", self.run.name, step, kl, error, since)

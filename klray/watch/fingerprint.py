@@ -15,12 +15,7 @@ def weights_sha256(model: Any) -> str:
     """SHA-256 (64 hex digits) over the name, dtype, shape and bytes of every parameter and saved buffer, by name.
 
     Equal for equal numbers, on whatever device they are; tied parameters count under each of their names. A tensor at a
-    time is brought to the CPU.
-
-    Raises
-    ------
-    CheckpointError
-        Parameters are not here whole (load_failed), as under FSDP or DeepSpeed ZeRO-3.
+    time is brought to the CPU. Raises as :func:`check_whole`.
     """
     check_whole(model)
     digest = hashlib.sha256()
@@ -40,7 +35,9 @@ def dtype_of(model: Any) -> str:
 
 
 def check_whole(model: Any) -> None:
-    """Raise CheckpointError (load_failed) for a model whose parameters are not in this process; asks no other one."""
+    """Raise CheckpointError (load_failed) for a model whose parameters are not in this process, as under FSDP or
+    DeepSpeed ZeRO-3; asks no other one.
+    """
     # The first FSDP's parameters look whole while it computes, and its state_dict waits for the other processes.
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise _spread("a module")

@@ -72,23 +72,16 @@ def record(
     ----------
     model
         A causal language model of transformers, whole in this process, on any device; it is scored in the dtype of its
-        parameters, without autocast.
-    tokenizer
-        Its tokenizer.
+        parameters, without autocast; not again if its column is there.
     store
         The address of a store, opened for each call and created if it is missing; or one that is open
         (``klray.store.Store.create(url, text_set)``).
     text_set
         The store's texts.
-    run, step
-        Which run this is, and the number of updates so far.
+    step
+        The number of updates so far.
     tokens_per_batch
         As for ``klray.log_likelihood``.
-
-    Returns
-    -------
-    Recorded
-        A model whose column is there is not scored again.
 
     Raises
     ------
@@ -110,8 +103,7 @@ def record(
     identity = identity_of(model, run, text_set)
     if store.is_committed(identity.key):
         return Recorded(identity.key, new=False)
-    encoded = tokens.encode(tokenizer, text_set.texts)
-    column = make_column(model, encoded, identity, run, step, tokens_per_batch)
+    column = make_column(model, tokens.encode(tokenizer, text_set.texts), identity, run, step, tokens_per_batch)
     store.add_column(column)
     return Recorded(identity.key, True, np.asarray(column.log_likelihood[0]))
 

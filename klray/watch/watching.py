@@ -14,8 +14,9 @@ import numpy as np
 from klray.analysis.kl.all_pairs import paired_divergence, paired_standard_error
 from klray.errors import CheckpointError, StoreError
 from klray.likelihood import tokens
+from klray.likelihood.choices import NONE
 from klray.likelihood.score import context_length
-from klray.store import Column, Identity, Store
+from klray.store import Column, Store
 from klray.texts import TextSet
 from klray.watch.fingerprint import check_whole, dtype_of, weights_sha256
 from klray.watch.recording import Run, identity_of, make_column
@@ -40,18 +41,9 @@ class Movement:
 class Watch:
     """Records steps of one run. A step that the store has is not scored again; an unwritable store is waited for.
 
-    Parameters
-    ----------
-    store_url, storage_options, single_writer : where columns go, as for ``Store.create``
-    text_set : the texts
-    tokenizer : of the models
-    run : how columns are labelled
-    tokens_per_batch : as for ``klray.log_likelihood``
-
-    Raises
-    ------
-    StoreError
-        The store cannot be opened or created now, or is for other texts.
+    ``tokenizer`` is the models'; ``store_url``, ``storage_options`` and ``single_writer`` are as for ``Store.create``,
+    ``tokens_per_batch`` as for ``klray.log_likelihood``. Raises StoreError if the store cannot be opened or created
+    now, or is for other texts.
     """
 
     def __init__(
@@ -69,21 +61,17 @@ class Watch:
         self.text_set, self.run, self.tokens_per_batch = text_set, run, tokens_per_batch
         self.encoded = tokens.encode(tokenizer, text_set.texts)
         self.pending: list[Column] = []
-        self._there = self._recorded()
+        rows = self.store.catalog().rows
+        names = ("repository", "quantization", "lens", "step", "dtype", "key")
+        facts = zip(*(rows[name].tolist() for name in names), strict=True)
+        self._there = {  # keys of the run's columns by step and dtype
+            (int(step), str(dtype)): str(key)
+            for *column, step, dtype, key in facts
+            if column == [self.run.name, NONE, NONE]
+        }
         self._next_try = 0.0
         self._previous: tuple[int, np.ndarray] | None = None
         self._branched = False
-
-    def _recorded(self) -> dict[tuple[int, str], str]:
-        """Keys of the run's columns by step and dtype."""
-        rows = self.store.catalog().rows
-        names = ("repository", "step", "dtype", "quantization", "lens", "key")
-        facts = zip(*(rows[name].tolist() for name in names), strict=True)
-        return {
-            (int(step), str(dtype)): str(key)
-            for repository, step, dtype, quantization, lens, key in facts
-            if (repository, quantization, lens) == (self.run.name, "none", "none")
-        }
 
     def record(self, model: Any, step: int) -> Movement | None:
         """Record ``model`` as ``step``; the movement since the step that was recorded before, if there is one.
@@ -98,7 +86,10 @@ class Watch:
             column = make_column(model, self.encoded, identity, self.run, step, self.tokens_per_batch)
         except CheckpointError as error:
             log.error("step %d of %s is not recorded: %s", step, self.run.name, error)
-            self._record_failure(identity, step, error)
+            try:
+                self.store.record_failure(identity, f"step{step}", error.reason, error.message, uuid.uuid4().hex)
+            except (StoreError, OSError) as refusal:
+                log.error("store %s cannot be written: %s", self.store.url, refusal)
             return None
         self._there[step, identity.dtype] = identity.key
         self.pending.append(column)
@@ -158,9 +149,3 @@ class Watch:
                 self.run.name,
             )
         return row
-
-    def _record_failure(self, identity: Identity, step: int, error: CheckpointError) -> None:
-        try:
-            self.store.record_failure(identity, f"step{step}", error.reason, error.message, uuid.uuid4().hex)
-        except (StoreError, OSError) as refusal:
-            log.error("store %s cannot be written: %s", self.store.url, refusal)
