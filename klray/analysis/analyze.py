@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import dask
 import numpy as np
@@ -23,7 +23,7 @@ from klray.analysis import continuing, embedding
 from klray.analysis.continuing import check_previous, known_pairs
 from klray.analysis.defaults import CLIP_QUANTILE, MIN_STEP, OUTLIER_FRACTION, OUTLIER_MIN_STEP, TILE, WINDOW
 from klray.analysis.diffusion import diffusion_exponent
-from klray.analysis.drift import Sketches, drift_bytes, exact_drift, sketched_drift
+from klray.analysis.drift import Columns, Sketches, drift_bytes, exact_drift, sketched_drift
 from klray.analysis.facts import labels, origin, own_output, quantised, strings
 from klray.analysis.kl.all_pairs import (
     kl_divergence,
@@ -56,8 +56,8 @@ class RunAnalysis(NamedTuple):
 
     consecutive_kl: np.ndarray
     consecutive_kl_standard_error: np.ndarray
-    exponent: np.ndarray
-    r_squared: np.ndarray
+    exponent_kl: np.ndarray
+    exponent_kl_r_squared: np.ndarray
     anomalies: list[Anomaly]
 
 
@@ -85,28 +85,25 @@ def analyze(
 
     Parameters
     ----------
-    dataset : snapshot, as ``klray.open_dataset`` gives it
-    recipe : Recipe, optional
+    dataset
+        Snapshot, as ``klray.open_dataset`` gives it.
+    recipe
         Frozen preprocessing. None: that of ``previous``, or a new one by ``Recipe.fit`` with ``clip_quantile``,
         ``outlier_fraction``, ``outlier_min_step`` (its min_step) and ``exclude``.
-    exclude_found : bool
+    exclude_found
         When a new recipe is fitted: exclude the anomalous checkpoints that are found with it too, with the reason
         "found: ...", and fit again, until no more is found. A frozen recipe excludes what it did before; what is
         found beyond that is reported.
-    previous : result of this analysis on an earlier snapshot, optional
-        Same text set, same recipe, and its models are the first ones of ``dataset``: their pairs keep their values to
-        the bit, and only pairs with a newer model are computed.
-    window, min_step : of ``diffusion_exponent``
-    tile : int
-        Models on each side of a tile; chunks of the matrices.
-    perplexity, tsne : of the t-SNE map; without it ``map_tsne`` is left out
-    memory_limit_bytes : int, optional
-        Refuse to start when more could be needed. None: no limit.
-    threads : int, optional
-        Tiles computed at the same time, for that projection; None: Dask's setting or one for each CPU.
-    sketches : callable, optional
+    previous
+        Result of this analysis on an earlier snapshot. Same text set, same recipe, and its models are the first ones of
+        ``dataset``: their pairs keep their values to the bit, and only pairs with a newer model are computed.
+    window, min_step, tile, perplexity, tsne
+        Of ``diffusion_exponent``; of the matrices, whose chunks are tiles; of the t-SNE map, if ``map_tsne`` is wanted.
+    memory_limit_bytes, threads
+        Refuse to start when more could be needed with so many tiles at a time (None: Dask's setting, or one a CPU).
+    sketches
         Weight sketches by key of those columns, among keys it is given, that have one: ``Store.read_sketches``.
-    exact_weights : xarray.Dataset, optional
+    exact_weights
         Squared distances that ``klray weights`` wrote; variables whose names end in _exact (_aligned) come with it.
 
     Returns
@@ -152,15 +149,12 @@ def analyze(
         }
     )
     columns, present = _by_run(values, text_bytes, found, excluded, window, min_step)
-    anomalies = [*left_out, *present.values()]
-    for name, (column, attributes) in columns.items():
-        result[name] = ("model", column, attributes)
     if sketches is not None:
         _check_sketches(dataset, [len(run.models) for run in found], memory_limit_bytes)
-    weights = sketched_drift(dataset, found, excluded, sketches, window, min_step)
+    columns |= sketched_drift(dataset, found, excluded, sketches, window, min_step)
     if exact_weights is not None:
-        weights |= exact_drift(dataset, found, excluded, exact_weights, window, min_step)
-    for name, (column, attributes) in weights.items():
+        columns |= exact_drift(dataset, found, excluded, exact_weights, window, min_step)
+    for name, (column, attributes) in columns.items():
         result[name] = ("model", column, attributes)
     for name, (points, attributes) in maps(values, recipe.mean_bytes, excluded, perplexity, tsne).items():
         result[name] = (("model", "component"), points, attributes)
@@ -178,7 +172,7 @@ def analyze(
             {str(name): why for name, why in zip(labels(result), reasons, strict=True) if why}
         ),
         "exclude_found": exclude_found,
-        "anomalies": json.dumps([asdict(anomaly) for anomaly in anomalies]),
+        "anomalies": json.dumps([asdict(anomaly) for anomaly in (*left_out, *present.values())]),
         "references": "arXiv:2505.15353, arXiv:2502.16173",
     }
     for anomaly in left_out:
@@ -208,10 +202,7 @@ def _without_anomalies(
         left_out += found.values()
         # A checkpoint that is broken is so in every variant; one that is broken when quantised, only there.
         new = [
-            Exclusion(
-                glob.escape(("" if changed[at] else names[at][2]) or names[at][0]),
-                FOUND + anomaly.evidence,
-            )
+            Exclusion(glob.escape(("" if changed[at] else names[at][2]) or names[at][0]), FOUND + anomaly.evidence)
             for at, anomaly in found.items()
         ]
         recipe = fit([*recipe.excluded, *new])
@@ -263,7 +254,7 @@ def _check_sketches(dataset: xr.Dataset, run_lengths: list[int], limit_bytes: in
 
 def _by_run(
     values: xr.DataArray, text_bytes: np.ndarray, found: list[Run], excluded: np.ndarray, window: int, min_step: int
-) -> tuple[dict[str, tuple[Any, dict[str, Any]]], dict[int, Anomaly]]:
+) -> tuple[Columns, dict[int, Anomaly]]:
     """Columns (K,) with their attributes, and the anomalies by position, from each run's own pairs.
 
     Layers under a lens are not judged: their checkpoint's own output is.
@@ -280,33 +271,24 @@ def _by_run(
             )
         )
     analyses: tuple[RunAnalysis, ...] = dask.compute(*tasks)
-    columns = {name: np.full(n_models, np.nan) for name in RunAnalysis._fields[:-1]}
-    previous_step = np.full(n_models, -1, dtype=np.int64)
-    for run, analysis in zip(found, analyses, strict=True):
-        previous_step[run.models[1:]] = run.steps[:-1]
-        for name, column in columns.items():
-            column[run.models] = getattr(analysis, name)
     kl = {"units": "bit/byte", "references": _KL_PAPER}
     fit = {"units": "1", "references": _KL_PAPER, "window": window, "min_step": min_step}
-    described: dict[str, tuple[Any, dict[str, Any]]] = {
-        "consecutive_kl": (
-            columns["consecutive_kl"],
-            {**kl, "long_name": "KL divergence to the previous saved checkpoint of the run"},
-        ),
-        "consecutive_kl_standard_error": (
-            columns["consecutive_kl_standard_error"],
-            {**kl, "long_name": "standard error of consecutive_kl over texts"},
-        ),
-        "previous_step": (
-            previous_step,
-            {"units": "1", "long_name": "step of the previous saved checkpoint of the run, -1 when there is none"},
-        ),
-        "exponent_kl": (
-            columns["exponent"],
-            {**fit, "long_name": "diffusion exponent c_q of KL in the window that starts here"},
-        ),
-        "exponent_kl_r_squared": (columns["r_squared"], {**fit, "long_name": "R^2 of the fit of exponent_kl"}),
+    step = {"units": "1"}
+    columns: Columns = {
+        name: (np.full(n_models, np.nan), {**attributes, "long_name": long_name})
+        for name, attributes, long_name in (
+            ("consecutive_kl", kl, "KL divergence to the previous saved checkpoint of the run"),
+            ("consecutive_kl_standard_error", kl, "standard error of consecutive_kl over texts"),
+            ("previous_step", step, "step of the previous saved checkpoint of the run, -1 when there is none"),
+            ("exponent_kl", fit, "diffusion exponent c_q of KL in the window that starts here"),
+            ("exponent_kl_r_squared", fit, "R^2 of the fit of exponent_kl"),
+        )
     }
+    columns["previous_step"] = (np.full(n_models, -1, dtype=np.int64), columns["previous_step"][1])
+    for run, analysis in zip(found, analyses, strict=True):
+        columns["previous_step"][0][run.models[1:]] = run.steps[:-1]
+        for name in analysis._fields[:-1]:
+            columns[name][0][run.models] = getattr(analysis, name)
     own = own_output(values)
     anomalies = {
         int(run.models[run.steps == anomaly.step][0]): anomaly
@@ -314,7 +296,7 @@ def _by_run(
         for anomaly in analysis.anomalies
         if own[run.models[0]]
     }
-    return described, anomalies
+    return columns, anomalies
 
 
 def _analyze_run(
@@ -332,8 +314,7 @@ def _analyze_run(
     kl = kl_divergence(rows, text_bytes, threads=1)
     kl[excluded] = np.nan
     kl[:, excluded] = np.nan
-    first = np.full(len(rows), np.nan)
-    consecutive, standard_error = first.copy(), first
+    consecutive, standard_error = np.full((2, len(rows)), np.nan)
     consecutive[1:] = np.diagonal(kl, 1)
     standard_error[1:] = paired_standard_error(rows[:-1], rows[1:], text_bytes)
     standard_error[np.isnan(consecutive)] = np.nan

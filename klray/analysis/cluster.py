@@ -17,11 +17,8 @@ from klray.sweep.reach import silence
 def dask_scheduler(scheduler: str, address: str | None = None, threads: int | None = None) -> Iterator[None]:
     """Run Dask on ``threads`` (default), a ``distributed`` cluster (by address, or of this machine), or on ``ray``.
 
-    Raises
-    ------
-    KlrayError
-        An unknown scheduler, nobody at its address, its library is not installed, or Dask on Ray does not work with the
-        versions that are.
+    KlrayError: an unknown scheduler, nobody at its address, its library is not installed, or Dask on Ray does not work
+    with the versions that are.
     """
     schedulers = {"threads": _threads(threads), "distributed": _distributed(address), "ray": _ray(address)}
     if scheduler not in schedulers:

@@ -20,28 +20,15 @@ TILE = 512  # models on each side of a tile: 2 MB of float64 a tile; no value de
 
 @dataclass(frozen=True)
 class Choice:
-    """How pairs are chosen where the paper chose numbers.
+    """How pairs are chosen where the paper chose numbers."""
 
-    Attributes
-    ----------
-    spacing : int
-        Steps between two consecutive checkpoints.
-    min_step : int
-        The later of the two must have more steps than this.
-    number : int
-        Pairs of each run that are early, and that are later; in a run with fewer than twice as many, half of its pairs
-        (rounded down) are, so that no pair is both.
-    draws : int
-        Random pairs, within each architecture type and over all; 0: as many as there are fine-tuning pairs.
-    seed : int
-        Of these draws.
-    """
-
-    spacing: int = 1000
-    min_step: int = 2000
+    spacing: int = 1000  # steps between two consecutive checkpoints
+    min_step: int = 2000  # the later of the two must have more steps than this
+    # Pairs of each run that are early, and that are later; in a run with fewer than twice as many, half of its pairs
+    # (rounded down) are, so that no pair is both.
     number: int = 50
-    draws: int = 0
-    seed: int = 0
+    draws: int = 0  # random pairs, within each architecture type and over all; 0: as many as for fine-tuning
+    seed: int = 0  # of these draws
 
     def __post_init__(self) -> None:
         for name, least in (("spacing", 1), ("min_step", -1), ("number", 1), ("draws", 0), ("seed", 0)):

@@ -30,28 +30,13 @@ def diffusion_exponent(
 
     For each start checkpoint t0 >= ``min_step`` the next ``window`` saved checkpoints are taken, and a line is fitted
     by least squares. c = 1 is ordinary diffusion, c < 1 subdiffusion. KL is a squared distance (exponent c_q), and so
-    is the squared Euclidean distance of weights (c_w).
+    is the squared Euclidean distance of weights (c_w). R^2 is NaN where the distances are all equal.
 
-    Parameters
-    ----------
-    steps : (T,) strictly increasing training steps
-    squared_distances : (T, T), in any unit; NaN in the rows and columns of checkpoints that are left out
-        Those, and distances of 0, which have no logarithm, drop out of the regression; with fewer than 3 points left
-        the window has no exponent.
-    window : int
-        Saved checkpoints after the start, at least 3; a start with fewer after it has no window.
-    min_step : int
-        Smallest step that starts a window.
-
-    Returns
-    -------
-    DiffusionExponent
-        ``exponent`` and ``r_squared``, (T,) aligned with ``steps``. R^2 is NaN where the distances are all equal.
-
-    Raises
-    ------
-    KlrayError
-        Steps that do not increase, a matrix of another shape, negative distances, or a window below 3.
+    ``steps`` are (T,) strictly increasing, ``squared_distances`` (T, T) in any unit, NaN in the rows and columns of
+    checkpoints that are left out. Those, and distances of 0, which have no logarithm, drop out of the regression; with
+    fewer than 3 points left the window has no exponent. A start with fewer than ``window`` (at least 3) checkpoints
+    after it has no window. KlrayError: steps that do not increase, a matrix of another shape, negative distances, or a
+    window below 3.
     """
     times = np.asarray(steps, dtype=np.float64)
     distances = np.asarray(squared_distances, dtype=np.float64)

@@ -39,12 +39,13 @@ def sketched_drift(
     compared with itself alone. NaN where there is no sketch. One run's sketches are in memory at a time:
     ``drift_bytes`` of its length.
     """
-    n_models = len(excluded)
-    columns = {name: np.full(n_models, np.nan) for name in ("exponent", "r_squared", "distance")}
     labels, keys = strings(dataset, "sketch"), strings(dataset, "key")
     sizes = {int(size) for label in labels if (size := label.partition("-")[0]).isdecimal()}  # others': none
-    for run in found if sketches is not None else ():
-        assert sketches is not None
+    error = {"relative_error": relative_error(min(sizes))} if sizes else {}
+    columns = _described(len(excluded), "from weight sketches", "", window, min_step, error)
+    if sketches is None:
+        return columns
+    for run in found:
         of_run = labels[run.models]
         squared = np.full((len(run.models), len(run.models)), np.nan)
         for label in set(of_run) - {""}:
@@ -55,8 +56,7 @@ def sketched_drift(
                 rows = np.stack([there[keys[run.models[place]]] for place in places])
                 squared[np.ix_(places, places)] = squared_distances(rows)
         _fill(columns, run, excluded, squared, window, min_step)
-    error = {"relative_error": relative_error(min(sizes))} if sizes else {}
-    return _described(columns, "from weight sketches", "", window, min_step, error)
+    return columns
 
 
 def is_exact(result: xr.Dataset) -> bool:
@@ -73,7 +73,6 @@ def exact_drift(
     is known by ``commit`` and ``other_commit``. Where it was aligned, ``exponent_weights_aligned`` comes with it.
     Exponents are NaN where it was measured in shorter windows than ``window``: theirs would be of another window.
     """
-    n_models = len(excluded)
     too_short = exact.sizes["back"] < window
     if too_short:
         log.warning(
@@ -93,7 +92,7 @@ def exact_drift(
         if variable not in exact:
             continue
         distances, others = exact[variable].values, exact["other_commit"].values
-        columns = {name: np.full(n_models, np.nan) for name in ("exponent", "r_squared", "distance")}
+        columns = _described(len(excluded), words, suffix, window, min_step, {})
         for run in found:
             squared = np.full((len(run.models), len(run.models)), np.nan)
             where = {commits[model]: t for t, model in enumerate(run.models)}
@@ -105,8 +104,9 @@ def exact_drift(
                         squared[t, other] = squared[other, t] = distances[row, back]
             _fill(columns, run, excluded, squared, window, min_step)
         if too_short:
-            columns["exponent"][:] = columns["r_squared"][:] = np.nan
-        described |= _described(columns, words, suffix, window, min_step, {})
+            for name in (f"exponent_weights{suffix}", f"exponent_weights_r_squared{suffix}"):
+                columns[name][0][:] = np.nan
+        described |= columns
     return described
 
 
@@ -128,36 +128,24 @@ def exponents(
     return exponent, r_squared, distance
 
 
-def _fill(
-    columns: dict[str, np.ndarray], run: Run, excluded: np.ndarray, squared: np.ndarray, window: int, min_step: int
-) -> None:
+def _fill(columns: Columns, run: Run, excluded: np.ndarray, squared: np.ndarray, window: int, min_step: int) -> None:
     out = excluded[run.models]
     squared[out] = np.nan
     squared[:, out] = np.nan
-    for column, values in zip(columns.values(), exponents(run.steps, squared, window, min_step), strict=True):
+    for (column, _), values in zip(columns.values(), exponents(run.steps, squared, window, min_step), strict=True):
         column[run.models] = values
 
 
-def _described(
-    columns: dict[str, np.ndarray], source: str, suffix: str, window: int, min_step: int, more: dict[str, Any]
-) -> Columns:
-    fit = {"units": "1", "references": _PAPER, "window": window, "min_step": min_step, **more}
+def _described(n_models: int, source: str, suffix: str, window: int, min_step: int, more: dict[str, Any]) -> Columns:
+    """The columns that `exponents` fills, NaN as yet, with their attributes."""
+    paper = {"units": "1", "references": _PAPER}
+    fit = {**paper, "window": window, "min_step": min_step, **more}
+    distance = f"Euclidean distance of all parameters to the previous saved checkpoint, {source}"
     return {
-        f"exponent_weights{suffix}": (
-            columns["exponent"],
-            {**fit, "long_name": f"diffusion exponent c_w of squared weight distance, {source}"},
-        ),
-        f"exponent_weights_r_squared{suffix}": (
-            columns["r_squared"],
-            {**fit, "long_name": f"R^2 of the fit of exponent_weights{suffix}"},
-        ),
-        f"consecutive_weight_distance{suffix}": (
-            columns["distance"],
-            {
-                "units": "1",
-                "references": _PAPER,
-                "long_name": f"Euclidean distance of all parameters to the previous saved checkpoint, {source}",
-                **more,
-            },
-        ),
+        f"{name}{suffix}": (np.full(n_models, np.nan), attributes)
+        for name, attributes in (
+            ("exponent_weights", {**fit, "long_name": f"diffusion exponent c_w of squared weight distance, {source}"}),
+            ("exponent_weights_r_squared", {**fit, "long_name": f"R^2 of the fit of exponent_weights{suffix}"}),
+            ("consecutive_weight_distance", {**paper, "long_name": distance, **more}),
+        )
     }

@@ -72,24 +72,16 @@ class Floor:
 
 @dataclass(frozen=True)
 class ModelNoise:
-    """KL between all scorings of one checkpoint.
-
-    Parameters
-    ----------
-    model, commit, architecture, parameters : what was scored
-    variants : V ways of scoring, the float64 reference first
-    kl, kl_standard_error : (V, V) bits per byte
-    failures : precision to what went wrong in it, for those that have no variants
-    """
+    """KL between all scorings of one checkpoint."""
 
     model: str
     commit: str
     architecture: str = ""
     parameters: int = 0
-    variants: tuple[Variant, ...] = ()
-    kl: tuple[tuple[float, ...], ...] = ()
+    variants: tuple[Variant, ...] = ()  # V, the float64 reference first
+    kl: tuple[tuple[float, ...], ...] = ()  # (V, V) bits per byte
     kl_standard_error: tuple[tuple[float, ...], ...] = ()
-    failures: Mapping[str, str] | None = None
+    failures: Mapping[str, str] | None = None  # by precision what went wrong, of those that have no variants
 
     def floors(self, dtypes: Sequence[str]) -> list[Floor]:
         """The rows of the table, one a precision."""
@@ -102,14 +94,13 @@ class ModelNoise:
         pairs = [(i, j, self.variants[i].device == self.variants[j].device) for i, j in combinations(mine, 2)]
         float32 = {(v.device, v.tokens_per_batch): i for i, v in enumerate(self.variants) if v.dtype == "float32"}
         twins = [(i, float32.get((self.variants[i].device, self.variants[i].tokens_per_batch))) for i in mine]
-        to_float64 = self._largest((i, 0) for i in mine)
         return Floor(
             model=self.model,
             dtype=dtype,
             plans=self._largest((i, j) for i, j, same_device in pairs if same_device),
             devices=self._largest((i, j) for i, j, same_device in pairs if not same_device),
             to_float32=self._largest((i, j) for i, j in twins if j is not None and dtype != "float32"),
-            to_float64=to_float64,
+            to_float64=self._largest((i, 0) for i in mine),
             floor=self._largest([*((i, j) for i, j, _ in pairs), *((i, 0) for i in mine)]),
         )
 
@@ -119,27 +110,17 @@ class ModelNoise:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """What ``klray noise`` found.
+    """What ``klray noise`` found."""
 
-    Parameters
-    ----------
-    dtypes : precisions measured
-    default_dtype : the one that ``klray score`` would use
-    text_set, text_set_name, n_texts, mean_bytes : fingerprint, name, number and mean UTF-8 bytes of the texts
-    models : one entry a checkpoint
-    versions : of what decides the numbers
-    threads : of a CPU, which decide the last bits; 0 where that was not kept
-    """
-
-    dtypes: tuple[str, ...]
-    default_dtype: str
-    text_set: str
+    dtypes: tuple[str, ...]  # precisions measured
+    default_dtype: str  # the one that ``klray score`` would use
+    text_set: str  # fingerprint
     text_set_name: str
     n_texts: int
-    mean_bytes: float
-    models: tuple[ModelNoise, ...]
-    versions: Mapping[str, str]
-    threads: int = 0
+    mean_bytes: float  # UTF-8, of a text
+    models: tuple[ModelNoise, ...]  # one a checkpoint
+    versions: Mapping[str, str]  # of what decides the numbers
+    threads: int = 0  # of a CPU, which decide the last bits; 0 where that was not kept
 
     def rows(self) -> list[Floor]:
         """Every checkpoint in every precision."""

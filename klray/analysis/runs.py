@@ -24,29 +24,20 @@ VARIANT = ("dtype", "quantization", "lens", "layer")  # runs that differ in one 
 class Run:
     """The saved checkpoints of one run, of one dtype, quantization, lens and layer, in the order of their steps.
 
-    Attributes
-    ----------
-    name : str
-        The run's, with what sets it apart where another variant of it has two or more checkpoints, too.
-    models : (T,) int64, positions in the snapshot
-    steps : (T,) int64, strictly increasing
-    included : (T,) bool, False for a checkpoint that is excluded
-    superseded : (S,) int64
-        Positions of further models of these steps, in whose place others stand.
-    run, family, size, seed, parameters
-        As the coordinates of the first checkpoint have them; None for no seed, 0 for unknown parameters.
+    ``run`` and what follows it are as the coordinates of the first checkpoint have them.
     """
 
-    name: str
-    models: np.ndarray
-    steps: np.ndarray
-    included: np.ndarray
+    name: str  # the run's, with what sets it apart where another variant of it has two or more checkpoints, too
+    models: np.ndarray  # (T,) int64, positions in the snapshot
+    steps: np.ndarray  # (T,) int64, strictly increasing
+    included: np.ndarray  # (T,) bool, False for a checkpoint that is excluded
+    # (S,) int64, positions of further models of these steps, in whose place others stand
     superseded: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     run: str = ""
     family: str = ""
     size: str = ""
     seed: int | None = None
-    parameters: int = 0
+    parameters: int = 0  # unknown: 0
 
     def at(self, chosen: np.ndarray) -> Run:
         """The run cut to the checkpoints that are ``chosen`` (T,) bool."""

@@ -54,27 +54,15 @@ def kl_divergence(
     Symmetric, 0 on the diagonal, never negative; within 1e-10 relative of the formula for every pair, also for nearly
     identical models. The value of a pair depends on its two rows alone, whatever other models there are.
 
-    Parameters
-    ----------
-    log_likelihood : (K, N) NumPy, Dask or xarray (dims model, text), nats
-    text_bytes : (N,) UTF-8 bytes of each text; B-bar is their mean
-    tile : int
-        Most models on each side of a tile; the chunks of a Dask result.
-    previous : (P, P), optional
-        The matrix of the first P <= K models, over the same texts, in bits per byte: taken as it is, to the bit. Only
-        pairs with a newer model are computed.
-    threads : int, optional
-        Of a computation on NumPy; None: one for each CPU. Dask's scheduler has its own.
+    ``log_likelihood``, NumPy, Dask or xarray (dims model, text), is (K, N) nats, and ``text_bytes`` are the (N,) UTF-8
+    bytes of each text, B-bar their mean. ``tile`` is the most models on each side of a tile, and the chunks of a Dask
+    result. ``previous``, (P, P) in bits per byte, is the matrix of the first P <= K models over the same texts: taken
+    as it is, to the bit, so that only pairs with a newer model are computed. ``threads`` are those of a computation on
+    NumPy, by default one for each CPU; Dask's scheduler has its own.
 
-    Returns
-    -------
-    (K, K) float64, bits per byte, of the same kind as the input: NumPy, lazy Dask in chunks of (tile, tile), or xarray
-    with dims (model, other) and the coordinates of ``model``.
-
-    Raises
-    ------
-    KlrayError
-        Wrong shapes, fewer than 2 texts, bytes that are not positive, values that are not finite (Dask: when computed).
+    Returned are (K, K) float64, bits per byte, of the same kind as the input: NumPy, lazy Dask in chunks of (tile,
+    tile), or xarray with dims (model, other) and the coordinates of ``model``. KlrayError: wrong shapes, fewer than 2
+    texts, bytes that are not positive, values that are not finite (Dask: when computed).
     """
     return _all_pairs(KL, log_likelihood, text_bytes, tile, previous, threads)
 
@@ -87,15 +75,8 @@ def kl_standard_error(
     m2 and m4 are the second and fourth moments over texts of l_i - l_j, centred (arXiv:2505.15353 gives such errors).
     Symmetric, 0 on the diagonal, never negative. Within 1e-8 relative of direct evaluation for float32 input, and for
     float64 input where l_i - l_j varies by more than about 1e-6 nats a text; below that rounding shows (5e-8 at 1e-7
-    nats, 1e-6 at 1e-9, for texts of 1,000 nats and more).
-
-    Arguments, kinds and shapes are those of `kl_divergence`: (K, N) nats and (N,) bytes give (K, K) float64 bits per
-    byte. ``previous`` holds standard errors (not the KL), which are taken as they are, to the bit.
-
-    Raises
-    ------
-    KlrayError
-        As `kl_divergence` does.
+    nats, 1e-6 at 1e-9, for texts of 1,000 nats and more). Arguments, result and errors are those of `kl_divergence`;
+    ``previous`` holds standard errors, not the KL.
     """
     return _all_pairs(KL_STANDARD_ERROR, log_likelihood, text_bytes, tile, previous, threads)
 
@@ -109,11 +90,10 @@ def paired_divergence(rows: np.ndarray, others: np.ndarray, text_bytes: Any) -> 
 
 def paired_standard_error(rows: np.ndarray, others: np.ndarray, text_bytes: Any) -> np.ndarray:
     """Standard error of the KL of rows[p] and others[p], (P, N) nats each -> (P,) bits per byte, by differences."""
-    scale = kl_per_variance(mean_text_bytes(text_bytes, rows.shape[1]))
     pairs = np.arange(len(rows))
     moments = tiles.paired(tiles.square_variance_of, rows, others, pairs, pairs)
-    result: np.ndarray = np.sqrt(moments / rows.shape[1]) * scale
-    return result
+    result: np.ndarray = np.sqrt(moments / rows.shape[1])
+    return result * kl_per_variance(mean_text_bytes(text_bytes, rows.shape[1]))
 
 
 def mean_text_bytes(text_bytes: Any, n_texts: int) -> float:
@@ -142,14 +122,6 @@ def projected_memory_bytes(
     """Bytes that computing and writing both matrices holds at most, in ``threads`` threads that write tiles as they go.
 
     The input stays in memory once (K N itemsize: every row block is needed by many tiles), the K x K output does not.
-
-    Parameters
-    ----------
-    n_models, n_texts, tile : K, N, T
-    threads : int
-        Tiles computed at the same time.
-    itemsize : int
-        Bytes per input value, 4 in a snapshot.
     """
     side = -(-min(tile, n_models) // tiles.ROWS) * tiles.ROWS
     operands = 2 * 3 * side * tiles.TEXTS * 8  # x, x^2, x^3 of both sides

@@ -17,21 +17,11 @@ Values = TypeVar("Values")  # the kind of array that comes in goes out: NumPy, D
 
 
 def double_center(log_likelihood: Values) -> Values:
-    """Subtract each model's mean over texts, then each text's mean over models.
+    """Subtract each model's mean over texts, then each text's mean over models: Q of arXiv:2505.15353, section 2.
 
-    Parameters
-    ----------
-    log_likelihood : (K, N) NumPy, Dask or xarray (dims model, text), nats
-        Needs at least one model and two texts, all values finite.
-
-    Returns
-    -------
-    (K, N) float64, nats, of the same kind as the input (Dask stays lazy); the matrix Q of arXiv:2505.15353, section 2.
-
-    Raises
-    ------
-    KlrayError
-        Wrong shape or kind of numbers at once; a value that is not finite at once for NumPy, when computed for Dask.
+    ``log_likelihood``, NumPy, Dask or xarray (dims model, text), is (K, N) nats: at least one model and two texts, all
+    finite. Returned are (K, N) float64, nats, of the same kind (Dask stays lazy). KlrayError: wrong shape or kind of
+    numbers at once; a value that is not finite at once for NumPy, when computed for Dask.
     """
     if isinstance(log_likelihood, xr.DataArray):
         labelled = model_by_text(log_likelihood)

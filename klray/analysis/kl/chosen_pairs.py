@@ -26,20 +26,10 @@ def pair_divergence(
 ) -> tuple[np.ndarray, np.ndarray]:
     """KL and standard error of the pairs, (P,) float64 bits/byte each.
 
-    KL_ij = Var_n(l_i - l_j) / (2 B-bar ln 2) by differences in float64, B-bar over the texts of ``values``. Rows are
-    read in as few parts as ``rows_bytes`` allows; a pair that is asked for twice is computed once.
-
-    Parameters
-    ----------
-    values : (K, N) nats, with the coordinate text_bytes, as ``Recipe.apply`` gives it
-    pairs : (P, 2) positions
-    rows_bytes : int
-        Most bytes of rows in memory; two rows are always held.
-
-    Raises
-    ------
-    KlrayError
-        A pair's KL is not finite.
+    KL_ij = Var_n(l_i - l_j) / (2 B-bar ln 2) by differences in float64, B-bar over the texts of ``values``: (K, N) nats
+    with the coordinate text_bytes, as ``Recipe.apply`` gives it; ``pairs`` are (P, 2) positions. Rows are read in as
+    few parts as ``rows_bytes`` in memory allows (two rows are always held); a pair that is asked for twice is computed
+    once. KlrayError: a pair's KL is not finite.
     """
     text_bytes = values["text_bytes"].values
     n_texts = values.sizes["text"]

@@ -36,24 +36,14 @@ def layer_kl(dataset: xr.Dataset, recipe: Recipe | None = None) -> xr.Dataset:
     KL = Var_n(l_i - l_j) / (2 B-bar ln 2) between two layers of one column; the paper's setting "layer" is that of
     adjacent layers (arXiv:2505.15353). Nothing else of the snapshot changes it.
 
-    Parameters
-    ----------
-    dataset : snapshot, as ``klray.open_dataset`` gives it, or a part of its models
-    recipe : Recipe, optional
-        Clip values and leave out texts as it says, and take its B-bar. None: values as they are, all texts. The
-        recipe's threshold is that of models' own outputs, and the first layers lie below it on many texts.
+    ``dataset`` is a snapshot, as ``klray.open_dataset`` gives it, or a part of its models. With ``recipe``, values are
+    clipped and texts left out as it says, and B-bar is its own; without, values are as they are, of all texts: the
+    recipe's threshold is that of models' own outputs, and the first layers lie below it on many texts.
 
-    Returns
-    -------
-    xarray.Dataset
-        kl_previous, kl_final and their standard errors over texts (model), bits/byte, float64, for the P rows of layers
-        and with their coordinates. kl_previous is NaN where the layer before is not in ``dataset``; the final layer of
-        a column is its last one, and its kl_final is 0.
-
-    Raises
-    ------
-    KlrayError
-        No row is a layer under a lens, values are not finite, or the recipe is for other texts.
+    The Dataset has kl_previous, kl_final and their standard errors over texts (model), bits/byte, float64, for the P
+    rows of layers and with their coordinates. kl_previous is NaN where the layer before is not in ``dataset``; the
+    final layer of a column is its last one, and its kl_final is 0. KlrayError: no row is a layer under a lens, values
+    are not finite, or the recipe is for other texts.
     """
     layers = facts(dataset, "layer", -1)
     chosen = np.flatnonzero(layers >= 0)
@@ -87,13 +77,7 @@ def layer_kl(dataset: xr.Dataset, recipe: Recipe | None = None) -> xr.Dataset:
 
 
 def compare_lenses(result: xr.Dataset) -> list[LensSummary]:
-    """A line for each kind of lens in what ``layer_kl`` gave: the comparison that the paper leaves open.
-
-    Raises
-    ------
-    KlrayError
-        It is not what ``layer_kl`` gives.
-    """
+    """A line for each kind of lens in what ``layer_kl`` gave (else KlrayError): what the paper leaves open."""
     if missing := [name for name in ("kl_previous", "kl_final") if name not in result]:
         raise KlrayError(
             f"compare_lenses needs what klray.layer_kl gives, this lacks {', '.join(missing)}: pass "
@@ -112,16 +96,8 @@ def compare_lenses(result: xr.Dataset) -> list[LensSummary]:
             column = of_kind & (keys == key)
             by_model.append(final[column & (layers <= layers[column].max() / 2)].mean())
         low, middle, high = np.percentile(adjacent, [25, 50, 75]) if len(adjacent) else (np.nan,) * 3
-        summaries.append(
-            LensSummary(
-                lens=str(kind),
-                models=len(by_model),
-                adjacent_pairs=len(adjacent),
-                adjacent_median=float(middle),
-                adjacent_quartiles=(float(low), float(high)),
-                first_half_to_final=float(np.mean(by_model)),
-            )
-        )
+        quartiles, to_final = (float(low), float(high)), float(np.mean(by_model))
+        summaries.append(LensSummary(str(kind), len(by_model), len(adjacent), float(middle), quartiles, to_final))
     return summaries
 
 

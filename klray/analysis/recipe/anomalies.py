@@ -59,11 +59,7 @@ def find_anomalies(labels: Sequence[str], steps: np.ndarray, kl: np.ndarray) -> 
     found is left out and the rest is looked at again, the largest ratio first, so that an anomaly does not hide
     another. The first and the last checkpoint are never found: on one side nothing tells whether they are off.
 
-    Parameters
-    ----------
-    labels : (T,) names of the checkpoints
-    steps : (T,)
-    kl : (T, T) bits/byte; NaN for what is left out, which is passed over
+    ``labels`` (T,) are names; ``kl`` (T, T) is in bits/byte, NaN for what is left out, which is passed over.
     """
     path = [t for t in range(len(labels)) if np.isfinite(kl[t, t])]
     found = []
@@ -80,18 +76,8 @@ def find_anomalies(labels: Sequence[str], steps: np.ndarray, kl: np.ndarray) -> 
         consecutive[place - 1] = 0  # across the block: of no ordinary spacing
         typical = float(np.median(_near(consecutive, place - 1, place)))
         for t in members:
-            found.append(
-                Anomaly(
-                    model=labels[t],
-                    step=int(steps[t]),
-                    kl_before=float(kl[before, t]),
-                    kl_after=float(kl[t, after]),
-                    kl_across=float(kl[before, after]),
-                    typical=typical,
-                    ratio=ratio,
-                    typical_ratio=typical_ratio,
-                )
-            )
+            nearby = (float(kl[before, t]), float(kl[t, after]), float(kl[before, after]), typical)
+            found.append(Anomaly(labels[t], int(steps[t]), *nearby, ratio, typical_ratio))
         width = 1
     return sorted(found, key=lambda anomaly: anomaly.step)
 

@@ -14,12 +14,7 @@ def of_domain(dataset: xr.Dataset, domain: str) -> xr.Dataset:
     """The snapshot on the texts with this domain label; "" gives it back as it is.
 
     Its ``text_set`` is the snapshot's with the domain behind it, so that a recipe or a result of other texts never
-    passes for one of these.
-
-    Raises
-    ------
-    KlrayError
-        There is no such domain, or it has fewer than 2 texts.
+    passes for one of these. KlrayError: there is no such domain, or it has fewer than 2 texts.
     """
     if not domain:
         return dataset

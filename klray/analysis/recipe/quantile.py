@@ -15,18 +15,8 @@ def lower_quantile(values: da.Array, quantile: float) -> float:
     """The value of rank floor(quantile (n - 1)) among all n, as ``np.quantile(values, quantile, method="lower")``.
 
     Floats in their order are unsigned integers in theirs, so counting 16 bits of them at a time finds the value in 2
-    passes (float32) or 4 (float64).
-
-    Parameters
-    ----------
-    values : (rows, columns) float32 or float64, columns in one chunk
-    quantile : float
-        From 0 to 1.
-
-    Raises
-    ------
-    KlrayError
-        A value is not finite.
+    passes (float32) or 4 (float64). ``values`` are (rows, columns), columns in one chunk; KlrayError where one is not
+    finite.
     """
     bits = 8 * values.dtype.itemsize
     rank = int(np.floor((values.size - 1) * quantile))

@@ -54,40 +54,18 @@ KNOWN_ANOMALIES = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a snapshot is preprocessed.
+    """How a snapshot is preprocessed."""
 
-    Attributes
-    ----------
-    text_set : str
-        Fingerprint of the text set that the numbers belong to.
-    n_texts : int
-        N, before any was removed.
-    clip_quantile : float
-    clip_threshold : float
-        Nats per text: every value below is raised to it.
-    outlier_fraction : float
-        Share of the texts that was to be removed.
-    min_step : int
-        First step that counted for the text scores.
-    removed_texts : tuple of int
-        Positions of the removed texts, ascending.
-    mean_bytes : float
-        B-bar, mean UTF-8 bytes of the kept texts.
-    excluded : tuple of Exclusion
-    note : str
-        What could not be done as asked; empty otherwise.
-    """
-
-    text_set: str
-    n_texts: int
+    text_set: str  # fingerprint of the text set that the numbers belong to
+    n_texts: int  # N, before any was removed
     clip_quantile: float
-    clip_threshold: float
-    outlier_fraction: float
-    min_step: int
-    removed_texts: tuple[int, ...]
-    mean_bytes: float
+    clip_threshold: float  # nats per text: every value below is raised to it
+    outlier_fraction: float  # share of the texts that was to be removed
+    min_step: int  # first step that counted for the text scores
+    removed_texts: tuple[int, ...]  # positions, ascending
+    mean_bytes: float  # B-bar, mean UTF-8 bytes of the kept texts
     excluded: tuple[Exclusion, ...] = ()
-    note: str = ""
+    note: str = ""  # what could not be done as asked
 
     @property
     def text_kept(self) -> np.ndarray:
@@ -111,12 +89,8 @@ class Recipe:
         under a lens), as ``np.quantile(..., method="lower")``. A text's score is its largest absolute change, after
         clipping, between consecutive saved checkpoints of a run, both included and at ``min_step`` or later. The
         round(outlier_fraction N) texts with the largest scores are removed; without any such pair of checkpoints none
-        is, and ``note`` says so.
-
-        Raises
-        ------
-        KlrayError
-            Shares outside [0, 1), no included model, values that are not finite, or fewer than 2 texts left.
+        is, and ``note`` says so. KlrayError: shares outside [0, 1), no included model, values that are not finite, or
+        fewer than 2 texts left.
         """
         for name, share in (("clip_quantile", clip_quantile), ("outlier_fraction", outlier_fraction)):
             if not 0.0 <= share < 1.0:
@@ -125,7 +99,7 @@ class Recipe:
         values = _matrix(dataset)
         excluded = excluded_by(dataset, exclusions)
         included = np.flatnonzero(~excluded & (facts(dataset, "layer", -1) < 0))
-        if not len(included):
+        if not included.size:
             raise KlrayError(
                 f"a recipe needs models to be fitted to, all {len(excluded):,} of the snapshot are excluded or layers "
                 "under a lens: exclude fewer, or pass the recipe of another analysis"
@@ -161,10 +135,7 @@ class Recipe:
     def apply(self, dataset: xr.Dataset) -> xr.DataArray:
         """The snapshot's log-likelihoods, clipped, of the kept texts: (K, kept texts) nats, Dask, texts in one chunk.
 
-        Raises
-        ------
-        KlrayError
-            The snapshot has another text set than the recipe, or its texts other lengths than the recipe says.
+        KlrayError: the snapshot has another text set than the recipe, or its texts other lengths than the recipe says.
         """
         values = _matrix(dataset)
         found = str(dataset.attrs.get("text_set", ""))

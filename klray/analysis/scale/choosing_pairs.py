@@ -19,8 +19,6 @@ from klray.analysis.scale.generations import Lineages, lineages
 
 EIGHT_BITS = ("int8",)
 FOUR_BITS = ("fp4", "nf4")
-
-
 DEFAULT_CHOICE = Choice()
 
 
@@ -55,8 +53,8 @@ def setting_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> dict[str, 
     found = {
         "later": later,
         "early": early,
-        "seed": seed_pairs(models),
-        "size": size_pairs(models),
+        "seed": _common_step_pairs(models, ("family", "size"), "seed"),
+        "size": _common_step_pairs(models, ("family", "seed"), "size"),
         "8-bit": quantization_pairs(models, EIGHT_BITS),
         "4-bit": quantization_pairs(models, FOUR_BITS),
         "fine-tuning": family.pairs,
@@ -81,16 +79,6 @@ def consecutive_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> tuple[
         early.append(pairs[:n])
         later.append(pairs[len(pairs) - n :])
     return _joined(early), _joined(later)
-
-
-def seed_pairs(models: Models) -> np.ndarray:
-    """Pairs of runs that differ in their seed alone, at their last common step."""
-    return _common_step_pairs(models, ("family", "size"), "seed")
-
-
-def size_pairs(models: Models) -> np.ndarray:
-    """Pairs of runs that differ in their size alone, at their last common step."""
-    return _common_step_pairs(models, ("family", "seed"), "size")
 
 
 def quantization_pairs(models: Models, names: Sequence[str]) -> np.ndarray:
@@ -131,6 +119,7 @@ def layer_pairs(models: Models, lens: str) -> np.ndarray:
 
 
 def _common_step_pairs(models: Models, shared: tuple[str, str], differing: str) -> np.ndarray:
+    """Pairs of runs that share these and differ in that alone, at their last common step."""
     groups: dict[tuple[object, ...], list[Run]] = {}
     for run in models.runs:
         if getattr(run, differing) not in ("", None):

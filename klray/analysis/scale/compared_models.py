@@ -20,34 +20,16 @@ _VARIANTS = ("architecture", "dtype", "quantization", "lens")
 
 @dataclass(frozen=True)
 class Models:
-    """Facts of all models, (K,) each, and which of them are compared as what.
+    """Facts of all models, (K,) each, and which of them are compared as what."""
 
-    Attributes
-    ----------
-    labels : str -> (K,) str
-        Coordinates of the snapshot, "" where it does not say.
-    layers : (K,) int64, -1 for a model's own output
-    excluded : (K,) bool
-    dtype : str
-        The dtype in which plain models are compared: the one that most of them have.
-    plain : (K,) bool
-        A model's own output, not quantised, not excluded, and of the one dtype: no checkpoint is counted twice.
-    selves : (K,) int64
-        Position of each quantised model's unquantised self, -1 where there is none.
-    runs : list of Run
-        Plain checkpoints of each pretraining run. What was made from another model is none.
-    finals : repository -> position
-        Its final plain checkpoint: the distinct models that "fine-tuning", "intra-type" and "random" are about.
-    """
-
-    labels: dict[str, np.ndarray]
-    layers: np.ndarray
-    excluded: np.ndarray
-    dtype: str
-    plain: np.ndarray
-    selves: np.ndarray
-    runs: list[Run]
-    finals: dict[str, int]
+    labels: dict[str, np.ndarray]  # (K,) str by coordinate of the snapshot, "" where it does not say
+    layers: np.ndarray  # (K,) int64, -1 for a model's own output
+    excluded: np.ndarray  # (K,) bool
+    dtype: str  # in which plain models are compared: the one that most of them have
+    plain: np.ndarray  # (K,) bool: own output, neither quantised nor excluded, of the one dtype: nothing counts twice
+    selves: np.ndarray  # (K,) int64, position of each quantised model's unquantised self, -1 where there is none
+    runs: list[Run]  # plain checkpoints of each pretraining run; what was made from another model is none
+    finals: dict[str, int]  # final plain checkpoint by repository, which "fine-tuning", "intra-type", "random" compare
 
     @classmethod
     def of(cls, dataset: xr.Dataset, excluded: np.ndarray | None = None) -> Models:

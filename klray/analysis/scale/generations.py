@@ -14,25 +14,14 @@ MIN_SHA = 7  # characters of a commit sha that name it
 
 @dataclass(frozen=True)
 class Lineages:
-    """Children of the snapshot, C of which have their single parent in it.
+    """Children of the snapshot, C of which have their single parent in it."""
 
-    Attributes
-    ----------
-    pairs : (C, 2) int64
-        Positions of child and parent, in the order of the children.
-    generation : repository -> int
-        0 for a model without a parent in the snapshot, 1 for its children, 2 for theirs.
-    apart : relation -> int
-        Distinct models that were made by no fine-tuning: "merge" (several parents, or the hub calls it one),
-        "adapter", "quantized".
-    absent : tuple of str
-        Fine-tuned models whose parent is not in the snapshot, or not at the revision that is named.
-    """
-
-    pairs: np.ndarray
-    generation: dict[str, int]
+    pairs: np.ndarray  # (C, 2) int64, positions of child and parent, in the order of the children
+    generation: dict[str, int]  # of a repository: 0 without a parent in the snapshot, 1 for its children, 2 for theirs
+    # Distinct models that were made by no fine-tuning: "merge" (several parents, or the hub calls it one), "adapter",
+    # "quantized".
     apart: dict[str, int]
-    absent: tuple[str, ...]
+    absent: tuple[str, ...]  # fine-tuned ones whose parent is not in the snapshot, or not at the revision that is named
 
 
 def lineages(models: Models) -> Lineages:

@@ -43,11 +43,7 @@ _NUMBERS = {
 
 @dataclass(frozen=True)
 class ScaleRow:
-    """One setting in a result; KL in bits/byte, NaN where there is no pair or nothing is published.
-
-    ``pair_standard_error`` is the median of the pairs' standard errors over texts, ``median_standard_error`` that of
-    the median by bootstrap over pairs.
-    """
+    """One setting in a result, as `_NUMBERS` says; KL in bits/byte, NaN without a pair or where none is published."""
 
     setting: str
     n: int
@@ -69,31 +65,13 @@ def measure_scale(
     resamples: int = RESAMPLES,
     rows_bytes: int = ROWS_BYTES,
 ) -> xr.Dataset:
-    """KL and standard error of every setting's pairs in a snapshot, of values preprocessed by ``recipe``.
+    """KL and standard error of every setting's pairs in a snapshot, preprocessed by ``recipe``.
 
-    Parameters
-    ----------
-    dataset : snapshot, as ``klray.open_dataset`` gives it
-    recipe : Recipe
-        Clipping, texts and exclusions.
-    choice : Choice
-        Spacing and numbers of consecutive pairs, number and seed of random ones (also the seed of the bootstrap).
-    resamples : int
-        Of the bootstrap.
-    rows_bytes : int
-        Most bytes of rows in memory at a time.
-
-    Returns
-    -------
-    xarray.Dataset
-        By pair: kl, kl_standard_error (bits/byte), pair_setting, first and second (labels of the models). By setting
-        (the ten, then those counted apart that have pairs): n and the numbers of ``ScaleRow``. In the attributes the
-        recipe, the choice, and what was kept apart: merges, adapters, quantised models, children without their parent.
-
-    Raises
-    ------
-    KlrayError
-        The recipe is for other texts, or values are not finite.
+    The seed of ``choice`` is also that of the bootstrap, which has ``resamples``; at most ``rows_bytes`` of rows are
+    in memory at a time. The Dataset has by pair: kl, kl_standard_error (bits/byte), pair_setting, first and second
+    (labels of the models); by setting (the ten, then those counted apart that have pairs): n and the numbers of
+    ``ScaleRow``; in the attributes the recipe, the choice, and what was kept apart: merges, adapters, quantised
+    models, children without their parent. KlrayError: the recipe is for other texts, or values are not finite.
     """
     values = recipe.apply(dataset)
     models = Models.of(dataset, excluded_by(dataset, recipe.excluded))
@@ -141,15 +119,11 @@ def measure_scale(
 def _row(name: str, kl: np.ndarray, standard_error: np.ndarray, resamples: int, choice: Choice) -> ScaleRow:
     low, high = setting_named(name).published(choice.spacing)
     quartiles = np.quantile(kl, [0.0, 0.25, 0.5, 0.75, 1.0]).tolist() if len(kl) else [math.nan] * 5
-    smallest, lower, median, upper, largest = quartiles
+    of_kl = ("smallest", "lower_quartile", "median", "upper_quartile", "largest")
     return ScaleRow(
         setting=name,
         n=len(kl),
-        median=median,
-        lower_quartile=lower,
-        upper_quartile=upper,
-        smallest=smallest,
-        largest=largest,
+        **dict(zip(of_kl, quartiles, strict=True)),
         pair_standard_error=float(np.median(standard_error)) if len(kl) else math.nan,
         median_standard_error=bootstrap_standard_error(kl, resamples, choice.seed),
         published_low=low,

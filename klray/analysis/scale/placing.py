@@ -21,31 +21,15 @@ _QUANTILE_PAIRS = 5  # fewer pairs say nothing about a share
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One setting as seen from a number.
-
-    Attributes
-    ----------
-    setting : str
-    phrase : str
-        What it is, after "like".
-    low, high : float
-        What it is compared with, bits/byte: the median (both), or a published range.
-    log_ratio : float
-        Natural logarithm of the number over the nearer of the two; 0 within the range, -inf for a number of 0.
-    quantile : float or None
-        Share of the setting's pairs with a smaller KL, ties counted by half; None with published values, which are
-        medians and ranges only.
-    n : int
-        Pairs of the setting; 0 with published values.
-    """
+    """One setting as seen from a number; ``low`` and ``high``, bits/byte, are its median twice or a published range."""
 
     setting: str
-    phrase: str
+    phrase: str  # what it is, after "like"
     low: float
     high: float
-    log_ratio: float
-    quantile: float | None = None
-    n: int = 0
+    log_ratio: float  # ln of the number over the nearer of the two; 0 within the range, -inf for a number of 0
+    quantile: float | None = None  # share of the pairs with a smaller KL, ties by half; None with published values
+    n: int = 0  # pairs of the setting; 0 with published values
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,18 +65,10 @@ def place(kl: float, scale: xr.Dataset | None = None) -> Placement:
     >>> place(1.0)
     1.00 bits/byte: like taking another model of the same architecture (0.95) [arXiv:2505.15353]
 
-    Parameters
-    ----------
-    kl : float
-        Bits per byte, 0 or more.
-    scale : xarray.Dataset, optional
-        Result of ``klray scale`` (``klray.open_result(url, "scale")``): its medians, and the quantile of ``kl`` among
-        each setting's pairs. None: the published values of arXiv:2505.15353.
-
-    Raises
-    ------
-    KlrayError
-        ``kl`` is negative, infinite or no number, or ``scale`` is no such result or has no pairs.
+    ``kl`` is in bits per byte, 0 or more. ``scale`` is a result of ``klray scale``
+    (``klray.open_result(url, "scale")``): its medians count, and the quantile of ``kl`` among each setting's pairs;
+    without it, the published values of arXiv:2505.15353. KlrayError where ``kl`` is negative, infinite or no number,
+    or ``scale`` is no such result or has no pairs.
     """
     try:
         kl = float(kl)
@@ -101,10 +77,10 @@ def place(kl: float, scale: xr.Dataset | None = None) -> Placement:
     if not math.isfinite(kl) or kl < 0:
         raise KlrayError(f"kl={kl} cannot be placed: a KL divergence is a finite number of 0 or more, in bits per byte")
     if scale is None:
-        known = [each for each in SETTINGS if not math.isnan(each.low)]
         found = [
             Neighbour(each.name, each.words(), each.low, each.high, _log_ratio(kl, each.low, each.high))
-            for each in known
+            for each in SETTINGS
+            if not math.isnan(each.low)
         ]
         return Placement(kl, _sorted(found), SOURCE)
     if not isinstance(scale, xr.Dataset):
@@ -123,19 +99,9 @@ def place(kl: float, scale: xr.Dataset | None = None) -> Placement:
     for row in scale_rows(scale):
         if row.n and row.median > 0:
             pairs = setting_kl(scale, row.setting)
-            below, up_to = np.searchsorted(pairs, kl, "left"), np.searchsorted(pairs, kl, "right")
-            share = float(below + up_to) / (2 * row.n)
-            found.append(
-                Neighbour(
-                    row.setting,
-                    setting_named(row.setting).words(spacing),
-                    row.median,
-                    row.median,
-                    _log_ratio(kl, row.median, row.median),
-                    share,
-                    row.n,
-                )
-            )
+            share = float(np.searchsorted(pairs, kl, "left") + np.searchsorted(pairs, kl, "right")) / (2 * row.n)
+            words, far = setting_named(row.setting).words(spacing), _log_ratio(kl, row.median, row.median)
+            found.append(Neighbour(row.setting, words, row.median, row.median, far, share, row.n))
     if not found:
         raise KlrayError(
             "scale= has no setting with pairs: score more models, or leave it out for the published values"

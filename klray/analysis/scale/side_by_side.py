@@ -24,18 +24,11 @@ EXPONENTS_MEAN = "Diffusion exponent of KL: mean over the last half of the windo
 
 @dataclass(frozen=True)
 class Comparison:
-    """Settings and runs of two or more domains.
-
-    Attributes
-    ----------
-    domains : tuple of str
-    settings : setting -> (domains,) rows, those that have pairs in any domain
-    runs : run -> (domains,) rows, None where a domain has no such run
-    """
+    """Settings and runs of two or more domains."""
 
     domains: tuple[str, ...]
-    settings: dict[str, tuple[ScaleRow, ...]]
-    runs: dict[str, tuple[RunRow | None, ...]]
+    settings: dict[str, tuple[ScaleRow, ...]]  # a row for each domain, of settings that have pairs in all
+    runs: dict[str, tuple[RunRow | None, ...]]  # a row for each domain, None where it has no such run
 
     def ratio(self, setting: str, domain: str) -> float:
         """Median of the setting in that domain over the one in the first domain; NaN where one is missing."""
@@ -75,17 +68,11 @@ class Comparison:
 
 
 def compare_domains(scales: Mapping[str, xr.Dataset], trajectories: Mapping[str, xr.Dataset]) -> Comparison:
-    """Put results of several domains side by side.
-
-    Parameters
-    ----------
-    scales : domain -> result of ``measure_scale`` on its texts
-    trajectories : domain -> result of ``analyze`` on its texts, of as many of the domains as have one
-    """
+    """Put side by side what ``measure_scale`` and, for as many as have it, ``analyze`` gave on each domain's texts."""
     domains = tuple(scales)
     rows = {domain: {row.setting: row for row in scale_rows(scale)} for domain, scale in scales.items()}
-    settings = [name for name in dict.fromkeys(name for each in rows.values() for name in each)]
-    settings = [name for name in settings if all(name in rows[domain] and rows[domain][name].n for domain in domains)]
+    first = rows[domains[0]]
+    settings = [name for name in first if all(name in rows[domain] and rows[domain][name].n for domain in domains)]
     tables = [
         {row.run: row for row in run_table(trajectories[domain])} if domain in trajectories else {}
         for domain in domains
