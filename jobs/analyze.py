@@ -84,12 +84,7 @@ def given_recipe(asked: AnalysisConfig) -> Recipe | None:
         raise KlrayError(f"analysis.recipe={asked.recipe}: it is no text ({error}); name a recipe's JSON") from error
 
 
-@verb
-def main(config: Config) -> int:
-    """Exit code 0."""
-    analyze(config)
-    return 0
-
+main = verb(analyze)
 
 if __name__ == "__main__":
     main()

@@ -47,9 +47,7 @@ def lens(config: Config) -> Lens:
                 f"for one: set models.repo= and models.revisions={refused}"
             )
         facts: dict[str, Any] = {
-            "repository": checkpoints[0].repository,
-            "revision": checkpoints[0].revision,
-            "commit": checkpoints[0].commit,
+            **{name: getattr(checkpoints[0], name) for name in ("repository", "revision", "commit")},
             "dtype": settings.dtype,
             "text_set": trained_on.fingerprint,
             "text_set_name": trained_on.name,
@@ -90,10 +88,8 @@ def _there(folder: Path, facts: Mapping[str, Any], training: LensTraining) -> Le
             )
         differ = [name for name, value in asdict(training).items() if found.facts.get(name) != value]
         if differ:
-            was, now = (
-                " ".join(f"lens.{name}={values.get(name)}" for name in differ)
-                for values in (found.facts, asdict(training))
-            )
+            both = (found.facts, asdict(training))
+            was, now = (" ".join(f"lens.{name}={values.get(name)}" for name in differ) for values in both)
             raise KlrayError(
                 f"lens.path={folder}: a lens of {of} is there already that was trained with {was}, and {now} was asked "
                 "for; name a new folder"
@@ -129,12 +125,7 @@ def _print(checkpoint: Checkpoint, model: Any, tokenizer: Any, judged_on: TextSe
     )
 
 
-@verb
-def main(config: Config) -> int:
-    """Exit code 0."""
-    lens(config)
-    return 0
-
+main = verb(lens)
 
 if __name__ == "__main__":
     main()

@@ -68,12 +68,8 @@ def _there(
     path: Path | None, chosen: Sequence[Checkpoint], text_set: TextSet, default: str, ways: Ways
 ) -> NoiseFloor | None:
     """What ``path`` holds, if it is what would be measured now, and nothing failed."""
-    asked = {
-        (dtype, device, budget)
-        for dtype in ways.dtypes
-        for device in ways.devices
-        for budget in ways.budgets_on(device)
-    }
+    plans = [(device, budget) for device in ways.devices for budget in ways.budgets_on(device)]
+    asked = {(dtype, *plan) for dtype in ways.dtypes for plan in plans}
 
     def same(found: NoiseFloor) -> bool:
         return (
@@ -128,15 +124,10 @@ def _print(found: NoiseFloor, selected: int, ways: Ways) -> None:
         if row.failure:
             print(f"failed: {row.model} in {row.dtype}: {row.failure}")
     print()
-    for sentence in found.verdicts():
-        print(sentence)
+    print("\n".join(found.verdicts()))
 
 
-@verb
-def main(config: Config) -> int:
-    """Exit code 1 if the default precision is too noisy, or was not measured on every checkpoint."""
-    return 0 if noise(config).default_is_fine else 1
-
+main = verb(noise, lambda found: not found.default_is_fine)
 
 if __name__ == "__main__":
     main()

@@ -104,11 +104,12 @@ def _row(name: str, costs: Sequence[Cost]) -> tuple[str, ...]:
     )
 
 
-@verb
-def main(config: Config) -> int:
-    """Exit code 1 if anything cannot be scored."""
-    plans = plan_study(config) if config.study.stages else [plan(config)]
-    return 1 if any(each.unavailable for each in plans) else 0
+def plans(config: Config) -> list[Plan]:
+    """Those of the study's stages, or the one of the job."""
+    return plan_study(config) if config.study.stages else [plan(config)]
+
+
+main = verb(plans, lambda found: any(each.unavailable for each in found))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,7 @@ def publish(config: Config) -> Manifest:
     return manifest
 
 
-@verb
-def main(config: Config) -> int:
-    """Exit code 0."""
-    publish(config)
-    return 0
-
+main = verb(publish)
 
 if __name__ == "__main__":
     main()

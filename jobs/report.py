@@ -61,12 +61,7 @@ def made(store: Store, snapshot: str, config: Config) -> Study:
     )
 
 
-@verb
-def main(config: Config) -> int:
-    """Exit code 0."""
-    report(config)
-    return 0
-
+main = verb(report)
 
 if __name__ == "__main__":
     main()

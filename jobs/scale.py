@@ -28,14 +28,14 @@ log = logging.getLogger("klray")
 def scale(config: Config) -> dict[str, xr.Dataset]:
     """Measure, print the table, write result and figure; the results by domain ("": all texts)."""
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
-    asked = config.scale
-    domains = list(dict.fromkeys(asked.domains)) or [config.analysis.domain]
-    if len(domains) > 1 and config.analysis.recipe not in ("keep", "fit"):
+    asked, of = config.scale, config.analysis
+    domains = list(dict.fromkeys(asked.domains)) or [of.domain]
+    if len(domains) > 1 and of.recipe not in ("keep", "fit"):
         raise KlrayError(
-            f"analysis.recipe={config.analysis.recipe} with scale.domains={domains}: a recipe is for one domain's "
+            f"analysis.recipe={of.recipe} with scale.domains={domains}: a recipe is for one domain's "
             "texts; leave it out, or measure one domain at a time by analysis.domain="
         )
-    snapshot = store.manifest(config.analysis.snapshot).id
+    snapshot = store.manifest(of.snapshot).id
     folder = Path(asked.dir).expanduser() if asked.dir else None
     datasets = {domain: of_domain(store.dataset(snapshot), domain) for domain in domains}
     results, trajectories = {}, {}
@@ -56,7 +56,10 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
             print()
             results[domain] = result
             if len(domains) > 1:
-                trajectories[domain] = _trajectory(dataset, recipe, config)
+                # exponents of the runs on these texts; pairs of all models stay uncomputed
+                trajectories[domain] = trajectory.analyze(
+                    dataset, recipe=recipe, window=of.window, min_step=of.min_step, tile=of.tile, tsne=False
+                )
     if len(domains) > 1:
         print(compare_domains(results, trajectories).table())
     return results
@@ -89,20 +92,7 @@ def _recipe(store: Store, snapshot: str, config: Config, domain: str, dataset: x
     return made_so.fit(dataset)
 
 
-def _trajectory(dataset: xr.Dataset, recipe: Recipe, config: Config) -> xr.Dataset:
-    """Exponents of the runs on these texts; pairs of all models stay uncomputed."""
-    asked = config.analysis
-    return trajectory.analyze(
-        dataset, recipe=recipe, window=asked.window, min_step=asked.min_step, tile=asked.tile, tsne=False
-    )
-
-
-@verb
-def main(config: Config) -> int:
-    """Exit code 0."""
-    scale(config)
-    return 0
-
+main = verb(scale)
 
 if __name__ == "__main__":
     main()

@@ -89,11 +89,7 @@ def _closing_table(report: SweepReport, checkpoints: Sequence[Checkpoint]) -> st
     return text_table(("repository", "resolved", "in the store", "failed"), rows, text_columns=1)
 
 
-@verb
-def main(config: Config) -> int:
-    """Exit code 1 if any checkpoint failed."""
-    return 1 if score(config).failures else 0
-
+main = verb(score, lambda report: report.failures)
 
 if __name__ == "__main__":
     main()

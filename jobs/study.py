@@ -57,11 +57,7 @@ def _function(name: str) -> Callable[[Config], Any]:
     return function
 
 
-@verb
-def main(config: Config) -> int:
-    """Exit code 1 if any checkpoint failed."""
-    return 1 if study(config) else 0
-
+main = verb(study, bool)
 
 if __name__ == "__main__":
     main()

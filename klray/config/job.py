@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import hydra
 from hydra.errors import HydraException
@@ -27,15 +28,26 @@ FREE = "store.storage_options"  # what it holds is the backend's, so that Hydra 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
+T = TypeVar("T")
 Verb = Callable[[Config], int]  # returns the exit code
 
 
-def verb(function: Verb) -> Callable[[], None]:
-    """Make a job of a function; it is called like its file."""
+def verb(function: Callable[[Config], T], failed: Callable[[T], object] | None = None) -> Callable[[], None]:
+    """Make a job of a function; it is called like its file.
 
-    @functools.wraps(function)
+    The exit code is 1 where what the function returned has ``failed``, and 0 elsewhere; without ``failed`` a whole
+    number that it returned is the exit code.
+    """
+
+    def exit_code(config: Config) -> int:
+        found = function(config)
+        if failed is not None:
+            return 1 if failed(found) else 0
+        return found if isinstance(found, int) else 0
+
+    @functools.wraps(exit_code)
     def entry() -> None:
-        sys.exit(run(Path(function.__code__.co_filename).stem, lambda: function))
+        sys.exit(run(Path(function.__code__.co_filename).stem, lambda: exit_code))
 
     return entry
 
@@ -107,8 +119,7 @@ def _explain(error: Exception) -> str:
         near = difflib.get_close_matches(group.group(2), options, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"unknown config group {group.group(1)}={group.group(2)}: {hint}there are {', '.join(options)}"
-    value = _explain_value(text)
-    if value:
+    if value := _explain_value(text):
         return value
     asked = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
     if asked is None:
@@ -131,13 +142,10 @@ def _explain_value(text: str) -> str:
     names = re.search(r"expected one of \[(.*)\]", wanted)
     kind = re.search("|".join(KINDS), wanted)
     if names:
-        return f"{key}={given}: write {_one_of(names[1])}"
+        *rest, last = names[1].split(", ")
+        known = f"{', '.join(rest)} or {last}" if rest else last
+        return f"{key}={given}: write {known}"
     return f"{key}={given}: write {KINDS[kind[0]]}" if kind else ""
-
-
-def _one_of(names: str) -> str:
-    *rest, last = names.split(", ")
-    return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def _explain_system(error: OSError) -> str:

@@ -33,10 +33,7 @@ def lens_training(config: LensConfig) -> LensTraining:
 def lens_texts(config: LensConfig, texts: TextsConfig, scoring: TextSet) -> TextSet:
     """The texts that a lens is trained on, none of which is in ``scoring``, the texts that ``texts`` asks for.
 
-    Raises
-    ------
-    KlrayError
-        It is not said which, or the two have texts in common.
+    KlrayError: it is not said which, or the two have texts in common.
     """
     asked = dataclasses.replace(texts, seed=config.seed, n=None)
     if texts.source is TextSource.python_stdlib:

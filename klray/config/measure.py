@@ -7,7 +7,7 @@ from pathlib import Path
 from klray.config.lens import LensConfig
 from klray.config.models import ModelsConfig, ModelSource
 from klray.config.noise import NoiseConfig
-from klray.config.scoring import DTYPES, PlanConfig, ScoringConfig
+from klray.config.scoring import DTYPES, PlanConfig, ScoringConfig, check_above_zero
 from klray.errors import KlrayError
 from klray.likelihood.choices import NONE
 from klray.likelihood.lens import FACTS, is_unfinished
@@ -49,21 +49,13 @@ def noise_ways(config: NoiseConfig, settings: ScoringSettings) -> Ways:
 
 def plan_rates(config: PlanConfig, models: ModelsConfig, scoring: ScoringConfig, ray: RaySettings) -> Rates:
     """The rates, and in which words they are stated; of ``ray.workers`` that are not given there is one."""
-    for name, value in (
-        ("device_tflops", config.device_tflops),
-        ("gigabits", config.gigabits),
-        ("bytes_per_token", config.bytes_per_token),
-    ):
-        if value is not None and value <= 0:
-            raise KlrayError(f"plan.{name}={value}: must be above 0")
+    check_above_zero("plan", config, "device_tflops", "gigabits", "bytes_per_token")
     on_cpu = models.source is ModelSource.embedded
     if config.device_tflops is not None:
         tflops, stated = config.device_tflops, "plan.device_tflops"
     elif on_cpu:
-        tflops, stated = (
-            CPU_CORE_TFLOPS * scoring.threads,
-            f"{counted(scoring.threads, 'CPU core')}, as measured in float32",
-        )
+        tflops = CPU_CORE_TFLOPS * scoring.threads
+        stated = f"{counted(scoring.threads, 'CPU core')}, as measured in float32"
     else:
         dtype = DTYPES[scoring.dtype]
         peak = H100_PEAK_TFLOPS[dtype]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from klray.errors import KlrayError
 from klray.likelihood import choices
 from klray.sweep.settings import CACHE_GIGABYTES, ScoringSettings
 
@@ -19,13 +20,7 @@ class Dtype(Enum):
     float16 = "float16"
 
 
-DTYPES: dict[Dtype, choices.Dtype] = {
-    Dtype.float32: "float32",
-    Dtype.bfloat16: "bfloat16",
-    Dtype.float16: "float16",
-}
-
-
+DTYPES: dict[Dtype, choices.Dtype] = {Dtype.float32: "float32", Dtype.bfloat16: "bfloat16", Dtype.float16: "float16"}
 DEFAULT_DTYPE = Dtype(ScoringSettings.dtype)
 
 
@@ -52,6 +47,14 @@ class PlanConfig:
     device_tflops: float | None = None
     gigabits: float = 10.0  # 1e9 bits a second, of the link to the hub that all workers share
     bytes_per_token: float = 4.0  # of text
+
+
+def check_above_zero(group: str, config: object, *names: str) -> None:
+    """KlrayError where one of these keys of a group has a value that is not above 0."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise KlrayError(f"{group}.{name}={value}: must be above 0")
 
 
 def cache_home() -> Path:

@@ -56,10 +56,7 @@ class StudyConfig:
 def stages(config: Config) -> Iterator[tuple[StageConfig, Config]]:
     """Every stage that is asked for, and the job's config with the stage's models and scoring.
 
-    Raises
-    ------
-    KlrayError
-        There is no such stage, no such family, or no such key.
+    KlrayError: there is no such stage, no such family, or no such key.
     """
     known = [stage.name for stage in config.study.stages]
     if twice := sorted({name for name in known if known.count(name) > 1 or not name}):
@@ -68,16 +65,10 @@ def stages(config: Config) -> Iterator[tuple[StageConfig, Config]]:
         raise KlrayError(f"study.only={lost}: the study has the stages {', '.join(known) or 'none; set study=tiny'}")
     for stage in config.study.stages:
         if not config.study.only or stage.name in config.study.only:
-            yield (
-                stage,
-                dataclasses.replace(
-                    config,
-                    models=_changed(
-                        _family(f"stage {stage.name}", stage.models), stage.select, f"stage {stage.name}: select"
-                    ),
-                    scoring=_changed(config.scoring, stage.scoring, f"stage {stage.name}: scoring"),
-                ),
-            )
+            where = f"stage {stage.name}"
+            models = _changed(_family(where, stage.models), stage.select, f"{where}: select")
+            scoring = _changed(config.scoring, stage.scoring, f"{where}: scoring")
+            yield stage, dataclasses.replace(config, models=models, scoring=scoring)
 
 
 def tuned_folder(config: Config, stage: StageConfig) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from klray.checkpoints import Hub, RepositorySpec, Selection
 from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig
-from klray.config.scoring import DTYPES, ScoringConfig, cache_home
+from klray.config.scoring import DTYPES, ScoringConfig, cache_home, check_above_zero
 from klray.errors import KlrayError
 from klray.likelihood.choices import LOGIT, NONE, check_quantization, lacks_accelerate, lacks_quantization
 from klray.sweep.settings import RaySettings, ScoringSettings
@@ -50,13 +50,7 @@ def hub(config: ModelsConfig) -> contextlib.AbstractContextManager[Hub]:
 def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> ScoringSettings:
     """How checkpoints are scored; ``lens_norm`` is the path to the final norm, where it cannot be found."""
     check_quantization(config.quantization)
-    for name, value in (
-        ("threads", config.threads),
-        ("tokens_per_batch", config.tokens_per_batch),
-        ("cache_gigabytes", config.cache_gigabytes),
-    ):
-        if value is not None and value <= 0:
-            raise KlrayError(f"scoring.{name}={value}: must be above 0")
+    check_above_zero("scoring", config, "threads", "tokens_per_batch", "cache_gigabytes")
     if config.sketch < 0 or config.sketch % 64:
         raise KlrayError(f"scoring.sketch={config.sketch}: a multiple of 64, such as 65536, or 0 for no weight sketch")
     lens, folder = _lens(config.lens)

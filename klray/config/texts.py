@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from klray import texts
 from klray.errors import KlrayError
@@ -48,21 +49,13 @@ class TextsConfig:
 
 def text_set(config: TextsConfig) -> TextSet:
     """The text set that is asked for."""
+    drawn: dict[str, Any] = {"n": config.n, "seed": config.seed, "domain": config.domain}
     if config.source is TextSource.python_stdlib:
         split: texts.Split = "train" if config.split is TextSplit.train else "heldout"
-        return texts.python_stdlib(split, n=config.n, seed=config.seed, domain=config.domain)
+        return texts.python_stdlib(split, **drawn)
     if not config.path:
         raise KlrayError(f"texts={config.source.value} needs the place of the texts: set texts.path=")
     if config.source is TextSource.folder:
-        return texts.from_folder(
-            config.path, pattern=config.pattern, n=config.n, seed=config.seed, domain=config.domain
-        )
-    return texts.from_jsonl(
-        config.path,
-        n=config.n,
-        seed=config.seed,
-        domain=config.domain,
-        text_field=config.text_field,
-        domain_field=config.domain_field,
-        chunked=config.chunked,
-    )
+        return texts.from_folder(config.path, pattern=config.pattern, **drawn)
+    drawn |= {"text_field": config.text_field, "domain_field": config.domain_field, "chunked": config.chunked}
+    return texts.from_jsonl(config.path, **drawn)

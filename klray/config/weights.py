@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from klray.errors import KlrayError
+from klray.config.scoring import check_above_zero
 
 
 class Align(Enum):
@@ -27,6 +27,5 @@ class WeightsConfig:
 
 def weights_memory_bytes(config: WeightsConfig) -> int:
     """The budget in bytes."""
-    if config.memory_gigabytes <= 0:
-        raise KlrayError(f"weights.memory_gigabytes={config.memory_gigabytes}: must be above 0")
+    check_above_zero("weights", config, "memory_gigabytes")
     return int(config.memory_gigabytes * 1e9)
