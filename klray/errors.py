@@ -29,7 +29,8 @@ Reason = Literal[
 
 # Which extra brings what not every installation has.
 EXTRAS = {
-    **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "ray"), "score"),
+    **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "ray", "scipy"), "score"),
+    "sklearn": "maps",
     "distributed": "distributed",
     "bitsandbytes": "quant",
     "accelerate": "multi_gpu",

@@ -193,6 +193,7 @@ def test_an_extra_that_is_named_to_users_brings_the_library() -> None:
     extras = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     brought = {name: {re.split(r"[><=]", each)[0] for each in needs} for name, needs in extras.items()}
     brought["distributed"].add("distributed")  # which dask[distributed] brings
+    brought["maps"].add("sklearn")  # of scikit-learn
     assert {library: extra for library, extra in EXTRAS.items() if library not in brought[extra]} == {}
 
 

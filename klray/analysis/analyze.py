@@ -43,7 +43,7 @@ from klray.analysis.recipe import (
     names_of,
 )
 from klray.analysis.runs import Run, runs
-from klray.errors import KlrayError
+from klray.errors import KlrayError, needed
 
 logger = logging.getLogger("klray")
 
@@ -98,7 +98,8 @@ def analyze(
         Result of this analysis on an earlier snapshot. Same text set, same recipe, and its models are the first ones of
         ``dataset``: their pairs keep their values to the bit, and only pairs with a newer model are computed.
     window, min_step, tile, perplexity, tsne
-        Of ``diffusion_exponent``; of the matrices, whose chunks are tiles; of the t-SNE map, if ``map_tsne`` is wanted.
+        Of ``diffusion_exponent``; of the matrices, whose chunks are tiles; of the t-SNE map, if it is wanted and
+        scikit-learn is there.
     memory_limit_bytes, threads
         Refuse to start when more could be needed with so many tiles at a time (None: Dask's setting, or one a CPU).
     sketches
@@ -124,6 +125,9 @@ def analyze(
         More memory than the limit, a recipe or previous result that does not fit the snapshot, values that are not
         finite.
     """
+    if tsne and (lacking := needed("a map by t-SNE", "sklearn")):
+        logger.warning("%s; without it maps are by principal components alone", lacking)
+        tsne = False
     if recipe is None and previous is not None:
         recipe = Recipe.from_json(previous.attrs["recipe"])
     left_out: list[Anomaly] = []

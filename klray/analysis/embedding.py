@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from klray.analysis.kl.centering import Values
+from klray.errors import KlrayError, lacks
 from klray.units import kl_per_variance
 
 EXACT_RANK = 4096  # largest side of a Gram matrix to be decomposed whole: 134 MB, half a minute on 2 cores
@@ -87,7 +87,16 @@ def tsne(coordinates: np.ndarray, perplexity: float = 30.0, seed: int = 0) -> Ts
 
     Perplexity is lowered to (K - 1) / 3 where it is larger. Up to 4,096 models the same input and seed give the same
     map: one thread sums in one order, and as many models take it seconds. Models that are all at one place stay there.
+
+    Raises
+    ------
+    KlrayError
+        scikit-learn is not installed.
     """
+    try:
+        from sklearn.manifold import TSNE  # noqa: PLC0415 - an extra: a third of an analyst's installation
+    except ModuleNotFoundError as error:
+        raise KlrayError(lacks(error)) from error
     n_models = len(coordinates)
     used = min(float(perplexity), (n_models - 1) / 3)
     if n_models < _MIN_TSNE_MODELS:
