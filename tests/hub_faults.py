@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 
@@ -125,3 +127,47 @@ class FaultyHub(HubServer):
 
         self.handler = Handler
         super().__init__(root)
+
+
+class NotingHub(HubServer):
+    """Notes when which weights are asked for, calls ``before_weights`` with that, and asks for ``pause`` seconds of
+    silence while ``refusals`` last.
+    """
+
+    def __init__(self, root: Path):
+        self.weights = weights = list[tuple[float, str]]()
+        self.refusals, self.pause = 0, 0
+        self.before_weights: Callable[[str], None] = lambda path: None
+        hub = self
+
+        class Handler(HubHandler):
+            def send_resolved(self, repository: str, revision: str, path: str) -> None:
+                if path.endswith(".safetensors"):
+                    weights.append((time.monotonic(), f"{repository}/{revision}"))
+                    hub.before_weights(f"{repository}/{revision}")
+                    with self.server.lock:
+                        refused, hub.refusals = hub.refusals > 0, hub.refusals - 1
+                    if refused:
+                        headers = {"Retry-After": str(hub.pause)}
+                        return self.send_json({"error": "slow down"}, HTTPStatus.TOO_MANY_REQUESTS, headers)
+                return super().send_resolved(repository, revision, path)
+
+        self.handler = Handler
+        super().__init__(root)
+
+
+@contextlib.contextmanager
+def holding_back(root: Path, after: int = 5) -> Iterator[tuple[NotingHub, threading.Event]]:
+    """A hub that sends so many weights, and more once the event is set: a sweep cannot end before."""
+    go_on = threading.Event()
+    with NotingHub(root) as server:
+
+        def hold(path: str) -> None:
+            if len(server.weights) > after:
+                go_on.wait()
+
+        server.before_weights = hold
+        try:
+            yield server, go_on
+        finally:
+            go_on.set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -10,10 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http import HTTPStatus
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -27,7 +24,7 @@ from klray.store import Store
 from klray.tiny.family import train_family
 from klray.tiny.family_recipe import SMALLEST
 from klray.tiny.hub_server import HubServer
-from klray.tiny.routes import HubHandler
+from tests.hub_faults import NotingHub, holding_back
 
 pytestmark = pytest.mark.slow
 
@@ -250,50 +247,6 @@ def test_another_text_set_is_refused_before_anything_is_scored(hub: HubServer, u
 
 def test_text_set_of_the_sweep_is_the_store_s(undisturbed: Path) -> None:
     assert Store.open(str(undisturbed)).texts.fingerprint == texts.python_stdlib(n=16).fingerprint
-
-
-class NotingHub(HubServer):
-    """Notes when which weights are asked for, calls ``before_weights`` with that, and asks for ``pause`` seconds of
-    silence while ``refusals`` last.
-    """
-
-    def __init__(self, root: Path):
-        self.weights = weights = list[tuple[float, str]]()
-        self.refusals, self.pause = 0, 0
-        self.before_weights: Callable[[str], None] = lambda path: None
-        hub = self
-
-        class Handler(HubHandler):
-            def send_resolved(self, repository: str, revision: str, path: str) -> None:
-                if path.endswith(".safetensors"):
-                    weights.append((time.monotonic(), f"{repository}/{revision}"))
-                    hub.before_weights(f"{repository}/{revision}")
-                    with self.server.lock:
-                        refused, hub.refusals = hub.refusals > 0, hub.refusals - 1
-                    if refused:
-                        headers = {"Retry-After": str(hub.pause)}
-                        return self.send_json({"error": "slow down"}, HTTPStatus.TOO_MANY_REQUESTS, headers)
-                return super().send_resolved(repository, revision, path)
-
-        self.handler = Handler
-        super().__init__(root)
-
-
-@contextlib.contextmanager
-def holding_back(root: Path, after: int = 5) -> Iterator[tuple[NotingHub, threading.Event]]:
-    """A hub that sends so many weights, and more once the event is set: a sweep cannot end before."""
-    go_on = threading.Event()
-    with NotingHub(root) as server:
-
-        def hold(path: str) -> None:
-            if len(server.weights) > after:
-                go_on.wait()
-
-        server.before_weights = hold
-        try:
-            yield server, go_on
-        finally:
-            go_on.set()
 
 
 @pytest.fixture(scope="module")
