@@ -76,11 +76,9 @@ class Cache:
 
         A folder that is here already costs no request. A local folder is used where it is, after hashing it again.
 
-        Raises
-        ------
-        CheckpointError
-            ``checksum_mismatch``, ``download_failed``, ``gated``, ``repository_not_found``, ``revision_not_found``;
-            ``disk_full`` when the checkpoint alone is above ``max_bytes`` or above what the disk has free.
+        Raises CheckpointError: ``checksum_mismatch``, ``download_failed``, ``gated``, ``repository_not_found``,
+        ``revision_not_found``; ``disk_full`` when the checkpoint alone is above ``max_bytes`` or above what the disk
+        has free.
         """
         if checkpoint.directory:
             return verify_folder(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -77,8 +78,11 @@ def _obtain(
     downloader: Downloader, hub: Hub, checkpoint: Checkpoint, file: RemoteFile, folder: Path, twin: Twin
 ) -> None:
     path = folder / file.path
-    if _copy(twin(file), path) and not verify(path, file):
-        return
+    if source := twin(file):
+        with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
+            shutil.copyfile(source, path)
+            if not verify(path, file):
+                return
     wrong = ""
     for _ in range(2):
         wrong = downloader.download(hub, checkpoint.repository, checkpoint.commit, file, folder)
@@ -91,13 +95,3 @@ def _obtain(
         "before it",
         "checksum_mismatch",
     )
-
-
-def _copy(source: Path | None, path: Path) -> bool:
-    if source is None:
-        return False
-    try:
-        shutil.copyfile(source, path)
-    except FileNotFoundError:  # evicted meanwhile
-        return False
-    return True

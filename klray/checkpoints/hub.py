@@ -106,10 +106,8 @@ class Contact:
 def contact(hub: Hub) -> Contact:
     """Ask the hub once whose the token is, or without a token for any model; no second attempt, so that it is quick.
 
-    Raises
-    ------
-    CheckpointError
-        ``gated``: the token is refused. ``download_failed``: the hub does not answer, or not as a model hub does.
+    Raises CheckpointError: ``gated``: the token is refused. ``download_failed``: the hub does not answer, or not as a
+    model hub does.
     """
     route, parameters = ("whoami-v2", {}) if hub.token else ("models", {"limit": "1"})
     try:

@@ -100,10 +100,7 @@ def resolve(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unav
     Nothing is downloaded; a repository costs one request when only ``main`` is asked for, else two and one for each
     further commit, 8 at a time. Content of local folders is hashed.
 
-    Raises
-    ------
-    SilentHubError
-        The hub answers nothing, so that what it holds of the rest cannot be known either.
+    Raises SilentHubError: the hub answers nothing, so that what it holds of the rest cannot be known either.
     """
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         expansions = list(pool.map(partial(_expand, hub, selection.stride), selection.repositories))

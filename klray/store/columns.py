@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -143,22 +143,15 @@ def _fill(
     status: npt.NDArray[np.uint8],
     sketch: npt.NDArray[np.float32] | None,
 ) -> None:
-    arrays: list[tuple[str, npt.NDArray[Any], Any, dict[str, Any]]] = [
-        ("log_likelihood", values, float("nan"), {"layers": list(layers)}),
-        ("status", status, 0, {}),
-    ]
+    plain = {
+        "compressors": None,  # the bytes of float32 noise: 8 % smaller at best, and then hashes would not be theirs
+        "config": {"write_empty_chunks": True},  # an all-fill chunk would be no object, and read as if written
+    }
+    add_array(group, "log_likelihood", values, {"layers": list(layers)}, fill_value=float("nan"), **plain)
+    add_array(group, "status", status, fill_value=0, **plain)
     if sketch is not None:
-        arrays.append(("weight_sketch", np.ascontiguousarray(sketch, dtype="<f4"), float("nan"), {}))
-    for name, data, fill, more in arrays:
-        add_array(
-            group,
-            name,
-            data,
-            more,
-            fill_value=fill,
-            compressors=None,  # the bytes of float32 noise: 8 % smaller at best, and then hashes would not be theirs
-            config={"write_empty_chunks": True},  # an all-fill chunk would be no object, and read as if written
-        )
+        values = np.ascontiguousarray(sketch, dtype="<f4")
+        add_array(group, "weight_sketch", values, fill_value=float("nan"), **plain)
 
 
 def add_column(objects: Objects, column: Column) -> tuple[Commit, bool]:
@@ -237,11 +230,14 @@ def read_columns(objects: Objects, columns: Sequence[StoredColumn]) -> list[npt.
     ]
 
 
-def read_sketches(objects: Objects, commits: Sequence[Commit]) -> dict[str, npt.NDArray[np.float32]]:
-    """Weight sketches (bucket,) of those columns that have one, by key, each checked against its commit's SHA-256.
+def read_sketches(objects: Objects, keys: Iterable[str]) -> dict[str, npt.NDArray[np.float32]]:
+    """Weight sketches (bucket,) float32 of those of ``keys`` that have one, by key, checked against their SHA-256.
+
+    Those that a commit's fact ``sketch`` (a snapshot's coordinate) gives the same label can be compared.
 
     Raises StoreError: a sketch is missing or holds other bytes than were committed.
     """
+    commits = find_commits(objects, list(dict.fromkeys(keys)))
     there = {layout.sketch_path(each.path): each for each in commits if layout.SKETCH_CHUNK in each.objects}
     whole, wrong = read_whole(objects, {path: each.objects[layout.SKETCH_CHUNK] for path, each in there.items()})
     for path, what in wrong.items():
@@ -250,7 +246,7 @@ def read_sketches(objects: Objects, commits: Sequence[Commit]) -> dict[str, npt.
 
 
 def read_column(objects: Objects, commit: Commit) -> npt.NDArray[np.float32]:
-    """``read_columns`` of one."""
+    """Log-likelihoods (layer, text) float32 of a committed column, in nats, checked against its SHA-256."""
     return read_columns(objects, [commit.stored])[0]
 
 

@@ -114,7 +114,7 @@ def move_latest(objects: Objects, own: Manifest | None = None) -> Manifest | Non
         objects.put(layout.LATEST, json.dumps({"id": last.id}).encode())
 
 
-def read_manifest(objects: Objects, snapshot: str) -> Manifest:
+def read_manifest(objects: Objects, snapshot: str = "latest") -> Manifest:
     """Manifest of a snapshot; ``latest`` stands for the newest.
 
     Raises StoreError: nothing was published yet, or no snapshot has this id.
@@ -163,7 +163,7 @@ def damaged_objects(objects: Objects, manifest: Manifest) -> dict[str, str]:
     return found
 
 
-def open_snapshot(objects: Objects, snapshot: str) -> xr.Dataset:
+def open_snapshot(objects: Objects, snapshot: str = "latest") -> xr.Dataset:
     """The snapshot as a Dataset with dims (model, text), Dask-backed."""
     manifest = read_manifest(objects, snapshot)
     hashes = {**manifest.objects, **{layout.chunk_name(n): chunk.sha256 for n, chunk in enumerate(manifest.chunks)}}

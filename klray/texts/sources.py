@@ -36,11 +36,8 @@ def from_jsonl(
     first of ``pile_set_name``, ``meta.pile_set_name`` and ``domain`` that a line has, else "text". Each line is a
     text, kept as it is; unless ``chunked`` it is a document, to be cut by :func:`klray.texts.chunk`.
 
-    Raises
-    ------
-    KlrayError
-        No such file, or an empty one; a line that is not a JSON object, or lacks a field, or whose text is empty or not
-        Unicode (with the line number); no texts, an unknown domain, or n larger than the number of texts.
+    Raises KlrayError: no such file, or an empty one; a line that is not a JSON object, or lacks a field, or whose text
+    is empty or not Unicode (with the line number); no texts, an unknown domain, or n larger than the number of texts.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -63,11 +60,8 @@ def from_folder(
     that are not UTF-8 are left out and named in a warning. Draws ``n`` texts (None: all) with ``seed``, from one
     ``domain`` or (None) from all.
 
-    Raises
-    ------
-    KlrayError
-        No such folder, no file that matches, none that is UTF-8, no texts, an unknown domain, or n larger than the
-        number of texts.
+    Raises KlrayError: no such folder, no file that matches, none that is UTF-8, no texts, an unknown domain, or n
+    larger than the number of texts.
     """
     root = Path(path).expanduser()
     if not root.is_dir():

@@ -44,10 +44,8 @@ def python_stdlib(split: Split = "heldout", n: int | None = None, seed: int = 0,
     :func:`stdlib_documents`). Draws ``n`` texts (None: all) with ``seed``, from one ``domain`` or (None) from both, n
     being split evenly over them, as far as each has texts.
 
-    Raises
-    ------
-    KlrayError
-        This Python has no documents to read, an unknown split or domain, or n larger than the number of texts.
+    Raises KlrayError: this Python has no documents to read, an unknown split or domain, or n larger than the number of
+    texts.
     """
     pieces = ((piece, document.domain) for document in stdlib_documents(split) for piece in chunk(document.text))
     name = f"python-{'.'.join(map(str, sys.version_info[:3]))}-stdlib-{split}"
@@ -64,10 +62,8 @@ def stdlib_documents(split: Split) -> list[Document]:
     in training, against 0.2 %). The split is by document: it is held out when the SHA-256 of its name ends in an odd
     byte.
 
-    Raises
-    ------
-    KlrayError
-        An unknown split; a Python without ``pydoc_data`` or without its standard library's source as files.
+    Raises KlrayError: an unknown split; a Python without ``pydoc_data`` or without its standard library's source as
+    files.
     """
     if split not in ("heldout", "train"):
         raise KlrayError(f"split '{split}' does not exist: set texts.split (in Python: split) to 'heldout' or 'train'")

@@ -24,10 +24,7 @@ class TextSet:
     Two text sets with equal fingerprints give every model the same log-likelihoods, whatever their names and domains.
     The name is for people: where the texts come from and how they were drawn.
 
-    Raises
-    ------
-    KlrayError
-        There are no texts, or not as many domains as texts.
+    Raises KlrayError: there are no texts, or not as many domains as texts.
     """
 
     name: str
