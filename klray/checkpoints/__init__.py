@@ -4,11 +4,10 @@
 and a ``Fetcher`` does so ahead of time.
 """
 
-from klray.checkpoints.cache import Cache, larger_than_cache
+from klray.checkpoints.cache import Cache, Fetcher, larger_than_cache
 from klray.checkpoints.checkpoint import Checkpoint, Facts, RemoteFile, Unavailable, step_of
-from klray.checkpoints.fetcher import Fetcher
 from klray.checkpoints.files import CONFIG
-from klray.checkpoints.hub import Contact, Hub, contact
+from klray.checkpoints.hub import Hub, contact
 from klray.checkpoints.local_folder import architecture, model_config
 from klray.checkpoints.patience import Patience
 from klray.checkpoints.selection import RepositorySpec, Selection, resolve
@@ -17,7 +16,6 @@ __all__ = [
     "CONFIG",
     "Cache",
     "Checkpoint",
-    "Contact",
     "Facts",
     "Fetcher",
     "Hub",

@@ -11,9 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from klray.checkpoints.checkpoint import Checkpoint, RemoteFile
-from klray.checkpoints.download import Downloader
+from klray.checkpoints.download import Downloader, verify
 from klray.checkpoints.hub import Hub
-from klray.checkpoints.proof import verify
 from klray.errors import CheckpointError
 
 FILES_AT_ONCE = 4

@@ -5,8 +5,7 @@ identity    what determines a column
 zarr_store  Zarr on objects
 datasets    groups made in memory; what plain xarray opens
 columns     write, commit, read one checkpoint's column
-failures    why a checkpoint has no column
-plans       what jobs were asked to score
+records     why a checkpoint has no column, what jobs were asked to score
 snapshots   what is published: manifests, LATEST, opening
 catalog     the facts about all committed columns
 chunks      the log-likelihoods of a snapshot
@@ -19,8 +18,8 @@ store       all of it behind one door
 """
 
 from klray.store.columns import Column, Commit
-from klray.store.failures import Failure
 from klray.store.identity import Identity, unresolved
+from klray.store.records import Failure
 from klray.store.snapshots import Manifest
 from klray.store.store import Store, open_dataset, open_result
 

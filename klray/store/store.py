@@ -10,8 +10,7 @@ import xarray as xr
 
 from klray.errors import StoreDamagedError, StoreError
 from klray.store import audit as audits
-from klray.store import columns, layout, plans, publishing, results, snapshots
-from klray.store import failures as failing
+from klray.store import columns, layout, publishing, records, results, snapshots
 from klray.store import root as roots
 from klray.store.audit import Leftover
 from klray.store.catalog import Catalog, read_catalog
@@ -127,11 +126,11 @@ class Store:
 
     read_column = _of_objects(columns.read_column)
     read_sketches = _of_objects(columns.read_sketches)
-    record_failure = _of_objects(failing.record_failure)
-    failures = _of_objects(failing.standing_failures)
-    withdraw_failures = _of_objects(failing.withdraw_failures)
-    record_plan = _of_objects(plans.record_plan)
-    wanted_keys = _of_objects(plans.wanted_keys)
+    record_failure = _of_objects(records.record_failure)
+    failures = _of_objects(records.standing_failures)
+    withdraw_failures = _of_objects(records.withdraw_failures)
+    record_plan = _of_objects(records.record_plan)
+    wanted_keys = _of_objects(records.wanted_keys)
 
     # snapshots
 

@@ -1,10 +1,14 @@
-"""Failures: why a checkpoint has no column. A commit outdates the records of its key; a damaged one is passed over."""
+"""Records of work: why a checkpoint has no column, and what jobs were asked to score.
+
+A commit outdates the failures of its key. Equal plans are one object. A damaged record is passed over.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -13,7 +17,7 @@ from klray.store import layout
 from klray.store.columns import committed
 from klray.store.identity import Identity
 from klray.store.objects import Objects
-from klray.store.seal import read_parsed, sealed, unsealed
+from klray.store.seal import read_parsed, sealed, sha256_of, unsealed
 from klray.words.secrets import without_secrets
 
 log = logging.getLogger("klray")
@@ -51,7 +55,7 @@ def standing_failures(objects: Objects) -> list[Failure]:
     done = committed(objects)
     names = [name for name in objects.names(layout.FAILURES) if name.split("-")[0] not in done]
     latest: dict[str, Failure] = {}
-    for path, failure in read_parsed(objects, [f"{layout.FAILURES}/{name}" for name in names], _parsed):
+    for path, failure in read_parsed(objects, [f"{layout.FAILURES}/{name}" for name in names], _failure):
         if isinstance(failure, Exception):
             words = "store %s: %s is damaged (%s) and passed over; klray score records the failure again if it lasts"
             log.warning(words, objects.url, path, failure)
@@ -61,7 +65,7 @@ def standing_failures(objects: Objects) -> list[Failure]:
     return sorted(latest.values(), key=lambda failure: (failure.repository, failure.revision))
 
 
-def _parsed(path: str, body: bytes) -> Failure:
+def _failure(path: str, body: bytes) -> Failure:
     """The record in the object at ``path``; ValueError or TypeError if it is not what was written."""
     failure = Failure(**unsealed(json.loads(body)))
     wrong = [field for field, value in dataclasses.asdict(failure).items() if not isinstance(value, str)]
@@ -78,3 +82,32 @@ def withdraw_failures(objects: Objects, identities: Iterable[Identity]) -> None:
     for name in objects.names(layout.FAILURES):
         if name.split("-")[0] in keys:
             objects.delete_tree(f"{layout.FAILURES}/{name}")
+
+
+def record_plan(objects: Objects, family: str, keys: Iterable[str]) -> None:
+    """Write down that the columns of ``keys`` are wanted; a plan that is there already is not written again."""
+    body = json.dumps({"family": family, "keys": sorted(set(keys))}, indent=0).encode()
+    path = layout.plan_path(family, sha256_of(body))
+    if not objects.create(path, body):  # what is there under this hash is something else
+        log.warning("store %s: plan %s was damaged and is written again", objects.url, path)
+        objects.put(path, body)
+
+
+def wanted_keys(objects: Objects) -> dict[str, set[str]]:
+    """Keys of all columns that were ever asked for, by family."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    names = [name for name in objects.names(layout.PLANS) if name.endswith(".json")]
+    for path, plan in read_parsed(objects, [f"{layout.PLANS}/{name}" for name in names], _plan):
+        if isinstance(plan, Exception):
+            log.warning("store %s: %s cannot be read (%s); it is passed over", objects.url, path, plan)
+        else:
+            wanted[plan[0]].update(plan[1])
+    return dict(wanted)
+
+
+def _plan(path: str, body: bytes) -> tuple[str, list[str]]:
+    plan = json.loads(body)
+    family, keys = str(plan["family"]), list(map(str, plan["keys"]))
+    if layout.plan_path(family, sha256_of(body)) != path:
+        raise ValueError("it is not what was written")
+    return family, keys
