@@ -133,15 +133,18 @@ def _distinct(items: Iterable[T], key: Callable[[T], Hashable], step: Callable[[
 
 
 def _expand(hub: Hub, stride: int, spec: RepositorySpec) -> _Expansion:
+    folder = local_folder(spec.repository)
+    no_folder = (
+        "" if folder or spec.repository.count("/") == 1 else f" (nor is there a folder {spec.repository!r} here)"
+    )
     try:
-        folder = local_folder(spec.repository)
         found = _expand_folder(folder, spec) if folder else _expand_repository(hub, spec)
     except SilentHubError as error:
-        raise SilentHubError(error.message + _no_folder(spec.repository), error.reason) from error
+        raise SilentHubError(error.message + no_folder, error.reason) from error
     except CheckpointError as error:
         message = error.message
         if error.reason == "repository_not_found":
-            message += _no_folder(spec.repository) + _neighbours(hub, spec.repository)
+            message += no_folder + ("" if folder else _neighbours(hub, spec.repository))
         return [Unavailable(spec.repository, ", ".join(spec.patterns), error.reason, message)]
     wanted = [item for item in found if isinstance(item, _Wanted)]
     stepped = sorted({step for item in wanted if (step := step_of(item.revision)) is not None})
@@ -151,17 +154,10 @@ def _expand(hub: Hub, stride: int, spec: RepositorySpec) -> _Expansion:
     return [*wanted, *(item for item in found if isinstance(item, Unavailable))]
 
 
-def _no_folder(repository: str) -> str:
-    """For a name that looks more like a folder's than like a repository's, whose organisation comes first."""
-    if local_folder(repository) or repository.count("/") == 1:
-        return ""
-    return f" (nor is there a folder {repository!r} here)"
-
-
 def _neighbours(hub: Hub, repository: str) -> str:
     """What the organisation has instead of a repository that is not there."""
     organisation, slash, name = repository.partition("/")
-    if local_folder(repository) or not slash or "/" in name:
+    if not slash or "/" in name:
         return ""
     there = sorted(each.partition("/")[2] for each in repositories_of(hub, organisation))
     near = difflib.get_close_matches(name, there, n=NEIGHBOURS) or there[:NEIGHBOURS]

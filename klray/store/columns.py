@@ -21,7 +21,7 @@ import zarr
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.store import layout
-from klray.store.datasets import add_array, encode_group
+from klray.store.datasets import encode_group
 from klray.store.identity import Identity
 from klray.store.objects import Listed, Objects
 from klray.store.seal import read_parsed, read_whole, sealed, sha256_of, unsealed
@@ -116,8 +116,15 @@ def encode_column(column: Column, attempt: str) -> tuple[dict[str, bytes], Commi
     """The objects of a column by their keys, and the commit that will make them visible."""
     values = np.ascontiguousarray(column.log_likelihood, dtype="<f4")
     assert values.shape == (len(column.layers), len(column.n_tokens))
-    status = (np.asarray(column.n_tokens) == 0).astype(np.uint8)
-    bodies = encode_group(lambda group: _fill(group, values, column.layers, status, column.weight_sketch))
+    arrays = {"log_likelihood": values, "status": (np.asarray(column.n_tokens) == 0).astype(np.uint8)}
+    if column.weight_sketch is not None:
+        arrays["weight_sketch"] = np.ascontiguousarray(column.weight_sketch, dtype="<f4")
+    bodies = encode_group(
+        arrays,
+        {"log_likelihood": {"layers": list(column.layers)}},
+        compressors=None,  # the bytes of float32 noise: 8 % smaller at best, and then hashes would not be theirs
+        config={"write_empty_chunks": True},  # an all-fill chunk would be no object, and read as if written
+    )
     key = column.identity.key
     path = layout.column_path(column.identity.repository, str(column.facts.get("revision", "")), key, attempt)
     commit = Commit(
@@ -134,24 +141,6 @@ def encode_column(column: Column, attempt: str) -> tuple[dict[str, bytes], Commi
         objects={name: sha256_of(body) for name, body in sorted(bodies.items())},
     )
     return {f"{path}/{name}": body for name, body in bodies.items()}, commit
-
-
-def _fill(
-    group: zarr.Group,
-    values: npt.NDArray[np.float32],
-    layers: tuple[int, ...],
-    status: npt.NDArray[np.uint8],
-    sketch: npt.NDArray[np.float32] | None,
-) -> None:
-    plain = {
-        "compressors": None,  # the bytes of float32 noise: 8 % smaller at best, and then hashes would not be theirs
-        "config": {"write_empty_chunks": True},  # an all-fill chunk would be no object, and read as if written
-    }
-    add_array(group, "log_likelihood", values, {"layers": list(layers)}, fill_value=float("nan"), **plain)
-    add_array(group, "status", status, fill_value=0, **plain)
-    if sketch is not None:
-        values = np.ascontiguousarray(sketch, dtype="<f4")
-        add_array(group, "weight_sketch", values, fill_value=float("nan"), **plain)
 
 
 def add_column(objects: Objects, column: Column) -> tuple[Commit, bool]:

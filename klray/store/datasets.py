@@ -21,28 +21,29 @@ from klray.store.zarr_store import ZarrStore
 BELOW = "/zarr.json"
 
 
-def encode_group(fill: Callable[[zarr.Group], None]) -> dict[str, bytes]:
-    """The objects of a Zarr group that ``fill`` fills, by their keys below the group, without a place to put them."""
+def encode_group(
+    arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Mapping[str, Any]], **options: Any
+) -> dict[str, bytes]:
+    """The objects of a Zarr group by their keys below it: some of ``layout.ARRAYS``, each in one chunk.
+
+    ``attributes`` are more of those of an array, or of the group (""); ``options`` are Zarr's, for every array.
+    """
     buffers: dict[str, Any] = {}
-    fill(zarr.open_group(MemoryStore(buffers), mode="w-", zarr_format=3))
+    group = zarr.open_group(MemoryStore(buffers), mode="w-", zarr_format=3, attributes=dict(attributes.get("", {})))
+    for name, values in arrays.items():
+        dims, dtype, unit, meaning = layout.ARRAYS[name]
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            chunks=values.shape,
+            dtype=dtype,
+            dimension_names=dims,
+            attributes={"units": unit, "long_name": meaning, **attributes.get(name, {})},
+            **({"fill_value": float("nan")} if dtype == "float32" else {}),
+            **options,
+        )
+        array[:] = values
     return {key: buffer.to_bytes() for key, buffer in buffers.items()}
-
-
-def add_array(
-    group: zarr.Group, name: str, values: np.ndarray, attributes: Mapping[str, Any] | None = None, **options: Any
-) -> None:
-    """Add one of ``layout.ARRAYS`` with ``values`` to a group, in one chunk; ``options`` are Zarr's."""
-    dims, dtype, unit, meaning = layout.ARRAYS[name]
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=values.shape,
-        dtype=dtype,
-        dimension_names=dims,
-        attributes={"units": unit, "long_name": meaning, **(attributes or {})},
-        **options,
-    )
-    array[:] = values
 
 
 def encode_dataset(data: xr.Dataset, fill: Callable[[zarr.Group], None] | None = None) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ import zarr
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.store import layout
-from klray.store.datasets import add_array, encode_group
+from klray.store.datasets import encode_group
 from klray.store.objects import Objects
 from klray.store.seal import sha256_of
 from klray.store.zarr_store import ZarrStore
@@ -94,13 +94,10 @@ def write_texts(objects: Objects, root: Mapping[str, Any], facts: TextFacts) -> 
             f"store {objects.url}: its texts/ are damaged, and the texts that were given have other domains than those "
             f"it was made for (text set {root['text_set_name']}); set texts= as it was then, with the same domains"
         )
-    bodies = encode_group(lambda group: _fill(group, facts))
+    bodies = encode_group(
+        {"text_bytes": facts.text_bytes, "domain": np.array(facts.domains, dtype=object)},
+        {"": {"text_set": facts.fingerprint, "text_set_name": facts.name}},
+    )
     marker = bodies.pop("zarr.json")
     objects.put_many({f"{layout.TEXTS}/{name}": body for name, body in bodies.items()})
     objects.put(MARKER, marker)
-
-
-def _fill(group: zarr.Group, facts: TextFacts) -> None:
-    group.attrs.update({"text_set": facts.fingerprint, "text_set_name": facts.name})
-    for name, values in (("text_bytes", facts.text_bytes), ("domain", np.array(facts.domains, dtype=object))):
-        add_array(group, name, values)

@@ -108,12 +108,7 @@ def _read_lines(path: Path, text_field: str, domain_field: str | None) -> Iterat
                 raise KlrayError(f"{where} is not JSON ({error}): every line must be one UTF-8 JSON object") from error
             if not isinstance(record, dict):
                 raise KlrayError(f"{where} holds a {type(record).__name__}: every line must be one JSON object")
-            text = _field(record, text_field)
-            if text is None:
-                raise KlrayError(
-                    f"{where} has no field '{text_field}', it has: {_names(record)}; set texts.text_field (in Python: "
-                    "text_field=) to the one that holds the text"
-                )
+            text = _required(record, text_field, "text", where)
             if not isinstance(text, str) or not text or not _is_unicode(text):
                 raise KlrayError(f"{where}: '{text_field}' must be a non-empty Unicode string, found {text!r:.80}")
             yield text, _domain(record, domain_field, where)
@@ -128,13 +123,17 @@ def _domain(record: dict[str, Any], domain_field: str | None, where: str) -> str
     if domain_field is None:
         labels = (_field(record, field) for field in DOMAIN_FIELDS)
         return next((str(label) for label in labels if label is not None), DEFAULT_DOMAIN)
-    label = _field(record, domain_field)
-    if label is None:
+    return str(_required(record, domain_field, "domain", where))
+
+
+def _required(record: dict[str, Any], field: str, what: str, where: str) -> Any:
+    value = _field(record, field)
+    if value is None:
         raise KlrayError(
-            f"{where} has no field '{domain_field}', it has: {_names(record)}; set texts.domain_field (in Python: "
-            "domain_field=) to the one that holds the domain"
+            f"{where} has no field '{field}', it has: {', '.join(sorted(record)) or 'no fields'}; set "
+            f"texts.{what}_field (in Python: {what}_field=) to the one that holds the {what}"
         )
-    return str(label)
+    return value
 
 
 def _field(record: dict[str, Any], dotted: str) -> Any:
@@ -143,10 +142,6 @@ def _field(record: dict[str, Any], dotted: str) -> Any:
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
-
-
-def _names(record: dict[str, Any]) -> str:
-    return ", ".join(sorted(record)) or "no fields"
 
 
 def _is_unicode(text: str) -> bool:
