@@ -92,7 +92,7 @@ class Cache:
         except BaseException as error:
             with self._changed:
                 self._remove(folder)
-            if isinstance(error, OSError) and is_disk_full(error):
+            if isinstance(error, Exception) and is_disk_full(error):
                 raise self._disk_full(checkpoint, f"the disk ran full during the download: {LARGER_DISK}") from error
             raise
         with self._changed:

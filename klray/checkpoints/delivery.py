@@ -27,8 +27,7 @@ def deliver(downloader: Downloader, hub: Hub, checkpoint: Checkpoint, folder: Pa
     A file is copied from ``twin(file)``, a path of equal content that is on this disk already, or else downloaded by
     commit: along a training run only the weights change, and one request a checkpoint remains of about six.
 
-    Raises CheckpointError: ``checksum_mismatch`` when a file is wrong twice, and as ``Downloader.download``; OSError:
-    the disk is full.
+    Raises CheckpointError: ``checksum_mismatch`` when a file is wrong twice, and as ``Downloader.download``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     largest_first = sorted(checkpoint.files, key=lambda file: -file.size_bytes)

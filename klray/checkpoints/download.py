@@ -7,7 +7,6 @@ with its client. Where the hub offers a file through Xet and hf_xet is installed
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.util
 import logging
@@ -94,7 +93,7 @@ class Downloader:
         bring nothing are the end.
 
         Raises CheckpointError: ``download_failed`` after the attempts; ``gated``, ``repository_not_found`` or
-        ``revision_not_found`` at once; OSError: the disk is full (see ``is_disk_full``).
+        ``revision_not_found`` at once. What is raised when the disk is full, ``is_disk_full`` knows.
         """
         url = hf_hub_url(repository, file.path, revision=commit, endpoint=hub.address)
         headers = build_hf_headers(token=hub.token or False, headers=hub.headers)
@@ -113,7 +112,7 @@ class Downloader:
                     break
                 except NETWORK_ERRORS as error:
                     if is_disk_full(error):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+                        raise
                     if proof.taken and not proof.wrong():  # it broke after the last byte
                         xet = False
                         break
@@ -170,7 +169,7 @@ class Downloader:
             )
         except (*NETWORK_ERRORS, ValueError) as error:
             if is_disk_full(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+                raise
             log.warning(
                 "%s of %s@%s cannot be fetched through Xet (%s: %s): going on with plain HTTP from %s",
                 file.path,

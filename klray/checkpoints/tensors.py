@@ -55,10 +55,8 @@ def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
     """Stored tensors by name, mapped from the files: read when used."""
     stored: dict[str, torch.Tensor] = {}
     for file in files:
-        if file.suffix == ".safetensors":
-            stored |= load_file(file)
-        else:
-            stored |= torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        safe = file.suffix == ".safetensors"
+        stored |= load_file(file) if safe else torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     return stored
 
 

@@ -15,9 +15,6 @@ from klray.texts.textset import TextSet, chunk, draw
 
 Split = Literal["heldout", "train"]
 
-PROSE = "prose"
-CODE = "code"
-
 # Distributions package these apart from the rest, so leaving them out keeps the texts the same from machine to
 # machine; pydoc_data is the prose.
 _LEFT_OUT_MODULES = frozenset(
@@ -68,12 +65,9 @@ def stdlib_documents(split: Split) -> list[Document]:
     if split not in ("heldout", "train"):
         raise KlrayError(f"split '{split}' does not exist: set texts.split (in Python: split) to 'heldout' or 'train'")
     documents = _without_repeats([*_prose(), *_code()])
-    chosen = [document for document in documents if _is_held_out(document.name) == (split == "heldout")]
+    odd = split == "heldout"
+    chosen = [each for each in documents if hashlib.sha256(each.name.encode()).digest()[-1] % 2 == odd]
     return sorted(chosen, key=lambda document: (document.domain, document.name))
-
-
-def _is_held_out(name: str) -> bool:
-    return hashlib.sha256(name.encode()).digest()[-1] % 2 == 1
 
 
 def _prose() -> Iterator[Document]:
@@ -85,7 +79,7 @@ def _prose() -> Iterator[Document]:
             "complete standard library, use another Python, or take the texts from a file or a folder"
         ) from error
     for name, text in topics.items():
-        yield Document(name, PROSE, text)
+        yield Document(name, "prose", text)
 
 
 def _code() -> Iterator[Document]:
@@ -101,7 +95,7 @@ def _code() -> Iterator[Document]:
             except UnicodeDecodeError:
                 continue
             found = True
-            yield Document(name.as_posix(), CODE, text)
+            yield Document(name.as_posix(), "code", text)
     if not found:
         raise KlrayError(
             f"the code texts are the source of Python's standard library, and {library} has no .py files (zipped, or "
