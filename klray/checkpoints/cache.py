@@ -69,8 +69,8 @@ class Cache:
     @property
     def bytes(self) -> int:
         """Bytes on disk and reserved for downloads that go on now."""
-        with self._changed:
-            return self._bytes()
+        with self._changed:  # once more where a method here has it already
+            return sum(entry.bytes for entry in self._entries.values())
 
     def fetch(self, hub: Hub, checkpoint: Checkpoint) -> Path:
         """Return a folder with the verified files of ``checkpoint``, in use until ``release`` or ``evict``.
@@ -157,20 +157,17 @@ class Cache:
                     return wanted
                 if not any(one.users for one in self._entries.values()):
                     raise self._disk_full(checkpoint, f"the disk does not have that much: {LARGER_DISK}")
-                taken = f"{self._bytes():,} of {self.max_bytes:,} bytes taken"
+                taken = f"{self.bytes:,} of {self.max_bytes:,} bytes taken"
                 log.info("%s waits for room in %s: %s", checkpoint.label, self.root, taken)
                 self._changed.wait()
 
     def _make_room(self, needed: int) -> bool:
-        while self._bytes() + needed > self.max_bytes or self._free() < needed:
+        while self.bytes + needed > self.max_bytes or self._free() < needed:
             unused = next((folder for folder, entry in self._entries.items() if not entry.users), None)
             if unused is None:
                 return False
             self._remove(unused)
         return True
-
-    def _bytes(self) -> int:
-        return sum(entry.bytes for entry in self._entries.values())
 
     def _free(self) -> int:
         """Bytes free on the disk, less all that the downloads going on now may still write."""

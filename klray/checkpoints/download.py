@@ -170,15 +170,9 @@ class Downloader:
         except (*NETWORK_ERRORS, ValueError) as error:
             if is_disk_full(error):
                 raise
-            log.warning(
-                "%s of %s@%s cannot be fetched through Xet (%s: %s): going on with plain HTTP from %s",
-                file.path,
-                repository,
-                commit[:8],
-                type(error).__name__,
-                hub.said(error),
-                hub.address,
-            )
+            where, said = f"{file.path} of {repository}@{commit[:8]}", f"{type(error).__name__}: {hub.said(error)}"
+            words = "%s cannot be fetched through Xet (%s): going on with plain HTTP from %s"
+            log.warning(words, where, said, hub.address)
             return False
         finally:
             shutil.rmtree(folder / NOTES, ignore_errors=True)

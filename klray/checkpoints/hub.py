@@ -225,8 +225,7 @@ def failure(hub: Hub, repository: str, revision: str, error: BaseException, path
     asked = f"{repository}@{revision}" if revision else repository
     asked = f"{path} of {asked}" if path else asked
     token = "the token given" if hub.token else "no token"
-    response = response_of(error)
-    status = None if response is None else response.status_code
+    status = getattr(response_of(error), "status_code", None)
     reason: Reason = "download_failed"
     if isinstance(error, GatedRepoError):
         reason = "gated"

@@ -45,18 +45,11 @@ def find_root(objects: Objects) -> dict[str, Any] | None:
         if body is None:
             raise DamagedRootError(f"store {objects.url}: its {layout.ROOT} is missing; {AGAIN}")
     try:
-        attributes = _attributes(objects, body)
+        return _attributes(objects, body)
     except StoreError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedRootError(f"store {objects.url}: its {layout.ROOT} is damaged ({error}); {AGAIN}") from error
-    if attributes is None:
-        if objects.get(MARKER) is not None:
-            raise DamagedRootError(f"store {objects.url}: its {layout.ROOT} is damaged (it is not klray's); {AGAIN}")
-        raise StoreError(
-            f"store.url={objects.url}: the Zarr group there was not made by klray; set store.url= to a new place"
-        )
-    return attributes
 
 
 def read_root(objects: Objects) -> dict[str, Any]:
@@ -81,16 +74,14 @@ def must_be_mended(objects: Objects, facts: TextFacts) -> bool:
         if find_root(objects) is not None:
             return False
         strangers = [name for name in objects.names("") if name not in (probe.PREFIX, layout.ROOT)]
-        if strangers and find_root(objects) is not None:  # another job has created the store since
+        if not strangers or find_root(objects) is not None:  # another job has created the store since
             return False
-        found = _witnessed(objects) if strangers else set()
-        if strangers and not found:
+        found = _witnessed(objects)
+        if not found:
             raise StoreError(
                 f"store.url={objects.url} is not empty and no klray store: {', '.join(strangers[:3])} are there; "
                 "name a new place"
             )
-        if not strangers:
-            return False
         words = f"store {objects.url}: its {layout.ROOT} is missing"
     except DamagedRootError as error:
         found = _witnessed(objects)
@@ -155,15 +146,18 @@ def check_text_set(objects: Objects, root: dict[str, Any], facts: TextFacts) -> 
     return root
 
 
-def _attributes(objects: Objects, body: bytes) -> dict[str, Any] | None:
-    """The attributes in a root's bytes; None if they are those of another program's group."""
+def _attributes(objects: Objects, body: bytes) -> dict[str, Any]:
     root = json.loads(body)
     if not isinstance(root, dict):
         raise ValueError(f"it holds a {type(root).__name__}")
     attributes = root.get("attributes", {})
     schema = attributes.get("klray_schema")
+    if schema is None and objects.get(MARKER) is not None:
+        raise ValueError("it is not klray's")
     if schema is None:
-        return None
+        raise StoreError(
+            f"store.url={objects.url}: the Zarr group there was not made by klray; set store.url= to a new place"
+        )
     if schema > layout.SCHEMA_VERSION:  # before the seal, which may be another then
         raise StoreError(
             f"store {objects.url} has schema {schema}, this klray reads up to schema {layout.SCHEMA_VERSION}; "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
@@ -51,12 +50,6 @@ class ZarrStore(Store):
 
     def __repr__(self) -> str:
         return f"ZarrStore({self._objects.url}/{self._prefix})"
-
-    def with_read_only(self, read_only: bool = False) -> ZarrStore:
-        """The same place with another permission."""
-        other = copy.copy(self)
-        other._read_only = read_only
-        return other
 
     def _key(self, key: str) -> str:
         return f"{self._prefix}/{key}"

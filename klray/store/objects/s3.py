@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import s3fs
 from aiobotocore.session import AioSession
@@ -68,8 +68,7 @@ class S3Objects(BucketObjects):
         return True
 
     def _fetch(self, key: str) -> bytes:
-        body: bytes = self._files.cat_file(self._path(key))  # not cat, to which [ and * are patterns
-        return body
+        return bytes(self._files.cat_file(self._path(key)))  # not cat, to which [ and * are patterns
 
     def _list(self, prefix: str) -> list[str]:
         paths: list[str] = self._files.ls(self._path(prefix), detail=False, refresh=True)
@@ -107,5 +106,4 @@ def _timestamp(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except (TypeError, ValueError):  # times in headers
-        found: datetime = parse_timestamp(text)
-        return found
+        return cast(datetime, parse_timestamp(text))

@@ -34,10 +34,9 @@ class WebObjects(Objects):
     def get(self, key: str) -> bytes | None:
         def attempt() -> bytes | None:
             try:
-                body: bytes = self._files.cat_file(self._path(key))
+                return bytes(self._files.cat_file(self._path(key)))
             except FileNotFoundError:
                 return None
-            return body
 
         return patiently(attempt, PAUSES, (ClientError, OSError), functools.partial(self._trouble, key))
 
