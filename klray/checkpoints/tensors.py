@@ -16,8 +16,6 @@ from klray.checkpoints import model_config
 from klray.checkpoints.files import WEIGHT_FORMATS
 from klray.errors import CheckpointError, Reason
 
-_WEIGHT_FILES = [(whole, index) for whole, _, index in WEIGHT_FORMATS]
-
 
 def stored_tensors(directory: str | Path) -> dict[str, torch.Tensor]:
     """Tensors of a checkpoint's folder by name, as they are stored, mapped from the files; CheckpointError."""
@@ -37,16 +35,17 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} holds an adapter (adapter_config.json): merge it into its base model and save the whole model",
             "load_failed",
         )
-    for whole, index in _WEIGHT_FILES:
+    for whole, _, index in WEIGHT_FORMATS:
         if (folder / whole).is_file():
             return [folder / whole]
         if (folder / index).is_file():
             shards = json.loads((folder / index).read_text("utf-8"))["weight_map"].values()
             return [folder / shard for shard in sorted(set(shards))]
     found = sorted(file.name for file in folder.glob("*") if file.is_file())
+    looked_for = " nor ".join(whole for whole, *_ in WEIGHT_FORMATS)
     raise CheckpointError(
-        f"{folder} has no weights that can be read without running code: neither {_WEIGHT_FILES[0][0]} nor "
-        f"{_WEIGHT_FILES[1][0]}, only {', '.join(found) or 'nothing'}; convert its weights to safetensors",
+        f"{folder} has no weights that can be read without running code: neither {looked_for}, only "
+        f"{', '.join(found) or 'nothing'}; convert its weights to safetensors",
         "no_safe_weights",
     )
 

@@ -177,10 +177,7 @@ def committed(objects: Objects) -> dict[str, Listed]:
 
 
 def read_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
-    """The commits of ``keys``, in that order.
-
-    Raises StoreError: a commit is missing or unreadable.
-    """
+    """The commits of ``keys``, in that order. Raises StoreError: a commit is missing or unreadable."""
     found = find_commits(objects, keys)
     there = {commit.key for commit in found}
     for key in keys:

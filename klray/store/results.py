@@ -43,13 +43,15 @@ def read_marker(objects: Objects, path: str) -> dict[str, Any] | None:
     Raises StoreError: the marker is damaged.
     """
     found = objects.get_json(path)
+    if found is None:
+        return None
     try:
-        marker = None if found is None else unsealed(found)
-        if marker is not None and not str(marker["path"]).startswith(path.removesuffix(".json")):
-            raise ValueError("it names another place")
+        marker = unsealed(found)
+        if str(marker["path"]).startswith(path.removesuffix(".json")):
+            return marker
+        raise ValueError("it names another place")
     except (ValueError, KeyError) as error:
         raise StoreDamagedError(f"store {objects.url}: {path} is damaged ({error}); run klray analyze again") from error
-    return marker
 
 
 def damaged_results(objects: Objects, markers: Iterable[str]) -> dict[str, str]:
@@ -78,10 +80,7 @@ def result_names(objects: Objects, snapshot: str) -> list[str]:
 
 
 def open_finished(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
-    """A finished analysis, Dask-backed.
-
-    Raises StoreError: there is none of this name for this snapshot.
-    """
+    """A finished analysis, Dask-backed. Raises StoreError: there is none of this name for this snapshot."""
     marker = read_marker(objects, layout.result_marker_path(snapshot, name))
     if marker is None:
         there = f" ({', '.join(result_names(objects, snapshot)) or 'none'} there)" if objects.listable else ""

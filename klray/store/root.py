@@ -53,10 +53,7 @@ def find_root(objects: Objects) -> dict[str, Any] | None:
 
 
 def read_root(objects: Objects) -> dict[str, Any]:
-    """``find_root``, where there must be one.
-
-    Raises StoreError: there is none; or as ``find_root``.
-    """
+    """``find_root``, where there must be one. Raises StoreError: there is none; or as ``find_root``."""
     root = find_root(objects)
     if root is None:
         cure = ", or let klray score create one there" if objects.listable else ""
@@ -131,10 +128,7 @@ def claim(objects: Objects, facts: TextFacts, *, mend: bool = False) -> dict[str
 
 
 def check_text_set(objects: Objects, root: dict[str, Any], facts: TextFacts) -> dict[str, Any]:
-    """``root``, if it is that of a store for the texts of ``facts``.
-
-    Raises StoreError: it is for others.
-    """
+    """``root``, if it is that of a store for the texts of ``facts``. Raises StoreError: it is for others."""
     if root["text_set"] != facts.fingerprint:
         given = len(facts.text_bytes)
         raise StoreError(

@@ -74,10 +74,7 @@ def snapshot_ids(objects: Objects) -> list[str]:
 
 
 def latest_id(objects: Objects) -> str | None:
-    """Id of the newest snapshot, or None before the first publication.
-
-    Raises StoreError: LATEST is damaged.
-    """
+    """Id of the newest snapshot, or None before the first publication. Raises StoreError: LATEST is damaged."""
     found = objects.get_json(layout.LATEST)
     if found is not None and not layout.is_name(str(found.get("id"))):
         raise StoreDamagedError(f"store {objects.url}: {layout.LATEST} names no snapshot; run klray publish to mend it")

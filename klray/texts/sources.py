@@ -109,7 +109,8 @@ def _read_lines(path: Path, text_field: str, domain_field: str | None) -> Iterat
             if not isinstance(record, dict):
                 raise KlrayError(f"{where} holds a {type(record).__name__}: every line must be one JSON object")
             text = _required(record, text_field, "text", where)
-            if not isinstance(text, str) or not text or not _is_unicode(text):
+            # JSON can escape half of a surrogate pair, which has no UTF-8 form and so no number of bytes.
+            if not isinstance(text, str) or not text or any("\ud800" <= each <= "\udfff" for each in text):
                 raise KlrayError(f"{where}: '{text_field}' must be a non-empty Unicode string, found {text!r:.80}")
             yield text, _domain(record, domain_field, where)
     if empty:
@@ -142,8 +143,3 @@ def _field(record: dict[str, Any], dotted: str) -> Any:
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    # JSON can escape half of a surrogate pair, which has no UTF-8 form and so no number of bytes.
-    return not any("\ud800" <= character <= "\udfff" for character in text)
