@@ -57,9 +57,8 @@ def read_parsed(
     for path, body in zip(paths, objects.get_many(list(paths)), strict=True):
         if body is None:
             continue
-        found: T | Exception
         try:
-            found = parse(path, body)
+            found: T | Exception = parse(path, body)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             found = error
         yield path, found

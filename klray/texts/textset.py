@@ -14,7 +14,6 @@ from klray.errors import KlrayError
 
 MAX_BYTES = 1024
 MIN_BYTES = 256
-_UTF8_CHARACTER_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def chunk(document: str, max_bytes: int = MAX_BYTES, min_bytes: int = MIN_BYTES)
 
     Raises KlrayError: ``max_bytes`` cannot hold every UTF-8 character.
     """
-    if max_bytes < _UTF8_CHARACTER_BYTES:
+    if max_bytes < 4:
         raise KlrayError(f"max_bytes={max_bytes}: one UTF-8 character takes up to 4 bytes; set max_bytes to 4 or more")
     data = document.encode()
     pieces = []
