@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from klray.analysis.recipe import lower_quantile
+from klray.analysis.recipe.quantile import lower_quantile
 from klray.errors import KlrayError
 from tests.examples import examples
 

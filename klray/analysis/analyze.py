@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
-from typing import NamedTuple
 
 import dask
 import numpy as np
@@ -49,16 +48,6 @@ logger = logging.getLogger("klray")
 
 _KL_PAPER = "arXiv:2505.15353"
 _MAX_REFITS = 5  # an anomaly may hide behind others that were found and left out; more rounds were never seen
-
-
-class RunAnalysis(NamedTuple):
-    """What one run's (T, N) values give, each (T,) in the order of its steps; KL in bits/byte."""
-
-    consecutive_kl: np.ndarray
-    consecutive_kl_standard_error: np.ndarray
-    exponent_kl: np.ndarray
-    exponent_kl_r_squared: np.ndarray
-    anomalies: list[Anomaly]
 
 
 def analyze(
@@ -107,23 +96,17 @@ def analyze(
     exact_weights
         Squared distances that ``klray weights`` wrote; variables whose names end in _exact (_aligned) come with it.
 
-    Returns
-    -------
-    xarray.Dataset
-        kl and kl_standard_error (model, other) bits/byte; consecutive_kl and consecutive_kl_standard_error (model)
-        bits/byte, NaN for the first checkpoint of a run and beside excluded ones; previous_step (model), -1 when there
-        is none; exponent_kl and exponent_kl_r_squared (model), NaN where no window starts; exponent_weights,
-        exponent_weights_r_squared and consecutive_weight_distance (model), NaN without sketches, too; map_pca (model,
-        component) in sqrt(bits/byte) and map_tsne (model, component), NaN for excluded models and for layers under a
-        lens, and the maps of fine-tuned models and of layers if there are any (`maps`); text_kept (text);
-        excluded (model); the coordinates of the snapshot. The attribute ``anomalies`` has the evidence for each
-        anomalous checkpoint that was found, as JSON, and ``excluded_reasons`` why each excluded one is.
+    The Dataset has kl and kl_standard_error (model, other) bits/byte; consecutive_kl and consecutive_kl_standard_error
+    (model) bits/byte, NaN for the first checkpoint of a run and beside excluded ones; previous_step (model), -1 when
+    there is none; exponent_kl and exponent_kl_r_squared (model), NaN where no window starts; exponent_weights,
+    exponent_weights_r_squared and consecutive_weight_distance (model), NaN without sketches, too; map_pca (model,
+    component) in sqrt(bits/byte) and map_tsne (model, component), NaN for excluded models and for layers under a lens,
+    and the maps of fine-tuned models and of layers if there are any (`maps`); text_kept (text); excluded (model); the
+    coordinates of the snapshot. The attribute ``anomalies`` has the evidence for each anomalous checkpoint that was
+    found, as JSON, and ``excluded_reasons`` why each excluded one is.
 
-    Raises
-    ------
-    KlrayError
-        More memory than the limit, a recipe or previous result that does not fit the snapshot, values that are not
-        finite.
+    KlrayError: more memory than the limit, a recipe or previous result that does not fit the snapshot, values that are
+    not finite.
     """
     if tsne and (lacking := needed("a map by t-SNE", "sklearn")):
         logger.warning("%s; without it maps are by principal components alone", lacking)
@@ -231,29 +214,27 @@ def projected_analysis_bytes(
 def _check_memory(
     values: xr.DataArray, tile: int, run_lengths: list[int], limit_bytes: int | None, threads: int | None
 ) -> None:
-    if limit_bytes is None:
-        return
     threads = threads or dask.config.get("num_workers", None) or CPU_COUNT
     n_models, n_texts = values.shape
     needed = projected_analysis_bytes(
         n_models, n_texts, max(run_lengths, default=0), tile, threads, values.dtype.itemsize
     )
-    if needed > limit_bytes:
-        raise KlrayError(
-            f"the analysis of {n_models:,} models and {n_texts:,} texts in tiles of {tile:,} with {threads} threads "
-            f"needs about {needed / 2**30:.2f} GiB, the budget is {limit_bytes / 2**30:.2f} GiB; "
-            "set dask.memory_limit=... or analysis.tile=... or dask.threads=..."
-        )
+    what = f"the analysis of {n_models:,} models and {n_texts:,} texts in tiles of {tile:,} with {threads} threads"
+    cure = "dask.memory_limit=... or analysis.tile=... or dask.threads=..."
+    _refuse_beyond(limit_bytes, needed, f"{what} needs", cure)
 
 
 def _check_sketches(dataset: xr.Dataset, run_lengths: list[int], limit_bytes: int | None) -> None:
     size = max((int(label.partition("-")[0]) for label in strings(dataset, "sketch").tolist() if label), default=0)
-    needed = drift_bytes(max(run_lengths, default=0), size)
+    longest = max(run_lengths, default=0)
+    what = f"the weight sketches of the longest run, {longest:,} checkpoints with {size:,} buckets, need"
+    _refuse_beyond(limit_bytes, drift_bytes(longest, size), what, "dask.memory_limit=...")
+
+
+def _refuse_beyond(limit_bytes: int | None, needed: int, what: str, cure: str) -> None:
     if limit_bytes is not None and needed > limit_bytes:
-        raise KlrayError(
-            f"the weight sketches of the longest run, {max(run_lengths):,} checkpoints with {size:,} buckets, need "
-            f"about {needed / 2**30:.2f} GiB, the budget is {limit_bytes / 2**30:.2f} GiB; set dask.memory_limit=..."
-        )
+        budget = f"the budget is {limit_bytes / 2**30:.2f} GiB"
+        raise KlrayError(f"{what} about {needed / 2**30:.2f} GiB, {budget}; set {cure}")
 
 
 def _by_run(
@@ -274,7 +255,7 @@ def _by_run(
                 rows, order, names[run.models].tolist(), run.steps, excluded[run.models], text_bytes, window, min_step
             )
         )
-    analyses: tuple[RunAnalysis, ...] = dask.compute(*tasks)
+    analyses: tuple[tuple[dict[str, np.ndarray], list[Anomaly]], ...] = dask.compute(*tasks)
     kl = {"units": "bit/byte", "references": _KL_PAPER}
     fit = {"units": "1", "references": _KL_PAPER, "window": window, "min_step": min_step}
     step = {"units": "1"}
@@ -289,17 +270,14 @@ def _by_run(
         )
     }
     columns["previous_step"] = (np.full(n_models, -1, dtype=np.int64), columns["previous_step"][1])
-    for run, analysis in zip(found, analyses, strict=True):
-        columns["previous_step"][0][run.models[1:]] = run.steps[:-1]
-        for name in analysis._fields[:-1]:
-            columns[name][0][run.models] = getattr(analysis, name)
     own = own_output(values)
-    anomalies = {
-        int(run.models[run.steps == anomaly.step][0]): anomaly
-        for run, analysis in zip(found, analyses, strict=True)
-        for anomaly in analysis.anomalies
-        if own[run.models[0]]
-    }
+    anomalies = {}
+    for run, (of_run, off_path) in zip(found, analyses, strict=True):
+        columns["previous_step"][0][run.models[1:]] = run.steps[:-1]
+        for name, column in of_run.items():
+            columns[name][0][run.models] = column
+        for anomaly in off_path if own[run.models[0]] else ():
+            anomalies[int(run.models[run.steps == anomaly.step][0])] = anomaly
     return columns, anomalies
 
 
@@ -312,8 +290,8 @@ def _analyze_run(
     text_bytes: np.ndarray,
     window: int,
     min_step: int,
-) -> RunAnalysis:
-    """One run from its (T, N) values, the t-th checkpoint in row order[t]."""
+) -> tuple[dict[str, np.ndarray], list[Anomaly]]:
+    """Columns (T,) of one run, and what is off its path, from (T, N) values, the t-th checkpoint in row order[t]."""
     rows = rows[order]
     kl = kl_divergence(rows, text_bytes, threads=1)
     kl[excluded] = np.nan
@@ -323,4 +301,6 @@ def _analyze_run(
     standard_error[1:] = paired_standard_error(rows[:-1], rows[1:], text_bytes)
     standard_error[np.isnan(consecutive)] = np.nan
     exponent, r_squared = diffusion_exponent(steps, kl, window, min_step)
-    return RunAnalysis(consecutive, standard_error, exponent, r_squared, find_anomalies(names, steps, kl))
+    columns = {"consecutive_kl": consecutive, "consecutive_kl_standard_error": standard_error}
+    columns |= {"exponent_kl": exponent, "exponent_kl_r_squared": r_squared}
+    return columns, find_anomalies(names, steps, kl)

@@ -21,6 +21,7 @@ MARGIN = 100.0
 
 EXACT: Final = "float64"
 FAILED, FINE, NOISY = "failed", "fine", "too noisy"
+_KINDS = ("plans", "devices", "to_float32", "to_float64", "floor")  # of pairs, as `Floor` has them
 
 # What the printed table, the JSON file and the report say of their rows.
 ROWS_MEAN = (
@@ -134,7 +135,7 @@ class NoiseFloor:
             lost = len(self.models) - len(rows)
             kinds = {
                 kind: max((value for row in rows if (value := getattr(row, kind)) is not None), default=None)
-                for kind in ("plans", "devices", "to_float32", "to_float64", "floor")
+                for kind in _KINDS
             }
             failure = f"{lost} of {len(self.models)} could not be measured" if lost else ""
             found.append(Floor(f"largest of {len(rows)}", dtype, **kinds, failure=failure))
@@ -166,14 +167,12 @@ class NoiseFloor:
 
     def cells(self, rows: Iterable[Floor]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Header of the table, and these rows of it for a reader."""
-        kinds = {"plans": "plans", "devices": "devices", "to float32": "to_float32", "to float64": "to_float64"}
-        kinds |= {"floor": "floor"}
         found = []
         for row in rows:
-            values = [getattr(row, kind) for kind in kinds.values()]
+            values = [getattr(row, kind) for kind in _KINDS]
             told = ["-" if value is None else tiny(value) for value in values]
             found.append((row.model, row.dtype, *told, _times(row.below) if row.below else "-", row.verdict))
-        return ("checkpoint", "precision", *kinds, "below", "verdict"), found
+        return ("checkpoint", "precision", *(kind.replace("_", " ") for kind in _KINDS), "below", "verdict"), found
 
     def table(self) -> str:
         """The rows, and below them the largest of each precision."""
@@ -200,17 +199,10 @@ class NoiseFloor:
             values: dict[str, Any] = {each.name: found[each.name] for each in fields(cls) if each.name != "threads"}
             values["threads"] = int(found.get("threads", 0))
             values["versions"] = dict(values["versions"])
-            models = tuple(
-                ModelNoise(
-                    **{
-                        **each,
-                        "variants": tuple(Variant(**variant) for variant in each["variants"]),
-                        "kl": _matrix(each["kl"]),
-                        "kl_standard_error": _matrix(each["kl_standard_error"]),
-                    }
-                )
-                for each in values["models"]
-            )
+            for each in values["models"]:
+                each["variants"] = tuple(Variant(**variant) for variant in each["variants"])
+                each |= {name: _matrix(each[name]) for name in ("kl", "kl_standard_error")}
+            models = tuple(ModelNoise(**each) for each in values["models"])
             for each in models:
                 if [len(row) for row in each.kl] != [len(each.variants)] * len(each.variants):
                     raise ValueError(f"kl of {each.model} has not a row and a column for each variant")

@@ -1,6 +1,6 @@
 """Structured configs: what can be set for a job, with its default; and the values that library functions take.
 
-A file for each Hydra group (or two that belong together): its dataclass, and the functions that make values of it.
+A file for each Hydra group (or those that belong together): its dataclass, and the functions that make values of it.
 These are light: help and ``--cfg`` are answered from them. What makes values of the rooms that fetch and score models
 is in ``klray.config.sweep`` and ``klray.config.measure``, for the verbs that need it.
 Only jobs/ and this room know Hydra. ``conf/`` holds the groups; every key there is checked against the classes here.
@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from klray.config.analysis import AnalysisConfig, ReportConfig, ScaleConfig, scale_choice
-from klray.config.dask import DaskConfig, memory_bytes
+from klray.config.analysis import AnalysisConfig, DaskConfig, ReportConfig, ScaleConfig, memory_bytes, scale_choice
 from klray.config.lens import LensConfig, lens_texts, lens_training
 from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig
 from klray.config.noise import NoiseConfig, noise_path

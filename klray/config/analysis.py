@@ -1,4 +1,4 @@
-"""Groups ``analysis``, ``scale`` and ``report``: what is computed from a snapshot, and shown."""
+"""Groups ``analysis``, ``scale``, ``dask`` and ``report``: what is computed from a snapshot, by whom, and shown."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from klray.analysis import defaults
 from klray.analysis.defaults import Choice
+from klray.errors import KlrayError
 
 
 @dataclass
@@ -43,6 +44,16 @@ class ScaleConfig:
 
 
 @dataclass
+class DaskConfig:
+    """The Dask scheduler that analyses."""
+
+    scheduler: str = "threads"  # threads, distributed or ray
+    address: str | None = None
+    threads: int | None = None
+    memory_limit: str = "4GiB"  # an analysis that would need more is refused
+
+
+@dataclass
 class ReportConfig:
     """The report's folder and title."""
 
@@ -54,3 +65,13 @@ class ReportConfig:
 def scale_choice(config: ScaleConfig) -> Choice:
     """How pairs are chosen."""
     return Choice(config.spacing, config.min_step, config.number, config.draws, config.seed)
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of a size such as 4GiB or 500MB."""
+    from dask.utils import parse_bytes  # noqa: PLC0415 - 0.2 s, and help needs no Dask
+
+    try:
+        return int(parse_bytes(text))
+    except ValueError as error:
+        raise KlrayError(f"dask.memory_limit={text}: write a size such as 4GiB or 500MB") from error

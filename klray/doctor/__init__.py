@@ -77,12 +77,8 @@ def _dask(scheduler: str, address: str | None) -> Finding:
     except KlrayError as error:
         return refusal("Dask", error)
     except OSError as error:
-        return Finding(
-            "Dask",
-            "refused",
-            f"dask.scheduler={which} does not answer ({' '.join(str(error).split())})",
-            "start it, check dask.address, or set dask=threads",
-        )
+        found = f"dask.scheduler={which} does not answer ({' '.join(str(error).split())})"
+        return Finding("Dask", "refused", found, "start it, check dask.address, or set dask=threads")
     assert answer == 3
     return Finding("Dask", "ok", f"{which}: a trial sum came back")
 
@@ -95,6 +91,9 @@ def _store(url: str | None, storage_options: Mapping[str, Any]) -> Iterator[Find
     try:
         objects = open_objects(url, options)
         silent = bounded(lambda: why_silent(objects))
+        findings = probe(objects)
+        while not silent and (finding := bounded(lambda: next(findings, None))) is not None:
+            yield finding
     except (StoreError, ValueError) as error:
         yield refusal("store", error)
         return
@@ -102,26 +101,12 @@ def _store(url: str | None, storage_options: Mapping[str, Any]) -> Iterator[Find
         silent = f"{url} {error}"
     if silent:
         yield Finding("store", "refused", silent, "check AWS_ENDPOINT_URL and the network")
-        return
-    findings = probe(objects)
-    while True:
-        try:
-            finding = bounded(lambda: next(findings, None))
-        except TimeoutError as error:
-            yield Finding("store", "refused", f"{url} {error}", "check AWS_ENDPOINT_URL and the network")
-            return
-        if finding is None:
-            return
-        yield finding
 
 
 def bounded(work: Callable[[], T], seconds: float | None = None) -> T:
     """What ``work`` returns or raises; it runs in a thread that is left behind when it takes too long.
 
-    Raises
-    ------
-    TimeoutError
-        It took longer than ``seconds``, by default PATIENCE_SECONDS.
+    TimeoutError: it took longer than ``seconds``, by default PATIENCE_SECONDS.
     """
     limit = PATIENCE_SECONDS if seconds is None else seconds
     future: Future[T] = Future()

@@ -90,20 +90,14 @@ def _device(scoring: ScoringSettings, cluster: Cluster | None) -> Finding:
         names = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         found = ", ".join(f"{each.name} with {each.total_memory / 1e9:.0f} GB" for each in names)
         if scoring.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            return Finding(
-                "device", "warning", f"{found}: bfloat16 is emulated there", "set scoring.dtype=float16 or float32"
-            )
-        if scoring.dtype == "float32":
-            return Finding("device", "ok", f"{found}; float32, scoring.dtype=bfloat16 is several times as fast")
-        return Finding("device", "ok", f"{found}; {scoring.dtype}")
+            emulated = f"{found}: bfloat16 is emulated there"
+            return Finding("device", "warning", emulated, "set scoring.dtype=float16 or float32")
+        faster = ", scoring.dtype=bfloat16 is several times as fast" if scoring.dtype == "float32" else ""
+        return Finding("device", "ok", f"{found}; {scoring.dtype}{faster}")
     found = f"{os.cpu_count()} CPUs, {scoring.threads} threads an actor"
     if scoring.dtype != "float32":
-        return Finding(
-            "device",
-            "warning",
-            f"{found}: {scoring.dtype} is slow on most CPUs, and less exact",
-            "set scoring.dtype=float32",
-        )
+        slow = f"{found}: {scoring.dtype} is slow on most CPUs, and less exact"
+        return Finding("device", "warning", slow, "set scoring.dtype=float32")
     return Finding("device", "ok", f"{found}; float32")
 
 
@@ -118,24 +112,17 @@ def _disk(folder: Path, cache_bytes: int, workers: int) -> Finding:
         status = os.statvfs(there)
         used = _bytes_below(folder)
     except OSError as error:
-        return Finding(
-            "disk",
-            "refused",
-            f"scoring.cache_dir={folder} cannot be written to ({error.strerror or error})",
-            "set scoring.cache_dir= to a folder on a disk with room",
-        )
+        found = f"scoring.cache_dir={folder} cannot be written to ({error.strerror or error})"
+        return Finding("disk", "refused", found, "set scoring.cache_dir= to a folder on a disk with room")
     free = status.f_bavail * status.f_frsize
     found = f"{free / 1e9:.1f} GB free at {folder}"
     found += f", and {used / 1e9:.1f} GB of checkpoints there" if used else ""
     need = cache_bytes * workers
     if free + used < need:
         fits = math.floor((free + used) / workers / 1e8) / 10
-        return Finding(
-            "disk",
-            "warning",
-            f"{found}; {workers} workers of this machine may fill {need / 1e9:.1f} GB",
-            f"set scoring.cache_gigabytes={fits:g}, or scoring.cache_dir= to a larger disk",
-        )
+        cure = f"set scoring.cache_gigabytes={fits:g}, or scoring.cache_dir= to a larger disk"
+        found += f"; {workers} workers of this machine may fill {need / 1e9:.1f} GB"
+        return Finding("disk", "warning", found, cure)
     return Finding("disk", "ok", f"{found}; the caches of {workers} workers take {need / 1e9:.1f} GB at most")
 
 

@@ -34,14 +34,9 @@ Moment = Callable[[np.ndarray], np.ndarray]  # (P, N) differences -> (P,)
 def variance(rows: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
     """Population variance over texts of l_i - l_j for all pairs: |q_i|^2 + |q_j|^2 - 2 <q_i, q_j>, q = l - mean(l).
 
-    Parameters
-    ----------
-    rows : (I, N) nats
-    others : (J, N) nats; None: among ``rows``, where only i < j is computed, (j, i) is its copy and (i, i) is 0.
-
-    Returns
-    -------
-    (I, J) float64, nats^2 per text, within 1e-10 relative of the variance of the differences, never negative.
+    Of ``rows`` (I, N) and ``others`` (J, N), nats; without others among ``rows``, where only i < j is computed, (j, i)
+    is its copy and (i, i) is 0. (I, J) float64, nats^2 per text, within 1e-10 relative of the variance of the
+    differences, never negative.
     """
     left, right = _Side(rows, powers=1), _Side(rows if others is None else others, powers=1)
     among = others is None
@@ -71,15 +66,7 @@ def square_variance(rows: np.ndarray, others: np.ndarray | None = None) -> np.nd
 
     m2 as in ``variance`` and N m4 = S4_i + S4_j - 4 <x_i^3, x_j> - 4 <x_i, x_j^3> + 6 <x_i^2, x_j^2> with S4 = sum x^4.
     x = q - (mean row of the tile): any vector common to both rows cancels in d, and without what all models share the
-    sums cancel far less.
-
-    Parameters
-    ----------
-    rows, others : as in ``variance``
-
-    Returns
-    -------
-    (I, J) float64, nats^4 per text, within 2e-8 relative of direct evaluation, never negative.
+    sums cancel far less. (I, J) float64, nats^4 per text, within 2e-8 relative of direct evaluation, never negative.
     """
     n_texts = rows.shape[1]
     left, right = _Side(rows, powers=3), _Side(rows if others is None else others, powers=3)

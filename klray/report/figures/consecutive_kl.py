@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -23,7 +25,6 @@ from klray.report.figures.style import (
     new_figure,
     plain_log_ticks,
     run_handles,
-    run_labels,
     run_styles,
 )
 
@@ -37,11 +38,7 @@ def consecutive_kl(result: xr.Dataset) -> Figure:
     Filled marks and full lines are pairs at the run's usual spacing (see `Pairs`); open marks and dotted
     lines are pairs at another one. Pairs of different spacing are not comparable, and nothing joins them. Where a run's
     usual spacing is that of the published Pythia runs, 1,000 steps, the published ranges are shaded in grey.
-
-    Raises
-    ------
-    KlrayError
-        When no run has a consecutive pair with a KL above zero.
+    KlrayError when no run has a consecutive pair with a KL above zero.
     """
     drawn = _drawn(result)
     if not drawn:
@@ -55,42 +52,25 @@ def consecutive_kl(result: xr.Dataset) -> Figure:
     axes.set_yscale("log")
     runs = trajectories(result)
     styles = dict(zip((run.name for run in runs), run_styles(runs), strict=True))
-    labels = dict(zip((run.name for run in runs), run_labels(runs), strict=True))
     for run, pairs in drawn:
         style = styles[run.name]
         _draw_stretches(axes, pairs, style.color)
         comparable = np.where(pairs.usual, pairs.kl, np.nan)
-        axes.plot(pairs.step, comparable, color=style.color, ls=style.line, lw=1.3, zorder=3, label=labels[run.name])
+        axes.plot(pairs.step, comparable, color=style.color, ls=style.line, lw=1.3, zorder=3, label=style.label)
+        mark: dict[str, Any] = {"marker": style.marker, "ms": mark_points(len(drawn)), "mec": style.color, "mew": 0.8}
         for usual, face in ((True, style.color), (False, "white")):
             chosen = pairs.usual == usual
-            axes.plot(
-                pairs.step[chosen],
-                pairs.kl[chosen],
-                ls="",
-                marker=style.marker,
-                ms=mark_points(len(drawn)),
-                mfc=face,
-                mec=style.color,
-                mew=0.8,
-                zorder=4,
-            )
+            axes.plot(pairs.step[chosen], pairs.kl[chosen], ls="", mfc=face, zorder=4, **mark)
     if _published_applies(drawn):
+        look: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "center", "color": MUTED}
         for setting, shade in zip(_PUBLISHED, ("0.5", "0.7"), strict=True):
             axes.axhspan(setting.low, setting.high, color=shade, alpha=0.15, lw=0, zorder=0)
-            axes.text(
-                1.01,
-                np.sqrt(setting.low * setting.high),
-                f"published,\n{setting.name}",
-                transform=axes.get_yaxis_transform(),
-                ha="left",
-                va="center",
-                fontsize=TICK_POINTS - 1,
-                color=MUTED,
-            )
+            middle = np.sqrt(setting.low * setting.high)
+            axes.text(1.01, middle, f"published,\n{setting.name}", fontsize=TICK_POINTS - 1, **look)
     plain_log_ticks(axes.xaxis, subs=(1.0,))
     plain_log_ticks(axes.yaxis)
     dress(axes, "Training step", "KL to previous checkpoint (bits/byte)")
-    handles = run_handles([run for run, _ in drawn], [styles[run.name] for run, _ in drawn])
+    handles = run_handles([styles[run.name] for run, _ in drawn])
     if len(drawn) <= MAX_RUNS_IN_LEGEND and len({pairs.spacing for _, pairs in drawn}) > 1:
         for handle, (_, pairs) in zip(handles, drawn, strict=True):  # lines of unequal spacing cannot be compared
             handle.set_label(f"{handle.get_label()}, every {pairs.spacing:,}")

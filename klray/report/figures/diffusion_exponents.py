@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 
 from klray.analysis.runs import trajectories
 from klray.analysis.runs_table import exponent_windows
 from klray.errors import KlrayError
 from klray.report.figures.plate import Plate
 from klray.report.figures.style import (
+    draw_windows,
     dress,
+    dress_windows,
     legend_below,
     mark_points,
     new_figure,
     ordinary_diffusion,
     run_handles,
-    run_labels,
     run_styles,
 )
 
@@ -25,19 +25,11 @@ from klray.report.figures.style import (
 def diffusion_exponents(result: xr.Dataset) -> Figure:
     """c_q by the step where its window starts (arXiv 2505.15353, section 4), one line a run; below it the fits' R^2.
 
-    The dashed line at 1 is ordinary diffusion.
-
-    Raises
-    ------
-    KlrayError
-        When no checkpoint starts a window with an exponent.
+    The dashed line at 1 is ordinary diffusion. KlrayError when no checkpoint starts a window with an exponent.
     """
     runs = trajectories(result)
-    drawn = [
-        (run, style, label, exponent_windows(result, run))
-        for run, style, label in zip(runs, run_styles(runs), run_labels(runs), strict=True)
-    ]
-    drawn = [entry for entry in drawn if entry[3][0].size]
+    found = [(style, exponent_windows(result, run)) for run, style in zip(runs, run_styles(runs), strict=True)]
+    drawn = [(style, windows) for style, windows in found if windows.start.size]
     if not drawn:
         raise KlrayError(
             f"diffusion exponents were asked for, but no checkpoint of this result has one: a window needs "
@@ -47,29 +39,18 @@ def diffusion_exponents(result: xr.Dataset) -> Figure:
         )
     figure = new_figure(4.3)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
-    for _, style, label, (start, exponent, r_squared) in drawn:
+    for style, (start, exponent, r_squared) in drawn:
         for axes, values in ((upper, exponent), (lower, r_squared)):
-            axes.plot(
-                start,
-                values,
-                color=style.color,
-                ls=style.line,
-                lw=1.2,
-                marker=style.marker,
-                ms=mark_points(len(drawn)),
-                mew=0,
-                label=label,
-            )
+            draw_windows(axes, start, values, style, mark_points(len(drawn)))
     ordinary = ordinary_diffusion(upper)
-    lowest = min(float(values[1].min()) for *_, values in drawn)
-    highest = max(float(values[1].max()) for *_, values in drawn)
+    lowest = min(float(windows.exponent.min()) for _, windows in drawn)
+    highest = max(float(windows.exponent.max()) for _, windows in drawn)
     upper.set_ylim(min(0.0, lowest - 0.05), max(1.15, highest + 0.05))
     lower.set_ylim(0, 1.03)
     dress(upper, "", "Diffusion exponent $c_q$")
-    dress(lower, "Training step at the start of the window", "$R^2$ of the fit")
-    lower.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    dress_windows(lower, "$R^2$ of the fit")
     figure.align_ylabels([upper, lower])
-    legend_below(figure, [*run_handles([entry[0] for entry in drawn], [entry[1] for entry in drawn]), ordinary])
+    legend_below(figure, [*run_handles([style for style, _ in drawn]), ordinary])
     return figure
 
 

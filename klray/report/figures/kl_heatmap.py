@@ -33,12 +33,8 @@ def kl_heatmap(result: xr.Dataset) -> Figure:
 
     These are single models, quantised ones, and layers. White lines separate all of them and the runs, or the sizes
     when there are too many runs to name. More than `MAX_MODELS` models are thinned evenly within that order. Pairs
-    without a KL are grey; pairs below the 0.2 % quantile, the diagonal among them, take the darkest colour.
-
-    Raises
-    ------
-    KlrayError
-        When no pair of models has a KL above zero.
+    without a KL are grey; pairs below the 0.2 % quantile, the diagonal among them, take the darkest colour. KlrayError
+    when no pair of models has a KL above zero.
     """
     order, blocks = _ordered(result)
     kl = result["kl"].isel(model=order, other=order).values

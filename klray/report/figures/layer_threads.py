@@ -21,12 +21,8 @@ def layer_threads(result: xr.Dataset) -> Figure:
     """A row of two panels, PCA in sqrt(bits/byte) and t-SNE, for each lens: the layers 0..L of a model joined.
 
     A thread is light at layer 0, the embedding's output (open circle), and in full colour at layer L, the model's own
-    output (black-rimmed). Of a training run the last checkpoints are drawn, and up to 7 models in all.
-
-    Raises
-    ------
-    KlrayError
-        No model has two layers on the map.
+    output (black-rimmed). Of a training run the last checkpoints are drawn, and up to 7 models in all. KlrayError when
+    no model has two layers on the map.
     """
     drawn = _threads(result)
     if not drawn:

@@ -19,11 +19,7 @@ def layers_to_final(result: xr.Dataset) -> Figure:
 
     ``result`` is what ``klray.layers.layer_kl`` gives. Of each repository the last checkpoints are drawn, up to 7
     models in all, each in one colour; each lens has a line pattern. The final layer has a KL of 0 and no mark.
-
-    Raises
-    ------
-    KlrayError
-        No layer is apart from its final one.
+    KlrayError when no layer is apart from its final one.
     """
     drawn, lenses = _drawn(result), strings(result, "lens")
     layers, kl = result["layer"].values, result["kl_final"].values

@@ -22,11 +22,7 @@ def lineage(result: xr.Dataset) -> Figure:
     """Two panels, PCA in sqrt(bits/byte) and t-SNE: models that were never fine-tuned, their children, theirs.
 
     Descendants of one root share its colour and marker; a root is rimmed black, and edges lead from parent to child.
-
-    Raises
-    ------
-    KlrayError
-        No fine-tuned model is on the map together with its parent.
+    KlrayError when no fine-tuned model is on the map together with its parent.
     """
     of = _family(result)
     children = np.flatnonzero(of >= 0)

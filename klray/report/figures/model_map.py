@@ -24,7 +24,6 @@ from klray.report.figures.style import (
     new_figure,
     plain,
     run_handles,
-    run_labels,
     run_styles,
     tint,
 )
@@ -42,12 +41,7 @@ def model_map(result: xr.Dataset) -> Figure:
     section 2). A run is a path from light (first checkpoint, open circle) to full colour (last one, black-rimmed
     circle). Models outside any run are dark marks, a few of them named, or coloured by family when there are no runs.
     Models without coordinates are left out. The t-SNE panel is drawn only when the result has it; its axes mean
-    nothing and carry no ticks.
-
-    Raises
-    ------
-    KlrayError
-        When no model has PCA coordinates.
+    nothing and carry no ticks. KlrayError when no model has PCA coordinates.
     """
     if not has_points(result, "map_pca"):
         raise KlrayError(
@@ -56,25 +50,22 @@ def model_map(result: xr.Dataset) -> Figure:
         )
     all_runs = trajectories(result)
     located = on_map(result, "map_pca")
-    drawn = [
-        (run, style, label)
-        for run, style, label in zip(all_runs, run_styles(all_runs), run_labels(all_runs), strict=True)
-        if located[run.models].any()
-    ]
+    styles = zip(all_runs, run_styles(all_runs), strict=True)
+    drawn = [(run, style) for run, style in styles if located[run.models].any()]
     singles = single_models(result, all_runs)
     groups = _single_groups(result, singles[located[singles]], bool(drawn))
     figure = new_figure(3.9)
 
     def draw(axes: Axes, points: np.ndarray) -> None:
-        for run, style, label in drawn:
-            _draw_run(axes, points[run.models], style, label, 6 if len(drawn) <= MAX_RUNS_IN_LEGEND else 4)
+        for run, style in drawn:
+            _draw_run(axes, points[run.models], style, 6 if len(drawn) <= MAX_RUNS_IN_LEGEND else 4)
         for members, label, marker, color in groups:
             size = 26 if members.size <= 100 else 8
             look = {"s": size, "marker": marker, "color": color, "label": label}
             marks(axes, points[members], edgecolor="white", linewidths=0.4, zorder=3, **look)
 
     draw_panels(figure, result, "map", draw)
-    handles = run_handles([run for run, _, _ in drawn], [style for _, style, _ in drawn])
+    handles = run_handles([style for _, style in drawn])
     handles += [entry(label, mark=marker, color=color, ms=5) for _, label, marker, color in groups]
     if drawn:
         handles.append(entry("first checkpoint", mark="o", mfc="w", mec=MUTED, ms=5))
@@ -114,14 +105,14 @@ def model_map_caption(result: xr.Dataset) -> str:
     return " ".join(sentences)
 
 
-def _draw_run(axes: Axes, path: np.ndarray, style: RunStyle, label: str, end_points: float) -> None:
+def _draw_run(axes: Axes, path: np.ndarray, style: RunStyle, end_points: float) -> None:
     path = path[np.isfinite(path).all(1)]
     if not len(path):
         return
     shades = [tint(style.color, strength) for strength in np.linspace(_FAINTEST, 1, len(path))]
     segments = np.stack([path[:-1], path[1:]], axis=1)
     axes.add_collection(LineCollection(list(segments), colors=shades[1:], linewidths=1.2, zorder=2))
-    marks(axes, path, s=5, c=shades, marker=style.marker, linewidths=0, zorder=3, label=label)
+    marks(axes, path, s=5, c=shades, marker=style.marker, linewidths=0, zorder=3, label=style.label)
     axes.plot(*path[0], marker="o", mfc="white", mec=style.color, mew=1.2, ms=end_points - 1, zorder=4)
     axes.plot(*path[-1], marker="o", mfc=style.color, mec="black", mew=1.0, ms=end_points, zorder=5)
 

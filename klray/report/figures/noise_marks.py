@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from klray.analysis.noise_floor import MARGIN, SMALLEST_KL, Floor, NoiseFloor
+from klray.analysis.noise_floor import MARGIN, SMALLEST_KL, NoiseFloor
 from klray.errors import KlrayError
 from klray.report.figures.style import (
     INK,
@@ -26,12 +26,7 @@ def noise_floor(noise: NoiseFloor) -> Figure:
     """KL between scorings of one checkpoint, bits per byte, by precision: a mark for each checkpoint and kind of pair.
 
     The dashed line is the smallest KL of interest, the dotted one 100 times below: noise belongs to its left. A KL of 0
-    has no place on a logarithmic axis and no mark.
-
-    Raises
-    ------
-    KlrayError
-        When nothing was measured, or all is 0.
+    has no place on a logarithmic axis and no mark. KlrayError when nothing was measured, or all is 0.
     """
     marks = [
         (value, place + 0.22 * (kind - 1), kind)
@@ -39,7 +34,7 @@ def noise_floor(noise: NoiseFloor) -> Figure:
         for row in noise.rows()
         if row.dtype == dtype
         for kind, (name, _, _) in enumerate(_KINDS)
-        if (value := _value(row, name)) > 0
+        if (value := float(getattr(row, name) or 0.0)) > 0
     ]
     if not marks:
         raise KlrayError("a noise floor was to be drawn, but nothing in it was measured; klray noise says why")
@@ -68,8 +63,3 @@ def noise_floor(noise: NoiseFloor) -> Figure:
         ],
     )
     return figure
-
-
-def _value(row: Floor, kind: str) -> float:
-    value = getattr(row, kind)
-    return 0.0 if value is None else float(value)

@@ -78,26 +78,12 @@ def marks(axes: Axes, points: np.ndarray, **look: Any) -> PathCollection:
 
 def write_beside(axes: Axes, point: np.ndarray, text: str) -> None:
     """A small name beside a mark at ``point`` (2,)."""
-    axes.annotate(
-        text,
-        tuple(point.tolist()),
-        xytext=(4, 4),
-        textcoords="offset points",
-        fontsize=TICK_POINTS - 1,
-        color=INK,
-        zorder=6,
-    )
+    place: dict[str, Any] = {"xytext": (4, 4), "textcoords": "offset points"}
+    axes.annotate(text, tuple(point.tolist()), fontsize=TICK_POINTS - 1, color=INK, zorder=6, **place)
 
 
 def arrow(axes: Axes, start: np.ndarray, end: np.ndarray, color: str, line: str = "-") -> None:
     """An arrow from the mark at ``start`` (2,) to the one at ``end`` (2,)."""
-    style = {
-        "arrowstyle": "-|>",
-        "color": color,
-        "lw": 1.0,
-        "mutation_scale": 7,
-        "ls": line,
-        "shrinkA": 2,
-        "shrinkB": 2,
-    }
+    head = {"arrowstyle": "-|>", "mutation_scale": 7, "shrinkA": 2, "shrinkB": 2}
+    style = {**head, "lw": 1.0, "color": color, "ls": line}
     axes.annotate("", xy=tuple(end.tolist()), xytext=tuple(start.tolist()), arrowprops=style, zorder=3)

@@ -21,12 +21,8 @@ from klray.words.numbers import counted, significant
 def quantization_arrows(result: xr.Dataset) -> Figure:
     """Two panels, PCA in sqrt(bits/byte) and t-SNE: all models in grey, and arrows to the quantised ones.
 
-    Each way of quantising has a colour, a marker and a line pattern.
-
-    Raises
-    ------
-    KlrayError
-        No quantised model is on the map together with its unquantised self.
+    Each way of quantising has a colour, a marker and a line pattern. KlrayError when no quantised model is on the map
+    together with its unquantised self.
     """
     pairs = _pairs(result)
     if not pairs:

@@ -35,12 +35,7 @@ def scale_violins(result: xr.Dataset) -> Figure:
     """KL of every setting's pairs on a logarithmic axis: a violin of its density in ln KL, its quartiles and median.
 
     Settings with fewer than 5 pairs show the pairs. Published medians are marks, published ranges are bars. A KL of 0
-    has no place on the axis.
-
-    Raises
-    ------
-    KlrayError
-        No setting has a pair with a KL above 0.
+    has no place on the axis. KlrayError when no setting has a pair with a KL above 0.
     """
     drawn = [(row, kl[kl > 0]) for row in scale_rows(result) if (kl := setting_kl(result, row.setting)).size]
     drawn = [(row, kl) for row, kl in drawn if kl.size]

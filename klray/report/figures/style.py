@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -16,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from klray.analysis.runs import Run
 from klray.words.numbers import counted, printable
@@ -38,12 +39,13 @@ MAX_LABEL_CHARACTERS = 40
 
 @dataclass(frozen=True)
 class RunStyle:
-    """How one run is drawn in every figure. Runs of one ``group`` share a colour."""
+    """How one run is drawn and named in every figure. Runs of one ``group`` share a colour."""
 
     color: str
     marker: str
     line: str
     group: str
+    label: str
 
 
 def run_styles(runs: Sequence[Run]) -> list[RunStyle]:
@@ -52,21 +54,22 @@ def run_styles(runs: Sequence[Run]) -> list[RunStyle]:
     Within a group that shares a colour, markers and line patterns cycle. Beyond 7 groups the colours come from
     viridis, in the order of the groups (by family and number of parameters).
     """
-    names = [f"{run.family} {run.size}".strip() or run.name for run in runs]
+    names, labels = [f"{run.family} {run.size}".strip() or run.name for run in runs], run_labels(runs)
     groups = list(dict.fromkeys(names))
     if len(runs) <= len(PALETTE):
-        return [RunStyle(PALETTE[i], MARKERS[i], "-", name) for i, name in enumerate(names)]
+        looks = zip(PALETTE, MARKERS, names, labels, strict=False)
+        return [RunStyle(color, marker, "-", *named) for color, marker, *named in looks]
     if len(groups) <= len(PALETTE):
         colors = list(PALETTE[: len(groups)])
     else:
         viridis = matplotlib.colormaps["viridis"]
         colors = [matplotlib.colors.to_hex(viridis(0.9 * i / (len(groups) - 1))) for i in range(len(groups))]
     styles, seen = [], dict.fromkeys(groups, 0)
-    for name in names:
+    for name, label in zip(names, labels, strict=True):
         place = seen[name]
         seen[name] += 1
         color = colors[groups.index(name)]
-        styles.append(RunStyle(color, MARKERS[place % len(MARKERS)], LINES[place % len(LINES)], name))
+        styles.append(RunStyle(color, MARKERS[place % len(MARKERS)], LINES[place % len(LINES)], name, label))
     return styles
 
 
@@ -84,9 +87,8 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
 
 def run_blocks(runs: Sequence[Run]) -> list[str]:
     """What to name each run on an axis: its own label, or its group's when there are too many runs to name."""
-    if len(runs) <= MAX_RUNS_IN_LEGEND:
-        return run_labels(runs)
-    return [plain(style.group) for style in run_styles(runs)]
+    few = len(runs) <= MAX_RUNS_IN_LEGEND
+    return [style.label if few else plain(style.group) for style in run_styles(runs)]
 
 
 def plain(text: str) -> str:
@@ -141,18 +143,27 @@ def mark_points(n_runs: int, few: float = 3.2) -> float:
     return few if n_runs <= MAX_RUNS_IN_LEGEND else 1.5
 
 
+def draw_windows(axes: Axes, start: np.ndarray, values: np.ndarray, style: RunStyle, points: float) -> None:
+    """What a run's windows have, by the step where they start."""
+    look: dict[str, Any] = {"color": style.color, "ls": style.line, "marker": style.marker, "ms": points}
+    axes.plot(start, values, lw=1.2, mew=0, label=style.label, **look)
+
+
+def dress_windows(axes: Axes, y_label: str) -> None:
+    """An axis of steps where windows start."""
+    dress(axes, "Training step at the start of the window", y_label)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
 def ordinary_diffusion(axes: Axes) -> Line2D:
     """The dashed line where an exponent is 1."""
     return axes.axhline(1.0, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1, label="ordinary diffusion, c = 1")
 
 
-def run_handles(runs: Sequence[Run], styles: Sequence[RunStyle]) -> list[Artist]:
+def run_handles(styles: Sequence[RunStyle]) -> list[Artist]:
     """Legend entries, one a run, or one a group when there are more than `MAX_RUNS_IN_LEGEND` runs."""
-    if len(runs) <= MAX_RUNS_IN_LEGEND:
-        return [
-            entry(label, color=style.color, marker=style.marker, ls=style.line, lw=1.4, ms=4)
-            for label, style in zip(run_labels(runs), styles, strict=True)
-        ]
+    if len(styles) <= MAX_RUNS_IN_LEGEND:
+        return [entry(each.label, color=each.color, marker=each.marker, ls=each.line, lw=1.4, ms=4) for each in styles]
     groups = [style.group for style in styles]
     return [
         entry(f"{plain(group)} ({counted(groups.count(group), 'run')})", color=styles[groups.index(group)].color, lw=2)

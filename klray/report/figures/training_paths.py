@@ -32,12 +32,8 @@ def training_paths(result: xr.Dataset) -> Figure:
     """Two panels, PCA in sqrt(bits/byte) and t-SNE: each run a path, each checkpoint coloured by its step, log scale.
 
     Checkpoints before the end of warm-up (the smallest step by which the recipe scores texts) are open, joined by a
-    dotted line; later ones are filled, joined by a full line. Up to 7 runs have markers of their own.
-
-    Raises
-    ------
-    KlrayError
-        No run has two checkpoints on the map.
+    dotted line; later ones are filled, joined by a full line. Up to 7 runs have markers of their own. KlrayError when
+    no run has two checkpoints on the map.
     """
     runs = _located(result)
     if not runs:
@@ -51,7 +47,7 @@ def training_paths(result: xr.Dataset) -> Figure:
         "steps", matplotlib.colormaps[_COLORS](np.linspace(0, _BRIGHTEST, 256))
     )
     warm_up = warm_up_end(result)
-    markers = MARKERS if len(runs) <= MAX_MARKERS else ("o",)
+    markers, size = (MARKERS, 15) if len(runs) <= MAX_MARKERS else (("o",), 7)
     figure = new_figure(3.9)
 
     def draw(axes: Axes, points: np.ndarray) -> None:
@@ -62,16 +58,8 @@ def training_paths(result: xr.Dataset) -> Figure:
                 axes.plot(path[[a, b], 0], path[[a, b], 1], color="0.72", lw=0.8, ls=":" if early[b] else "-", zorder=2)
             shades = colors(norm(run.steps + 1.0))
             for chosen, faces in ((early, np.full_like(shades, 1.0)), (~early, shades)):
-                marks(
-                    axes,
-                    path[chosen],
-                    s=15 if len(runs) <= MAX_MARKERS else 7,
-                    marker=markers[number % len(markers)],
-                    facecolors=faces[chosen],
-                    edgecolors=shades[chosen],
-                    linewidths=0.9,
-                    zorder=3,
-                )
+                look = {"facecolors": faces[chosen], "edgecolors": shades[chosen], "linewidths": 0.9, "zorder": 3}
+                marks(axes, path[chosen], s=size, marker=markers[number % len(markers)], **look)
 
     panels = draw_panels(figure, result, "map", draw)
     bar = figure.colorbar(ScalarMappable(norm, colors), ax=panels, shrink=0.85, pad=0.02, aspect=28)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 
 from klray.analysis.runs import trajectories
 from klray.analysis.runs_table import exponent_windows, weight_windows
@@ -14,7 +13,8 @@ from klray.report.figures.style import (
     INK,
     LABEL_POINTS,
     MUTED,
-    dress,
+    draw_windows,
+    dress_windows,
     entry,
     legend_below,
     mark_points,
@@ -29,12 +29,8 @@ def kl_and_weights(result: xr.Dataset) -> Figure:
     """c_q (left) and c_w (right) by the step where the window starts, on one scale, a line for each run.
 
     c_w is of exact weight distances where the result has them, else of weight sketches; what was aligned by
-    permutation is drawn thin and dotted. The dashed line at 1 is ordinary diffusion.
-
-    Raises
-    ------
-    KlrayError
-        When no window has a c_w.
+    permutation is drawn thin and dotted. The dashed line at 1 is ordinary diffusion. KlrayError when no window has a
+    c_w.
     """
     runs = trajectories(result)
     styles = run_styles(runs)
@@ -54,18 +50,17 @@ def kl_and_weights(result: xr.Dataset) -> Figure:
     top = 1.15
     for style, of_kl, of_weights in found:
         for axes, (start, exponent, _) in ((left, of_kl), (right, of_weights)):
-            axes.plot(start, exponent, color=style.color, ls=style.line, lw=1.2, marker=style.marker, ms=points, mew=0)
+            draw_windows(axes, start, exponent, style, points)
             top = max([top, *(exponent + 0.05)])
     aligned = [(style, weight_windows(result, run, "aligned")) for run, style in zip(runs, styles, strict=True)]
     for style, (start, exponent, _) in aligned:
         right.plot(start, exponent, color=style.color, ls=":", lw=1.0)
         top = max([top, *(exponent + 0.05)])
-    handles = run_handles(runs, styles)
+    handles = run_handles(styles)
     for axes, title in ((left, "KL, $c_q$"), (right, "Weights, $c_w$")):
         ordinary = ordinary_diffusion(axes)
         axes.set_title(title, fontsize=LABEL_POINTS, color=INK)
-        dress(axes, "Training step at the start of the window", "Diffusion exponent" if axes is left else "")
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        dress_windows(axes, "Diffusion exponent" if axes is left else "")
     lowest = min((float(v.min()) for _, *pair in found for _, v, _ in pair if v.size), default=0.0)
     left.set_ylim(min(0.0, lowest - 0.05), top)
     handles.append(ordinary)

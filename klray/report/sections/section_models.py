@@ -11,34 +11,22 @@ from klray.analysis.facts import strings
 from klray.report.redaction import public
 
 MAX_MODEL_ROWS = 2000
+_WORDS, _COUNTS = ("repository", "revision", "family", "size"), ("step", "seed")
+_NUMBERS = ("parameters", "consecutive_kl", "consecutive_kl_standard_error", "excluded")
 
 
 def model_rows(result: xr.Dataset) -> list[dict[str, Any]]:
     """The first `MAX_MODEL_ROWS` models, each by name of column."""
     first = result.isel(model=slice(MAX_MODEL_ROWS))
-    columns = {
-        name: first[name].values
-        for name in (
-            "repository",
-            "revision",
-            "family",
-            "size",
-            "seed",
-            "step",
-            "parameters",
-            "consecutive_kl",
-            "consecutive_kl_standard_error",
-            "excluded",
-        )
-    }
+    columns = {name: first[name].values for name in (*_WORDS, *_COUNTS, *_NUMBERS)}
     nothing = np.full(first.sizes["model"], np.nan)
     columns["exponent"] = first["exponent_kl"].values if "exponent_kl" in first else nothing
     columns["variant"] = _variants(first)
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     for row in rows:
-        for name in ("repository", "revision", "family", "size", "variant"):
+        for name in (*_WORDS, "variant"):
             row[name] = public(str(row[name]))
-        for name in ("step", "seed"):
+        for name in _COUNTS:
             row[name] = int(row[name]) if row[name] >= 0 else None
     return rows
 

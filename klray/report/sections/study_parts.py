@@ -18,22 +18,12 @@ from klray.report.sections.section_weights import weights_section
 
 @dataclass(frozen=True)
 class Study:
-    """Each part as far as it was made of the snapshot that the report is about.
+    """Each part as far as it was made of the snapshot that the report is about; results by domain, "": of all texts."""
 
-    Attributes
-    ----------
-    snapshot : xarray.Dataset, optional
-        The snapshot itself, on the texts of the result: layers under a lens are read from it.
-    scales : domain -> result of ``klray.analysis.scale.measure_scale``; "": of all texts
-    trajectories : domain -> result of ``klray.analysis.analyze.analyze``
-    weights : xarray.Dataset, optional
-        What ``klray weights`` wrote.
-    """
-
-    snapshot: xr.Dataset | None = None
-    scales: Mapping[str, xr.Dataset] = field(default_factory=dict)
-    trajectories: Mapping[str, xr.Dataset] = field(default_factory=dict)
-    weights: xr.Dataset | None = None
+    snapshot: xr.Dataset | None = None  # on the texts of the result: layers under a lens are read from it
+    scales: Mapping[str, xr.Dataset] = field(default_factory=dict)  # of ``measure_scale``
+    trajectories: Mapping[str, xr.Dataset] = field(default_factory=dict)  # of ``analyze``
+    weights: xr.Dataset | None = None  # what ``klray weights`` wrote
 
 
 NOTHING = Study()
