@@ -13,20 +13,8 @@ from klray.analysis.runs import Run, trajectories
 from klray.analysis.runs_table import Pairs, consecutive_pairs
 from klray.analysis.scale.published_settings import AUTHORS, PUBLISHED_SPACING, setting_named
 from klray.errors import KlrayError
+from klray.report.figures import style
 from klray.report.figures.plate import Plate
-from klray.report.figures.style import (
-    MAX_RUNS_IN_LEGEND,
-    MUTED,
-    TICK_POINTS,
-    dress,
-    entry,
-    legend_below,
-    mark_points,
-    new_figure,
-    plain_log_ticks,
-    run_handles,
-    run_styles,
-)
 
 _PUBLISHED = [setting_named(name) for name in ("early", "later")]  # of the Pythia checkpoints of arXiv 2505.15353
 
@@ -46,37 +34,39 @@ def consecutive_kl(result: xr.Dataset) -> Figure:
             "a figure of the KL between consecutive checkpoints was asked for, but no run of this result has two "
             "consecutive checkpoints with a KL above 0: score more steps of a run, publish, and analyze again"
         )
-    figure = new_figure(3.9)
+    figure = style.new_figure(3.9)
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.set_yscale("log")
     runs = trajectories(result)
-    styles = dict(zip((run.name for run in runs), run_styles(runs), strict=True))
+    styles = dict(zip((run.name for run in runs), style.run_styles(runs), strict=True))
     for run, pairs in drawn:
-        style = styles[run.name]
-        _draw_stretches(axes, pairs, style.color)
+        look = styles[run.name]
+        _draw_stretches(axes, pairs, look.color)
         comparable = np.where(pairs.usual, pairs.kl, np.nan)
-        axes.plot(pairs.step, comparable, color=style.color, ls=style.line, lw=1.3, zorder=3, label=style.label)
-        mark: dict[str, Any] = {"marker": style.marker, "ms": mark_points(len(drawn)), "mec": style.color, "mew": 0.8}
-        for usual, face in ((True, style.color), (False, "white")):
+        axes.plot(pairs.step, comparable, color=look.color, ls=look.line, lw=1.3, zorder=3, label=look.label)
+        size = style.mark_points(len(drawn))
+        mark: dict[str, Any] = {"marker": look.marker, "ms": size, "mec": look.color, "mew": 0.8}
+        for usual, face in ((True, look.color), (False, "white")):
             chosen = pairs.usual == usual
             axes.plot(pairs.step[chosen], pairs.kl[chosen], ls="", mfc=face, zorder=4, **mark)
     if _published_applies(drawn):
-        look: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "center", "color": MUTED}
+        beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "center"}
         for setting, shade in zip(_PUBLISHED, ("0.5", "0.7"), strict=True):
             axes.axhspan(setting.low, setting.high, color=shade, alpha=0.15, lw=0, zorder=0)
             middle = np.sqrt(setting.low * setting.high)
-            axes.text(1.01, middle, f"published,\n{setting.name}", fontsize=TICK_POINTS - 1, **look)
-    plain_log_ticks(axes.xaxis, subs=(1.0,))
-    plain_log_ticks(axes.yaxis)
-    dress(axes, "Training step", "KL to previous checkpoint (bits/byte)")
-    handles = run_handles([styles[run.name] for run, _ in drawn])
-    if len(drawn) <= MAX_RUNS_IN_LEGEND and len({pairs.spacing for _, pairs in drawn}) > 1:
+            words, size = f"published,\n{setting.name}", style.TICK_POINTS - 1
+            axes.text(1.01, middle, words, fontsize=size, color=style.MUTED, **beside)
+    style.plain_log_ticks(axes.xaxis, subs=(1.0,))
+    style.plain_log_ticks(axes.yaxis)
+    style.dress(axes, "Training step", "KL to previous checkpoint (bits/byte)")
+    handles = style.run_handles([styles[run.name] for run, _ in drawn])
+    if len(drawn) <= style.MAX_RUNS_IN_LEGEND and len({pairs.spacing for _, pairs in drawn}) > 1:
         for handle, (_, pairs) in zip(handles, drawn, strict=True):  # lines of unequal spacing cannot be compared
             handle.set_label(f"{handle.get_label()}, every {pairs.spacing:,}")
     if any((~pairs.usual & np.isfinite(pairs.kl)).any() for _, pairs in drawn):
-        handles.append(entry("open: other spacing", mark="o", mfc="w", mec=MUTED, ms=4))
-    legend_below(figure, handles)
+        handles.append(style.entry("open: other spacing", mark="o", mfc="w", mec=style.MUTED, ms=4))
+    style.legend_below(figure, handles)
     return figure
 
 

@@ -8,18 +8,8 @@ from matplotlib.figure import Figure
 from klray.analysis.runs import trajectories
 from klray.analysis.runs_table import exponent_windows
 from klray.errors import KlrayError
+from klray.report.figures import style
 from klray.report.figures.plate import Plate
-from klray.report.figures.style import (
-    draw_windows,
-    dress,
-    dress_windows,
-    legend_below,
-    mark_points,
-    new_figure,
-    ordinary_diffusion,
-    run_handles,
-    run_styles,
-)
 
 
 def diffusion_exponents(result: xr.Dataset) -> Figure:
@@ -28,8 +18,8 @@ def diffusion_exponents(result: xr.Dataset) -> Figure:
     The dashed line at 1 is ordinary diffusion. KlrayError when no checkpoint starts a window with an exponent.
     """
     runs = trajectories(result)
-    found = [(style, exponent_windows(result, run)) for run, style in zip(runs, run_styles(runs), strict=True)]
-    drawn = [(style, windows) for style, windows in found if windows.start.size]
+    found = [(look, exponent_windows(result, run)) for run, look in zip(runs, style.run_styles(runs), strict=True)]
+    drawn = [(look, windows) for look, windows in found if windows.start.size]
     if not drawn:
         raise KlrayError(
             f"diffusion exponents were asked for, but no checkpoint of this result has one: a window needs "
@@ -37,20 +27,20 @@ def diffusion_exponents(result: xr.Dataset) -> Figure:
             f"{_attr(result, 'min_step')} or later; score more steps, or analyze with smaller analysis.window= and "
             "analysis.min_step=, as analysis=tiny has them for runs of hundreds of steps"
         )
-    figure = new_figure(4.3)
+    figure = style.new_figure(4.3)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
-    for style, (start, exponent, r_squared) in drawn:
+    for look, (start, exponent, r_squared) in drawn:
         for axes, values in ((upper, exponent), (lower, r_squared)):
-            draw_windows(axes, start, values, style, mark_points(len(drawn)))
-    ordinary = ordinary_diffusion(upper)
+            style.draw_windows(axes, start, values, look, style.mark_points(len(drawn)))
+    ordinary = style.ordinary_diffusion(upper)
     lowest = min(float(windows.exponent.min()) for _, windows in drawn)
     highest = max(float(windows.exponent.max()) for _, windows in drawn)
     upper.set_ylim(min(0.0, lowest - 0.05), max(1.15, highest + 0.05))
     lower.set_ylim(0, 1.03)
-    dress(upper, "", "Diffusion exponent $c_q$")
-    dress_windows(lower, "$R^2$ of the fit")
+    style.dress(upper, "", "Diffusion exponent $c_q$")
+    style.dress_windows(lower, "$R^2$ of the fit")
     figure.align_ylabels([upper, lower])
-    legend_below(figure, [*run_handles([style for style, _ in drawn]), ordinary])
+    style.legend_below(figure, [*style.run_handles([look for look, _ in drawn]), ordinary])
     return figure
 
 

@@ -11,16 +11,8 @@ from matplotlib.figure import Figure
 from klray.analysis.facts import facts, own_output, quantised, strings
 from klray.analysis.runs import single_models, trajectories
 from klray.errors import KlrayError
+from klray.report.figures import style
 from klray.report.figures.plate import Plate
-from klray.report.figures.style import (
-    INK,
-    LABEL_POINTS,
-    MAX_RUNS_IN_LEGEND,
-    TICK_POINTS,
-    new_figure,
-    plain_log_ticks,
-    run_blocks,
-)
 from klray.words.numbers import significant
 
 MAX_MODELS = 1500  # about the pixels across the picture: more could not be seen
@@ -45,7 +37,7 @@ def kl_heatmap(result: xr.Dataset) -> Figure:
             "check which models the analysis excluded, or score at least two that differ"
         )
     colors = matplotlib.colormaps["viridis"].with_extremes(bad="0.68")
-    figure = new_figure(5.8, layout="compressed")
+    figure = style.new_figure(5.8, layout="compressed")
     axes = figure.add_subplot()
     image = axes.imshow(
         np.where(np.isfinite(kl), np.maximum(kl, low), np.nan),
@@ -63,12 +55,12 @@ def kl_heatmap(result: xr.Dataset) -> Figure:
     names = [blocks[i][0] for i in named]
     axes.set_xticks(middles, names, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(middles, names)
-    axes.tick_params(labelsize=TICK_POINTS, colors=INK, length=0)
+    axes.tick_params(labelsize=style.TICK_POINTS, colors=style.INK, length=0)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, extend="min" if kl[kl < low].size else "neither")
-    bar.set_label("KL divergence (bits/byte)", fontsize=LABEL_POINTS, color=INK)
-    bar.ax.tick_params(labelsize=TICK_POINTS, colors=INK)
-    plain_log_ticks(bar.ax.yaxis)
+    bar.set_label("KL divergence (bits/byte)", fontsize=style.LABEL_POINTS, color=style.INK)
+    bar.ax.tick_params(labelsize=style.TICK_POINTS, colors=style.INK)
+    style.plain_log_ticks(bar.ax.yaxis)
     bar.outline.set_visible(False)
     return figure
 
@@ -89,7 +81,7 @@ def kl_heatmap_caption(result: xr.Dataset) -> str:
         )
     runs = trajectories(result)
     if runs:
-        blocks = "runs" if len(runs) <= MAX_RUNS_IN_LEGEND else "sizes"
+        blocks = "runs" if len(runs) <= style.MAX_RUNS_IN_LEGEND else "sizes"
         sentences.append(
             f"Models are ordered by run and, within a run, by step (downwards and to the right); white lines separate "
             f"the {blocks}."
@@ -138,7 +130,7 @@ def _ordered(result: xr.Dataset) -> tuple[np.ndarray, list[tuple[str, int]]]:
         "layers": layers,
     }
     apart = {name: part for name, part in apart.items() if part.size}
-    names, parts = [*run_blocks(runs), *apart], [*(run.models for run in runs), *apart.values()]
+    names, parts = [*style.run_blocks(runs), *apart], [*(run.models for run in runs), *apart.values()]
     blocks = list(dict.fromkeys(names))
     block = np.repeat([blocks.index(name) for name in names], [len(part) for part in parts])
     order = np.concatenate(parts)[np.argsort(block, kind="stable")]

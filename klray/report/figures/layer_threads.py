@@ -77,18 +77,13 @@ def layer_threads_caption(result: xr.Dataset) -> str:
     return " ".join(sentences)
 
 
-def shows_layers(result: xr.Dataset) -> bool:
-    """Whether the result has layers under a lens on a map."""
-    return has_points(result, "map_layers_pca")
-
-
 def _located(result: xr.Dataset) -> np.ndarray:
     return ~own_output(result) & on_map(result, "map_layers_pca")
 
 
 def _threads(result: xr.Dataset) -> dict[str, list[tuple[str, np.ndarray]]]:
     """For each lens the models to be drawn: name, and positions of their layers in order."""
-    if not shows_layers(result):
+    if not has_points(result, "map_layers_pca"):
         return {}
     lenses, located = strings(result, "lens"), _located(result)
     found = {}
@@ -107,5 +102,5 @@ PLATE = Plate(
     "layers of a model joined in order.",
     layer_threads,
     layer_threads_caption,
-    shows_layers,
+    lambda result: has_points(result, "map_layers_pca"),
 )

@@ -21,7 +21,7 @@ def layers_to_final(result: xr.Dataset) -> Figure:
     models in all, each in one colour; each lens has a line pattern. The final layer has a KL of 0 and no mark.
     KlrayError when no layer is apart from its final one.
     """
-    drawn, lenses = _drawn(result), strings(result, "lens")
+    drawn, lenses = latest_models(result, np.arange(result.sizes["model"])), strings(result, "lens")
     layers, kl = result["layer"].values, result["kl_final"].values
     lines = [
         (at, str(lenses[column[0]]).split("-", 1)[0], column[kl[column] > 0])
@@ -52,17 +52,13 @@ def layers_to_final(result: xr.Dataset) -> Figure:
 
 def layers_to_final_caption(result: xr.Dataset) -> str:
     """What the figure shows, as one paragraph of plain text."""
-    shown = len(_drawn(result))
+    shown = len(latest_models(result, np.arange(result.sizes["model"])))
     known = len(set(zip(*(strings(result, name) for name in ("repository", "revision", "commit")), strict=True)))
     some = f" {shown:,} of {known:,} models are drawn: of each run the last checkpoints." if shown < known else ""
     return (
         "KL of each layer to the model's own output, as a lens reads it: one line for each model (colour) and lens "
         f"(line pattern). The last layer is the model's own output and has no mark.{some}"
     )
-
-
-def _drawn(result: xr.Dataset) -> list[tuple[str, list[np.ndarray]]]:
-    return latest_models(result, np.arange(result.sizes["model"]))
 
 
 PLATE = Plate(

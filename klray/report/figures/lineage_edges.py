@@ -76,11 +76,6 @@ def lineage_caption(result: xr.Dataset) -> str:
     return " ".join(sentences)
 
 
-def shows_lineage(result: xr.Dataset) -> bool:
-    """Whether the result has a fine-tuned model with its parent."""
-    return bool((parents(result) >= 0).any())
-
-
 def _stem(result: xr.Dataset) -> str:
     return "map_lineage" if panels_of(result, "map_lineage") else "map"
 
@@ -113,5 +108,5 @@ PLATE = Plate(
     "each parent to each child.",
     lineage,
     lineage_caption,
-    shows_lineage,
+    lambda result: bool((parents(result) >= 0).any()),
 )

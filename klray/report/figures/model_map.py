@@ -11,26 +11,13 @@ from matplotlib.figure import Figure
 from klray.analysis.facts import NO_QUANTIZATION, own_output, strings
 from klray.analysis.runs import single_models, trajectories
 from klray.errors import KlrayError
+from klray.report.figures import style
 from klray.report.figures.panels import draw_panels, has_points, marks, on_map
 from klray.report.figures.plate import Plate
-from klray.report.figures.style import (
-    INK,
-    MAX_RUNS_IN_LEGEND,
-    MUTED,
-    PALETTE,
-    RunStyle,
-    entry,
-    legend_below,
-    new_figure,
-    plain,
-    run_handles,
-    run_styles,
-    tint,
-)
 
 SINGLE_MARKERS = ("D", "*", "P", "X", "<", ">", "p", "h")  # up to so many single models are named in the legend
 _SEED_ORDERS_DATA = frozenset({"tiny", "tiny_smallest"})  # families whose seed also decides the order of the data
-_FAMILY_COLORS = (*PALETTE[0:6:2], *PALETTE[1:6:2])
+_FAMILY_COLORS = (*style.PALETTE[0:6:2], *style.PALETTE[1:6:2])
 _FAINTEST = 0.25  # tint of a run's first checkpoint: light, and still seen on white
 
 
@@ -50,27 +37,27 @@ def model_map(result: xr.Dataset) -> Figure:
         )
     all_runs = trajectories(result)
     located = on_map(result, "map_pca")
-    styles = zip(all_runs, run_styles(all_runs), strict=True)
-    drawn = [(run, style) for run, style in styles if located[run.models].any()]
+    styles = zip(all_runs, style.run_styles(all_runs), strict=True)
+    drawn = [(run, look) for run, look in styles if located[run.models].any()]
     singles = single_models(result, all_runs)
     groups = _single_groups(result, singles[located[singles]], bool(drawn))
-    figure = new_figure(3.9)
+    figure = style.new_figure(3.9)
 
     def draw(axes: Axes, points: np.ndarray) -> None:
-        for run, style in drawn:
-            _draw_run(axes, points[run.models], style, 6 if len(drawn) <= MAX_RUNS_IN_LEGEND else 4)
+        for run, look in drawn:
+            _draw_run(axes, points[run.models], look, 6 if len(drawn) <= style.MAX_RUNS_IN_LEGEND else 4)
         for members, label, marker, color in groups:
             size = 26 if members.size <= 100 else 8
-            look = {"s": size, "marker": marker, "color": color, "label": label}
-            marks(axes, points[members], edgecolor="white", linewidths=0.4, zorder=3, **look)
+            mark = {"s": size, "marker": marker, "color": color, "label": label}
+            marks(axes, points[members], edgecolor="white", linewidths=0.4, zorder=3, **mark)
 
     draw_panels(figure, result, "map", draw)
-    handles = run_handles([style for _, style in drawn])
-    handles += [entry(label, mark=marker, color=color, ms=5) for _, label, marker, color in groups]
+    handles = style.run_handles([look for _, look in drawn])
+    handles += [style.entry(label, mark=marker, color=color, ms=5) for _, label, marker, color in groups]
     if drawn:
-        handles.append(entry("first checkpoint", mark="o", mfc="w", mec=MUTED, ms=5))
-        handles.append(entry("last checkpoint", mark="o", mfc=MUTED, mec="k", ms=6))
-    legend_below(figure, handles)
+        handles.append(style.entry("first checkpoint", mark="o", mfc="w", mec=style.MUTED, ms=5))
+        handles.append(style.entry("last checkpoint", mark="o", mfc=style.MUTED, mec="k", ms=6))
+    style.legend_below(figure, handles)
     return figure
 
 
@@ -105,16 +92,16 @@ def model_map_caption(result: xr.Dataset) -> str:
     return " ".join(sentences)
 
 
-def _draw_run(axes: Axes, path: np.ndarray, style: RunStyle, end_points: float) -> None:
+def _draw_run(axes: Axes, path: np.ndarray, look: style.RunStyle, end_points: float) -> None:
     path = path[np.isfinite(path).all(1)]
     if not len(path):
         return
-    shades = [tint(style.color, strength) for strength in np.linspace(_FAINTEST, 1, len(path))]
+    shades = [style.tint(look.color, strength) for strength in np.linspace(_FAINTEST, 1, len(path))]
     segments = np.stack([path[:-1], path[1:]], axis=1)
     axes.add_collection(LineCollection(list(segments), colors=shades[1:], linewidths=1.2, zorder=2))
-    marks(axes, path, s=5, c=shades, marker=style.marker, linewidths=0, zorder=3, label=style.label)
-    axes.plot(*path[0], marker="o", mfc="white", mec=style.color, mew=1.2, ms=end_points - 1, zorder=4)
-    axes.plot(*path[-1], marker="o", mfc=style.color, mec="black", mew=1.0, ms=end_points, zorder=5)
+    marks(axes, path, s=5, c=shades, marker=look.marker, linewidths=0, zorder=3, label=look.label)
+    axes.plot(*path[0], marker="o", mfc="white", mec=look.color, mew=1.2, ms=end_points - 1, zorder=4)
+    axes.plot(*path[-1], marker="o", mfc=look.color, mec="black", mew=1.0, ms=end_points, zorder=5)
 
 
 def _single_groups(result: xr.Dataset, singles: np.ndarray, with_runs: bool) -> list[tuple[np.ndarray, str, str, str]]:
@@ -129,12 +116,12 @@ def _single_groups(result: xr.Dataset, singles: np.ndarray, with_runs: bool) -> 
         if len(set(names)) < len(names):
             names = [str(result["model"].values[position]) for position in singles]
         marks = zip(singles, names, SINGLE_MARKERS, strict=False)
-        return [(np.array([position]), plain(name), marker, INK) for position, name, marker in marks]
+        return [(np.array([position]), style.plain(name), marker, style.INK) for position, name, marker in marks]
     families = strings(result, "family")[singles]
     names_found, counts = np.unique(families[families != ""], return_counts=True)
     shown = [] if with_runs else list(names_found[np.argsort(-counts, kind="stable")][: len(_FAMILY_COLORS)])
-    groups = [(singles[families == name], plain(name), "D", _FAMILY_COLORS[shown.index(name)]) for name in shown]
-    groups.append((singles[~np.isin(families, shown)], "other models" if shown else "single models", "D", MUTED))
+    groups = [(singles[families == name], style.plain(name), "D", _FAMILY_COLORS[shown.index(name)]) for name in shown]
+    groups.append((singles[~np.isin(families, shown)], "other models" if shown else "single models", "D", style.MUTED))
     return [group for group in groups if group[0].size]
 
 

@@ -6,17 +6,7 @@ from matplotlib.figure import Figure
 
 from klray.analysis.noise_floor import MARGIN, SMALLEST_KL, NoiseFloor
 from klray.errors import KlrayError
-from klray.report.figures.style import (
-    INK,
-    LABEL_POINTS,
-    MUTED,
-    PALETTE,
-    TICK_POINTS,
-    dress,
-    entry,
-    legend_below,
-    new_figure,
-)
+from klray.report.figures import style
 
 # Attribute of a row, what it is called, marker; in the order of the legend and from top to bottom.
 _KINDS = (("plans", "between plans", "o"), ("devices", "between devices", "s"), ("to_float64", "to float64", "D"))
@@ -38,28 +28,28 @@ def noise_floor(noise: NoiseFloor) -> Figure:
     ]
     if not marks:
         raise KlrayError("a noise floor was to be drawn, but nothing in it was measured; klray noise says why")
-    figure = new_figure(1.5 + 0.5 * len(noise.dtypes))
+    figure = style.new_figure(1.5 + 0.5 * len(noise.dtypes))
     axes = figure.subplots()
     axes.set_xscale("log")
     for kind, (_, label, marker) in enumerate(_KINDS):
         drawn = [(value, place) for value, place, which in marks if which == kind]
         if drawn:
             axes.plot(
-                *zip(*drawn, strict=True), ls="", marker=marker, ms=4, mew=0, color=PALETTE[2 * kind], label=label
+                *zip(*drawn, strict=True), ls="", marker=marker, ms=4, mew=0, color=style.PALETTE[2 * kind], label=label
             )
-    dress(axes, "KL of a checkpoint with itself (bits/byte)", "")
-    axes.axvline(SMALLEST_KL, color=INK, lw=0.9, ls=(0, (4, 3)))
-    axes.axvline(SMALLEST_KL / MARGIN, color=MUTED, lw=0.9, ls=(0, (1, 2)))
+    style.dress(axes, "KL of a checkpoint with itself (bits/byte)", "")
+    axes.axvline(SMALLEST_KL, color=style.INK, lw=0.9, ls=(0, (4, 3)))
+    axes.axvline(SMALLEST_KL / MARGIN, color=style.MUTED, lw=0.9, ls=(0, (1, 2)))
     axes.set_xlim(right=10 * max(SMALLEST_KL, *(value for value, _, _ in marks)))
-    axes.set_yticks(range(len(noise.dtypes)), noise.dtypes, fontsize=LABEL_POINTS)
-    axes.tick_params(axis="x", labelsize=TICK_POINTS)
+    axes.set_yticks(range(len(noise.dtypes)), noise.dtypes, fontsize=style.LABEL_POINTS)
+    axes.tick_params(axis="x", labelsize=style.TICK_POINTS)
     axes.set_ylim(len(noise.dtypes) - 0.5, -0.5)
-    legend_below(
+    style.legend_below(
         figure,
         [
             *axes.get_legend_handles_labels()[0],
-            entry(f"{SMALLEST_KL}: smallest KL of interest", color=INK, lw=0.9, ls=(0, (4, 3))),
-            entry(f"{MARGIN:.0f} times below it", color=MUTED, lw=0.9, ls=(0, (1, 2))),
+            style.entry(f"{SMALLEST_KL}: smallest KL of interest", color=style.INK, lw=0.9, ls=(0, (4, 3))),
+            style.entry(f"{MARGIN:.0f} times below it", color=style.MUTED, lw=0.9, ls=(0, (1, 2))),
         ],
     )
     return figure

@@ -76,11 +76,6 @@ def quantization_arrows_caption(result: xr.Dataset) -> str:
     )
 
 
-def shows_quantized(result: xr.Dataset) -> bool:
-    """Whether the result has a quantised model with its unquantised self."""
-    return bool((unquantised(result) >= 0).any())
-
-
 def _pairs(result: xr.Dataset) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """For each way of quantising its name, and positions of the unquantised and the quantised, both on the map."""
     of = unquantised(result)
@@ -99,5 +94,5 @@ PLATE = Plate(
     "quantised selves.",
     quantization_arrows,
     quantization_arrows_caption,
-    shows_quantized,
+    lambda result: bool((unquantised(result) >= 0).any()),
 )

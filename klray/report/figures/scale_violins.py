@@ -12,19 +12,8 @@ from matplotlib.patches import Rectangle
 from klray.analysis.scale.measuring import scale_rows, setting_kl
 from klray.analysis.scale.published_settings import SOURCE
 from klray.errors import KlrayError
+from klray.report.figures import style
 from klray.report.figures.plate import Plate
-from klray.report.figures.style import (
-    INK,
-    LABEL_POINTS,
-    PALETTE,
-    TICK_POINTS,
-    dress,
-    entry,
-    legend_below,
-    new_figure,
-    plain,
-    plain_log_ticks,
-)
 
 _SHAPE_PAIRS = 5  # fewer are drawn as marks alone
 _HALF = 0.38  # of a violin's height
@@ -41,39 +30,39 @@ def scale_violins(result: xr.Dataset) -> Figure:
     drawn = [(row, kl) for row, kl in drawn if kl.size]
     if not drawn:
         raise KlrayError("the scale was to be drawn, but no setting has a pair with a KL above 0: score more models")
-    figure = new_figure(1.2 + 0.42 * len(drawn))
+    figure = style.new_figure(1.2 + 0.42 * len(drawn))
     axes = figure.subplots()
     axes.set_xscale("log")
     for place, (row, kl) in enumerate(drawn):
         if kl.size >= _SHAPE_PAIRS and kl[-1] > kl[0]:
             grid, density = _density(np.log(kl))
             half = _HALF * density / density.max()
-            axes.fill_between(np.exp(grid), place - half, place + half, color=PALETTE[1], alpha=0.45, lw=0)
+            axes.fill_between(np.exp(grid), place - half, place + half, color=style.PALETTE[1], alpha=0.45, lw=0)
             lower, upper = np.quantile(kl, [0.25, 0.75])
-            axes.plot([lower, upper], [place, place], color=PALETTE[0], lw=3, solid_capstyle="butt")
+            axes.plot([lower, upper], [place, place], color=style.PALETTE[0], lw=3, solid_capstyle="butt")
         else:
-            axes.plot(kl, np.full(kl.size, place), ls="", marker="|", ms=9, color=PALETTE[0])
+            axes.plot(kl, np.full(kl.size, place), ls="", marker="|", ms=9, color=style.PALETTE[0])
         if row.median > 0:
-            axes.plot(row.median, place, ls="", marker="o", ms=5, mfc="white", mec=PALETTE[0], mew=1.2, zorder=4)
+            axes.plot(row.median, place, ls="", marker="o", ms=5, mfc="white", mec=style.PALETTE[0], mew=1.2, zorder=4)
         if not math.isnan(row.published_low):
             if row.published_low < row.published_high:
                 box = (row.published_low, place - 0.09), row.published_high - row.published_low, 0.18
                 axes.add_patch(Rectangle(*box, color=_PUBLISHED, alpha=0.6, lw=0, zorder=3))
             else:
                 axes.plot(row.published_low, place, ls="", marker="D", ms=5, color=_PUBLISHED, zorder=5)
-    dress(axes, "KL divergence (bits/byte)", "")
-    names = [f"{plain(row.setting)}  (n = {row.n:,})" for row, _ in drawn]
-    axes.set_yticks(range(len(drawn)), names, fontsize=LABEL_POINTS, color=INK)
-    plain_log_ticks(axes.xaxis, subs=(1.0,))
-    axes.tick_params(axis="x", labelsize=TICK_POINTS)
+    style.dress(axes, "KL divergence (bits/byte)", "")
+    names = [f"{style.plain(row.setting)}  (n = {row.n:,})" for row, _ in drawn]
+    axes.set_yticks(range(len(drawn)), names, fontsize=style.LABEL_POINTS, color=style.INK)
+    style.plain_log_ticks(axes.xaxis, subs=(1.0,))
+    axes.tick_params(axis="x", labelsize=style.TICK_POINTS)
     axes.set_ylim(len(drawn) - 0.4, -0.6)
-    median = {"marker": "o", "ms": 5, "mfc": "white", "mec": PALETTE[0], "mew": 1.2, "ls": ""}
-    handles = [entry("median", **median), entry("quartiles", color=PALETTE[0], lw=3)]
+    median = {"marker": "o", "ms": 5, "mfc": "white", "mec": style.PALETTE[0], "mew": 1.2, "ls": ""}
+    handles = [style.entry("median", **median), style.entry("quartiles", color=style.PALETTE[0], lw=3)]
     if any(not math.isnan(row.published_low) for row, _ in drawn):
         ranges = any(row.published_low < row.published_high for row, _ in drawn)
         label = "published (bar: range)" if ranges else "published"
-        handles.append(entry(label, mark="D", ms=5, color=_PUBLISHED))
-    legend_below(figure, handles)
+        handles.append(style.entry(label, mark="D", ms=5, color=_PUBLISHED))
+    style.legend_below(figure, handles)
     return figure
 
 

@@ -104,11 +104,6 @@ def warm_up_end(result: xr.Dataset) -> int:
     return int(json.loads(result.attrs.get("recipe", "{}")).get("min_step", 0))
 
 
-def shows_runs(result: xr.Dataset) -> bool:
-    """Whether the result has a run at all."""
-    return bool(trajectories(result))
-
-
 def _located(result: xr.Dataset) -> list[Run]:
     """Runs with two checkpoints or more on the map, cut to these; quantised runs have a figure of their own."""
     drawn = on_map(result, "map_pca") & ~quantised(result)
@@ -124,5 +119,5 @@ PLATE = Plate(
     "step on a logarithmic scale, with warm-up in open marks.",
     training_paths,
     training_paths_caption,
-    shows_runs,
+    lambda result: bool(trajectories(result)),
 )

@@ -8,21 +8,8 @@ from matplotlib.figure import Figure
 from klray.analysis.runs import trajectories
 from klray.analysis.runs_table import exponent_windows, weight_windows
 from klray.errors import KlrayError
+from klray.report.figures import style
 from klray.report.figures.plate import Plate
-from klray.report.figures.style import (
-    INK,
-    LABEL_POINTS,
-    MUTED,
-    draw_windows,
-    dress_windows,
-    entry,
-    legend_below,
-    mark_points,
-    new_figure,
-    ordinary_diffusion,
-    run_handles,
-    run_styles,
-)
 
 
 def kl_and_weights(result: xr.Dataset) -> Figure:
@@ -33,10 +20,10 @@ def kl_and_weights(result: xr.Dataset) -> Figure:
     c_w.
     """
     runs = trajectories(result)
-    styles = run_styles(runs)
+    styles = style.run_styles(runs)
     found = [
-        (style, exponent_windows(result, run), weight_windows(result, run))
-        for run, style in zip(runs, styles, strict=True)
+        (look, exponent_windows(result, run), weight_windows(result, run))
+        for run, look in zip(runs, styles, strict=True)
     ]
     if not any(weights[0].size for *_, weights in found):
         raise KlrayError(
@@ -44,29 +31,29 @@ def kl_and_weights(result: xr.Dataset) -> Figure:
             "scoring.sketch=65536 or run klray weights, then klray analyze; analysis.window= and "
             "analysis.min_step= must fit the runs"
         )
-    figure = new_figure(3.2)
+    figure = style.new_figure(3.2)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    points = mark_points(len(runs), few=3.0)
+    points = style.mark_points(len(runs), few=3.0)
     top = 1.15
-    for style, of_kl, of_weights in found:
+    for look, of_kl, of_weights in found:
         for axes, (start, exponent, _) in ((left, of_kl), (right, of_weights)):
-            draw_windows(axes, start, exponent, style, points)
+            style.draw_windows(axes, start, exponent, look, points)
             top = max([top, *(exponent + 0.05)])
-    aligned = [(style, weight_windows(result, run, "aligned")) for run, style in zip(runs, styles, strict=True)]
-    for style, (start, exponent, _) in aligned:
-        right.plot(start, exponent, color=style.color, ls=":", lw=1.0)
+    aligned = [(look, weight_windows(result, run, "aligned")) for run, look in zip(runs, styles, strict=True)]
+    for look, (start, exponent, _) in aligned:
+        right.plot(start, exponent, color=look.color, ls=":", lw=1.0)
         top = max([top, *(exponent + 0.05)])
-    handles = run_handles(styles)
+    handles = style.run_handles(styles)
     for axes, title in ((left, "KL, $c_q$"), (right, "Weights, $c_w$")):
-        ordinary = ordinary_diffusion(axes)
-        axes.set_title(title, fontsize=LABEL_POINTS, color=INK)
-        dress_windows(axes, "Diffusion exponent" if axes is left else "")
+        ordinary = style.ordinary_diffusion(axes)
+        axes.set_title(title, fontsize=style.LABEL_POINTS, color=style.INK)
+        style.dress_windows(axes, "Diffusion exponent" if axes is left else "")
     lowest = min((float(v.min()) for _, *pair in found for _, v, _ in pair if v.size), default=0.0)
     left.set_ylim(min(0.0, lowest - 0.05), top)
     handles.append(ordinary)
     if any(windows[0].size for _, windows in aligned):
-        handles.append(entry("aligned by permutation", color=MUTED, ls=":", lw=1.0))
-    legend_below(figure, handles)
+        handles.append(style.entry("aligned by permutation", color=style.MUTED, ls=":", lw=1.0))
+    style.legend_below(figure, handles)
     return figure
 
 
