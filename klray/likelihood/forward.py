@@ -30,12 +30,10 @@ class LayerReader(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """Positions (M,) in ``Tokens.ids`` of all tokens of a batch that have a prediction, and log p of each
-    (layers, M) in nats; one layer, the model's own output, without a lens.
-    """
+    """Log p of all tokens of a batch that have a prediction, for each layer: one, the model's own, without a lens."""
 
-    positions: np.ndarray
-    log_probabilities: torch.Tensor
+    positions: np.ndarray  # (M,) in ``Tokens.ids``
+    log_probabilities: torch.Tensor  # (layers, M) nats
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +48,7 @@ class Reader:
 
     def predict(self, batch: np.ndarray) -> Predicted:
         """Log-probabilities of the tokens of a batch (N,) of texts, on the device of the head."""
-        starts_N1, lengths_N1 = self.tokens.offsets[batch][:, None], self.tokens.lengths[batch][:, None]
-        column_T = np.arange(lengths_N1.max())
-        # A row is padded with its text's own last token: an id that every model knows, after everything that counts.
-        position_NT = starts_N1 + np.minimum(column_T, lengths_N1 - 1)
-        predicts_NT = column_T < lengths_N1 - 1
+        position_NT, predicts_NT = self.tokens.rows(batch)
         predicted_M = position_NT[predicts_NT] + 1
         ids_NT = self.ids[on_device(position_NT, self.ids.device)]
         targets_M = self.ids[on_device(predicted_M, self.ids.device)]

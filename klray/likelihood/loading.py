@@ -33,17 +33,6 @@ _TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """All of a checkpoint but its numbers: where two are equal, one's numbers can take the place of the other's."""
-
-    config: str
-    dtype: str
-    quantization: str
-    device: str
-    tensors: tuple[tuple[str, tuple[int, ...], str], ...]  # name, shape, dtype
-
-
-@dataclass(frozen=True)
 class ModelShape:
     """What of a model's shape its config tells: layers, width of the hidden states, vocabulary entries."""
 
@@ -54,28 +43,15 @@ class ModelShape:
 
 @dataclass(eq=False)
 class Loaded:
-    """A model from a checkpoint, in eval mode, and the facts about it.
+    """A model from a checkpoint, in eval mode, and the facts about it."""
 
-    Parameters
-    ----------
-    model
-        The transformers model. It owns its memory: the checkpoint's files may go.
-    architecture
-        Its class, such as GPTNeoXForCausalLM.
-    parameters
-        Number of parameters; tied ones count once.
-    context
-        Most tokens that it reads at once; None for no limit.
-    stored_quantization
-        How its files are quantised, such as bitsandbytes or gptq; "" if they are not.
-    """
-
-    model: Any
-    architecture: str
-    parameters: int
-    context: int | None
-    stored_quantization: str
-    _layout: _Layout
+    model: Any  # of transformers; it owns its memory: the checkpoint's files may go
+    architecture: str  # its class, such as GPTNeoXForCausalLM
+    parameters: int  # tied ones count once
+    context: int | None  # most tokens that it reads at once; None for no limit
+    stored_quantization: str  # how its files are quantised, such as bitsandbytes or gptq; "" if they are not
+    # All of a checkpoint but its numbers: where two are equal, one's numbers can take the place of the other's.
+    _layout: tuple[Any, ...]
     _slots: dict[str, torch.Tensor] | None  # where each stored tensor went; None if not all of them can be told
 
 
@@ -90,10 +66,10 @@ def load(
 ) -> Loaded:
     """Load a causal language model from a checkpoint's folder, in eval mode, never running code that it brings.
 
+    The folder holds config.json and model.safetensors or pytorch_model.bin, whole or in shards.
+
     Parameters
     ----------
-    directory
-        Folder with config.json and model.safetensors or pytorch_model.bin, whole or in shards.
     dtype
         Of the parameters in memory; "auto" for the checkpoint's own.
     device
@@ -141,13 +117,8 @@ def load(
         if look is not None:
             look(read)
         stored = read if plain else {}
-        layout = _Layout(
-            config=json.dumps(config, sort_keys=True),
-            dtype=dtype,
-            quantization=quantization,
-            device=str(device),
-            tensors=tuple((name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in sorted(stored.items())),
-        )
+        tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in sorted(stored.items())]
+        layout = (json.dumps(config, sort_keys=True), dtype, quantization, str(device), tensors)
         if reuse is not None:
             if reuse._layout == layout and reuse._slots is not None:
                 with torch.no_grad():
@@ -236,13 +207,12 @@ def _build(folder: Path, dtype: str, device: str | torch.device, quantization: s
     # A config.json may name an attention kernel to be fetched from the hub: only the built-in ones are used.
     config._attn_implementation = None
     stored_quantized = hasattr(config, "quantization_config")
-    quantized = quantization != NONE
     more: dict[str, Any] = {}
-    if quantized:
+    if quantization != NONE:
         more["quantization_config"] = transformers.BitsAndBytesConfig(**quantizations.options(quantization, dtype))
     if device == "auto":
         more["device_map"] = "auto"
-    elif quantized or stored_quantized:
+    elif more or stored_quantized:
         more["device_map"] = {"": device}  # quantised where they stay, and not on a GPU just because there is one
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
@@ -264,8 +234,7 @@ def _build(folder: Path, dtype: str, device: str | torch.device, quantization: s
             "load_failed",
         )
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    missing = sorted(parameters & set(info["missing_keys"]))
-    if missing:
+    if missing := sorted(parameters & set(info["missing_keys"])):
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of the weights of {type(model).__name__}: {', '.join(missing[:5])}"
             f"{', ...' if len(missing) > 5 else ''}; they would be random: use a complete checkpoint of a causal model",

@@ -34,25 +34,15 @@ _PROBE_TOKENS = 32
 class LogLikelihoods:
     """One model's log-likelihoods of N texts, and how they were computed.
 
-    Parameters
-    ----------
-    values
-        (N,) float64, nats: sum of log p(token | tokens before it) over a text's tokens but the first.
-    n_tokens
-        (N,) int64, the tokens counted in each text.
-    head
-        "tiled": klray's head; "model": the model's own logits, one text per forward pass (a warning said why).
-    tokens_per_batch
-        The budget that the computation ended with: the plan's, halved each time that memory ran out.
-    layers
-        (L + 1, N) float64, nats: the same after each layer, if a lens was given; the last row is ``values``.
+    ``head`` is "tiled" for klray's head, "model" for the model's own logits, one text per forward pass (a warning said
+    why); ``tokens_per_batch`` the budget that the computation ended with, halved each time that memory ran out.
     """
 
-    values: np.ndarray
-    n_tokens: np.ndarray
+    values: np.ndarray  # (N,) float64, nats: sum of log p(token | tokens before it) over a text's tokens but the first
+    n_tokens: np.ndarray  # (N,) int64, the tokens counted in each text
     head: Literal["tiled", "model"]
     tokens_per_batch: int
-    layers: np.ndarray | None = None
+    layers: np.ndarray | None = None  # (L + 1, N) float64, nats: the same after each layer, ``values`` last
 
 
 def log_likelihood(
@@ -113,7 +103,7 @@ def score(
     model = getattr(model, "_orig_mod", model)  # a compiled one would be compiled anew for every shape of a batch
     tokens.check_context(context_length(model))
     tokens.check_vocabulary(_vocabulary_size(model))
-    device = _device(model)
+    device = next(model.parameters()).device
     budget = tokens_per_batch if tokens_per_batch is not None else default_tokens_per_batch(device)
     try:
         with undisturbed(model, device):
@@ -127,9 +117,8 @@ def score(
             "out_of_memory",
         ) from error
     _check_finite(model, scored.values)
-    if scored.layers is not None:
-        for layer, values in enumerate(scored.layers):
-            _check_finite(model, values, f" after layer {layer}")
+    for layer, values in enumerate(() if scored.layers is None else scored.layers):
+        _check_finite(model, values, f" after layer {layer}")
     return scored
 
 
@@ -146,25 +135,23 @@ def _check_finite(model: Any, values: np.ndarray, where: str = "") -> None:
         )
 
 
-def _score(
-    model: Any, tokens: Tokens, budget: int, device: torch.device, lens: LayerReader | None = None
-) -> LogLikelihoods:
+def _score(model: Any, tokens: Tokens, budget: int, device: torch.device, lens: LayerReader | None) -> LogLikelihoods:
     ids = on_device(tokens.ids.astype(np.int64), device)
-    batches = list(plan(tokens.lengths, budget).batches)
+    batches = plan(tokens.lengths, budget).batches
     if not batches:
         rows = np.zeros((1, len(tokens)))
         return LogLikelihoods(rows[0], tokens.counted, "tiled", budget)
     readers = _readers(model, tokens, ids, batches, lens)
     tiled = readers[0].head is not None
     if not tiled:  # one text per forward pass: the definition of the log-likelihood, and free of padding
-        batches = list(plan(tokens.lengths, 1).batches)
+        batches = plan(tokens.lengths, 1).batches
     done: list[tuple[np.ndarray, Predicted]] = []
     while batches:
         parts = _try_batches(readers, batches)
         done += [(batch, part) for batch, part in zip(batches, parts, strict=True) if part is not None]
         batches = [batch for batch, part in zip(batches, parts, strict=True) if part is None]
         if batches:
-            slots = _slots(tokens, batches[0])
+            slots = tokens.rows(batches[0])[0].size  # positions that a batch computes, padding included
             budget = max(1, min(budget, slots) // 2)
             logger.warning("out of memory with %d tokens per batch on %s: going on with %d", slots, device, budget)
             if device.type == "cuda":
@@ -174,7 +161,12 @@ def _score(
             batches = [remaining[rows] for rows in plan(tokens.lengths[remaining], budget).batches]
     positions = np.concatenate([part.positions for _, part in done])
     by_layer = torch.cat([part.log_probabilities for _, part in done], dim=1).cpu()
-    rows = np.stack([_sums(tokens, positions, row.double().numpy()) for row in by_layer])
+    text_of_token = np.repeat(np.arange(len(tokens)), tokens.lengths)
+    per_token = np.zeros(len(tokens.ids))
+    rows = np.zeros((len(by_layer), len(tokens)))
+    for row, values in zip(rows, by_layer, strict=True):
+        per_token[positions] = values.double().numpy()
+        row[:] = np.bincount(text_of_token, weights=per_token, minlength=len(tokens))  # first token to last
     return LogLikelihoods(
         values=rows[-1],
         n_tokens=tokens.counted,
@@ -182,19 +174,6 @@ def _score(
         tokens_per_batch=budget,
         layers=rows if lens is not None else None,
     )
-
-
-def _slots(tokens: Tokens, batch: np.ndarray) -> int:
-    """Positions that a batch computes, padding included."""
-    return len(batch) * int(tokens.lengths[batch].max())
-
-
-def _sums(tokens: Tokens, positions: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(N,) float64: of each text, the sum of the ``values`` of its tokens at ``positions``, first to last."""
-    per_token = np.zeros(len(tokens.ids))
-    per_token[positions] = values
-    text_of_token = np.repeat(np.arange(len(tokens)), tokens.lengths)
-    return np.bincount(text_of_token, weights=per_token, minlength=len(tokens)).astype(np.float64)
 
 
 def _readers(
@@ -251,10 +230,6 @@ def undisturbed(model: Any, device: torch.device) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _device(model: Any) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _vocabulary_size(model: Any) -> int | None:

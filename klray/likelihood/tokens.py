@@ -14,18 +14,10 @@ from klray.errors import CheckpointError, KlrayError
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The token ids of N texts, end to end.
+    """The token ids of N texts, end to end."""
 
-    Parameters
-    ----------
-    ids
-        (total,) int32 token ids of all texts, in the order of the texts.
-    offsets
-        (N + 1,) int64: text n is ``ids[offsets[n]:offsets[n + 1]]``.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
+    ids: np.ndarray  # (total,) int32, in the order of the texts
+    offsets: np.ndarray  # (N + 1,) int64: text n is ids[offsets[n]:offsets[n + 1]]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -49,6 +41,15 @@ class Tokens:
     def counted(self) -> np.ndarray:
         """(N,) int64 tokens that have a prediction: all but the first of each text."""
         return np.maximum(self.lengths - 1, 0)
+
+    def rows(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of ``texts`` (N,) as rows of a batch: positions in ``ids`` (N, T), and which of them have a prediction.
+
+        A row is padded with its text's own last token: an id that every model knows, after everything that counts.
+        """
+        lengths_N1 = self.lengths[texts][:, None]
+        column_T = np.arange(lengths_N1.max())
+        return self.offsets[texts][:, None] + np.minimum(column_T, lengths_N1 - 1), column_T < lengths_N1 - 1
 
     def check_context(self, context: int | None) -> None:
         """Raise CheckpointError (text_too_long) if a text has more tokens than ``context``; None is no limit."""
@@ -119,24 +120,19 @@ class BatchPlan:
     causal architecture (recurrent ones too) can follow the plan. Rows packed with several texts behind a block mask
     would save that padding, below 1 %, but are slower on a CPU (docs/measurements.md).
 
-    Parameters
-    ----------
-    tokens_per_batch
-        Budget: rows x longest row of a batch, in tokens. A text longer than that is a batch of its own.
-    batches
-        Index arrays (rows,) int64 of the texts in each batch, longest text first, so that a budget too large for the
-        memory shows itself at once. Texts of fewer than two tokens have nothing to predict and are in no batch.
-    padding_share
-        Share of computed positions that are padding, 0 to 1.
+    The longest text comes first, so that a budget too large for the memory shows itself at once. Texts of fewer than
+    two tokens have nothing to predict and are in no batch.
     """
 
-    tokens_per_batch: int
-    batches: tuple[np.ndarray, ...]
-    padding_share: float
+    batches: list[np.ndarray]  # index arrays (rows,) int64 of the texts in each
+    padding_share: float  # of computed positions, 0 to 1
 
 
 def plan(lengths: np.ndarray, tokens_per_batch: int) -> BatchPlan:
-    """Plan batches for texts of ``lengths`` (N,) tokens; equal arguments give equal plans."""
+    """Plan batches for texts of ``lengths`` (N,) tokens; equal arguments give equal plans.
+
+    ``tokens_per_batch`` bounds rows x longest row of a batch, but a text longer than that is a batch of its own.
+    """
     if tokens_per_batch < 1:
         raise KlrayError(f"tokens_per_batch is {tokens_per_batch}: it must be at least 1")
     lengths = np.asarray(lengths)
@@ -150,4 +146,4 @@ def plan(lengths: np.ndarray, tokens_per_batch: int) -> BatchPlan:
         start += len(batch)
         positions += len(batch) * longest
     padding_share = 1.0 - lengths[order].sum() / positions if positions else 0.0
-    return BatchPlan(tokens_per_batch=tokens_per_batch, batches=tuple(batches), padding_share=float(padding_share))
+    return BatchPlan(batches, float(padding_share))

@@ -15,26 +15,15 @@ from klray.likelihood.score import context_length
 from klray.likelihood.tokens import Tokens
 
 
-def exact_log_likelihood(model: Any, tokens: Tokens, advance: Callable[[], None] = lambda: None) -> np.ndarray:
+def exact_log_likelihood(model: Any, tokens: Tokens) -> np.ndarray:
     """Log-likelihood of each text, (N,) float64 in nats, by the definition and nothing else.
 
     One text per forward pass, no padding, the model's own logits, a log-softmax over the whole vocabulary, and all of
     it in float64: also the parts that a model computes in fp32 whatever its dtype (the norms of Llama's kind,
     attention's softmax, rotary angles). A text's logits are held whole: 8 bytes times tokens times vocabulary entries.
+    The model is a causal one of transformers in float64 and eval mode, on any device.
 
-    Parameters
-    ----------
-    model
-        A causal language model of transformers in float64 and eval mode, on any device.
-    tokens
-        N texts.
-    advance
-        Called after each text.
-
-    Raises
-    ------
-    CheckpointError
-        With reason text_too_long, or non_finite if the model itself, not its arithmetic, is broken.
+    Raises CheckpointError (text_too_long, or non_finite if the model itself, not its arithmetic, is broken).
     """
     tokens.check_context(context_length(model))
     device = next(model.parameters()).device
@@ -45,7 +34,6 @@ def exact_log_likelihood(model: Any, tokens: Tokens, advance: Callable[[], None]
                 ids_T = torch.from_numpy(ids.astype(np.int64)).to(device)
                 log_p_TV = own_logits(model, ids_T[None])[0, :-1].double().log_softmax(-1)
                 values[text] = float(log_p_TV.gather(1, ids_T[1:, None].to(log_p_TV.device)).sum())
-            advance()
     if not np.isfinite(values).all():
         text = int(np.argmin(np.isfinite(values)))
         raise CheckpointError(
@@ -67,9 +55,7 @@ class _Float64(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         func = torch.Tensor.double if func is torch.Tensor.float else func
-        return func(
-            *(_widened(value) for value in args), **{name: _widened(value) for name, value in (kwargs or {}).items()}
-        )
+        return func(*map(_widened, args), **{name: _widened(value) for name, value in (kwargs or {}).items()})
 
 
 def _widened(value: Any) -> Any:

@@ -42,16 +42,9 @@ def train_lens(
 ) -> Lens:
     """A tuned lens for ``model``, whose weights, modes, gradients and random number generators stay as they are.
 
-    Parameters
-    ----------
-    tokens
-        The texts to train on, apart from those that will be scored.
-    norm
-        Dotted path to the final norm, where it cannot be found.
-    facts
-        What to keep with the lens beside how it was trained.
-    report
-        Is told each step and its loss: nats per token, the mean over layers.
+    ``tokens`` are the texts to train on, apart from those that will be scored; ``norm`` is a dotted path to the final
+    norm, where it cannot be found; ``facts`` are kept with the lens beside how it was trained; ``report`` is told each
+    step and its loss, in nats per token, the mean over layers.
 
     Raises
     ------
@@ -63,7 +56,7 @@ def train_lens(
     training = training or LensTraining()
     device = next(model.parameters()).device
     reading = _reading(model, tokens, norm, device)
-    translators = reading.zeros()
+    translators = Translators.zeros(reading.n_layers, reading.width).to(device)
     weights = [tensor.requires_grad_() for tensor in (translators.matrices_LDD, translators.biases_LD)]
     optimizer = torch.optim.Adam(weights, lr=training.learning_rate)
     with undisturbed(model, device):
@@ -105,7 +98,7 @@ def prediction_kl(model: Any, tokens: Tokens, lens: Lens) -> np.ndarray:
     """
     device = next(model.parameters()).device
     reading = _reading(model, tokens, lens.norm, device)
-    translators = lens.translators.to(device) if lens.translators is not None else reading.zeros()
+    translators = (lens.translators or Translators.zeros(reading.n_layers, reading.width)).to(device)
     translators.check(type(model).__name__, reading.n_layers, reading.width)
     sums = np.zeros(translators.n_layers)
     with undisturbed(model, device):
@@ -126,9 +119,6 @@ class _Reading:
     n_layers: int
     width: int
     device: torch.device
-
-    def zeros(self) -> Translators:
-        return Translators.zeros(self.n_layers, self.width).to(self.device)
 
     def final(self, ids_NT: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Own log-probabilities (M, V) of the ``kept`` positions, and hidden states (M, D) of the layers before."""
@@ -177,11 +167,9 @@ def _steps(tokens: Tokens, training: LensTraining) -> Iterator[np.ndarray]:
 def _rows(tokens: Tokens, texts: np.ndarray, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Of each pass, token ids (N, T) padded with each text's last token, and which flat positions have a prediction."""
     for batch in plan(tokens.lengths[texts], _TOKENS_PER_PASS).batches:
-        lengths_N1 = tokens.lengths[texts[batch]][:, None]
-        column_T = np.arange(lengths_N1.max())
-        ids_NT = tokens.ids[tokens.offsets[texts[batch]][:, None] + np.minimum(column_T, lengths_N1 - 1)]
-        kept = np.flatnonzero(column_T < lengths_N1 - 1)
-        yield torch.from_numpy(ids_NT.astype(np.int64)).to(device), torch.from_numpy(kept).to(device)
+        position_NT, predicts_NT = tokens.rows(texts[batch])
+        kept = torch.from_numpy(np.flatnonzero(predicts_NT)).to(device)
+        yield torch.from_numpy(tokens.ids[position_NT].astype(np.int64)).to(device), kept
 
 
 def _logits(head: OutputHead, hidden_MD: torch.Tensor) -> torch.Tensor:

@@ -26,18 +26,10 @@ from klray.likelihood.tokens import encode
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """A logit lens, or with ``translators`` a tuned one.
+    """A logit lens, or with ``translators`` a tuned one."""
 
-    Parameters
-    ----------
-    translators
-        Affine maps of the L layers before the last; None: the logit lens.
-    norm
-        Dotted path to the model's final norm, where it cannot be found: see ``find_layers``.
-    """
-
-    translators: Translators | None = None
-    norm: str | None = None
+    translators: Translators | None = None  # affine maps of the L layers before the last; None: the logit lens
+    norm: str | None = None  # path to the model's final norm, where it cannot be found: see ``find_layers``
 
     @property
     def name(self) -> str:
@@ -50,11 +42,8 @@ class Lens:
         All layers come from one forward pass; each is moved and normed when it is asked for, so that of what the lens
         adds one layer is in memory at a time. The last is the model's own. To be called without gradients.
 
-        Raises
-        ------
-        CheckpointError
-            With reason load_failed: the model's layers or final norm were not found, or the translators are those of a
-            model with another number of layers or another width.
+        Raises CheckpointError (load_failed) if the model's layers or final norm were not found, or the translators are
+        those of a model with another number of layers or another width.
         """
         layers = find_layers(model, probe_T, self.norm)
         translators = self.translators
@@ -82,19 +71,10 @@ def layer_log_likelihood(
 ) -> np.ndarray:
     """Log-likelihood of each text after each layer, (L + 1, N) float64 in nats, in the forward passes of a plain score.
 
-    Row 0 is the embedding output, row L what :func:`klray.log_likelihood` gives.
+    Row 0 is the embedding output, row L what :func:`klray.log_likelihood` gives, whose arguments these are; ``lens``
+    None is the logit lens. The model must be one of transformers.
 
-    Parameters
-    ----------
-    model, tokenizer, texts, tokens_per_batch
-        As for :func:`klray.log_likelihood`; the model must be one of transformers.
-    lens
-        None: the logit lens.
-
-    Raises
-    ------
-    CheckpointError
-        As :func:`klray.log_likelihood`, and load_failed for a model that no lens can read.
+    Raises CheckpointError as :func:`klray.log_likelihood`, and load_failed for a model that no lens can read.
     """
     scored = score(model, encode(tokenizer, texts), tokens_per_batch=tokens_per_batch, lens=lens or Lens())
     if scored.layers is None:

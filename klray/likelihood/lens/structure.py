@@ -30,31 +30,18 @@ _NAMES_SHOWN = 8
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """Hidden states of a batch in one forward pass.
+    """Hidden states of a batch in one forward pass."""
 
-    Parameters
-    ----------
-    before
-        L tensors (N, T, D): what each layer was given, the embedding output first.
-    last
-        (N, T, D') what the output head reads after the last layer: normed, and projected where the model does.
-    """
-
-    before: tuple[torch.Tensor, ...]
-    last: torch.Tensor
+    before: tuple[torch.Tensor, ...]  # L of (N, T, D): what each layer was given, the embedding output first
+    last: torch.Tensor  # (N, T, D') what the head reads after the last layer: normed, projected where the model does
 
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """A model's layers, and the way from a hidden state to what the output head reads.
+    """A model's L layers, and the way from a hidden state to what the output head reads.
 
-    Parameters
-    ----------
-    blocks
-        The L layers.
-    names, way
-        What stands behind the last one, in the order of the calls: names as in ``model.named_modules()``, and modules;
-        none at all for a model whose head reads its last layer as it is.
+    The way are the modules behind the last layer, in the order of the calls; none at all for a model whose head reads
+    its last layer as it is. Their ``names`` are those in ``model.named_modules()``.
     """
 
     model: Any
@@ -65,10 +52,7 @@ class Layers:
     def states(self, ids_NT: torch.Tensor) -> States:
         """Hidden states of every layer for rows of token ids (N, T), from one forward pass.
 
-        Raises
-        ------
-        CheckpointError
-            With reason load_failed: the layers are not called once each.
+        Raises CheckpointError (load_failed) if the layers are not called once each.
         """
         before: list[torch.Tensor] = []
 
@@ -100,13 +84,9 @@ class Layers:
 def find_layers(model: Any, probe_T: torch.Tensor, norm: str | None = None) -> Layers:
     """The layers of ``model``, checked on a short text ``probe_T`` (T,) of token ids.
 
-    To be called in eval mode without gradients.
-
-    Parameters
-    ----------
-    norm
-        What stands behind the last layer, in place of what is found: a dotted path as in ``model.named_modules()``, or
-        several joined by "+", such as ``model.decoder.final_layer_norm+model.decoder.project_out``.
+    ``norm`` is what stands behind the last layer, in place of what is found: a dotted path as in
+    ``model.named_modules()``, or several joined by "+", such as
+    ``model.decoder.final_layer_norm+model.decoder.project_out``. To be called in eval mode without gradients.
 
     Raises
     ------

@@ -35,14 +35,9 @@ _BEGUN = ".lens-"  # begins the name of a file that is being written
 
 @dataclass(frozen=True, eq=False)
 class Translators:
-    """The maps of L layers, fp32.
+    """The maps of L layers, fp32: A and b of each, layer 0 being the embedding output.
 
-    Parameters
-    ----------
-    matrices_LDD, biases_LD
-        A and b of each layer, layer 0 being the embedding output.
-    facts
-        What it was trained on and how: JSON values, not part of the fingerprint.
+    ``facts`` say what it was trained on and how: JSON values, not part of the fingerprint.
     """
 
     matrices_LDD: torch.Tensor
@@ -95,12 +90,8 @@ class Translators:
         """Write ``lens.safetensors`` and ``lens.json`` (fingerprint and facts) into a folder, made if it is not there.
 
         Each is written under another name first, ``lens.json`` last: it says that the folder is whole. What a process
-        that was stopped left is no lens, and `is_unfinished`.
-
-        Raises
-        ------
-        KlrayError
-            Another lens is there already: columns may name it.
+        that was stopped left is no lens, and `is_unfinished`. Raises KlrayError if another lens is there already:
+        columns may name it.
         """
         place = Path(folder)
         if (place / FACTS).exists():
@@ -112,13 +103,8 @@ class Translators:
         begun = place / f"{_BEGUN}{uuid.uuid4().hex}"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, begun)
         begun.replace(place / WEIGHTS)
-        facts = {
-            "format": FORMAT,
-            "layers": self.n_layers,
-            "width": self.width,
-            "fingerprint": self.fingerprint,
-            "facts": self.facts,
-        }
+        shape = {"layers": self.n_layers, "width": self.width}
+        facts = {"format": FORMAT, **shape, "fingerprint": self.fingerprint, "facts": self.facts}
         begun.write_text(json.dumps(facts, indent=1), "utf-8")
         begun.replace(place / FACTS)
 
@@ -139,12 +125,8 @@ _UNREADABLE = (
 def load_translators(folder: str | Path) -> Translators:
     """A tuned lens from a folder: one of klray's, or a published one of the tuned-lens package.
 
-    The latter is read with ``weights_only``: it cannot run code.
-
-    Raises
-    ------
-    KlrayError
-        No lens is there, it is damaged, or it is of an unknown kind.
+    The latter is read with ``weights_only``: it cannot run code. Raises KlrayError if no lens is there, it is damaged,
+    or it is of an unknown kind.
     """
     place = Path(folder)
     files = {name for name in (FACTS, WEIGHTS, PUBLISHED_CONFIG, PUBLISHED_WEIGHTS) if (place / name).is_file()}
@@ -203,9 +185,7 @@ def _load_published(place: Path) -> Translators:
         raise KlrayError(
             f"the lens in {place} has matrices of shape {tuple(matrices.shape[1:])}, its config says width {width:,}"
         )
-    facts = {
-        "repository": config.get("base_model_name_or_path") or "",
-        "revision": config.get("base_model_revision") or "",
-        "published": True,
-    }
-    return Translators(matrices, biases, facts)
+    base = {"repository": "base_model_name_or_path", "revision": "base_model_revision"}
+    return Translators(
+        matrices, biases, {**{name: config.get(key) or "" for name, key in base.items()}, "published": True}
+    )
