@@ -15,7 +15,7 @@ from klray.checkpoints import Checkpoint
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading
 from klray.likelihood.score import default_tokens_per_batch, score
-from klray.likelihood.tokens import Tokens, encode
+from klray.likelihood.tokens import encode
 from klray.measure.exact import exact_log_likelihood
 from klray.measure.threads import torch_threads
 from klray.texts import TextSet
@@ -25,19 +25,14 @@ from klray.texts import TextSet
 class Ways:
     """In which ways every checkpoint is scored.
 
-    Parameters
-    ----------
-    dtypes : precisions
-    devices : torch devices; the float64 reference is computed on the last one
-    budgets : tokens in a batch, 1 for one text per forward pass; empty for 1, a quarter of what ``klray score`` takes
-        on the device, and that
-    threads : of a CPU
+    ``budgets`` are tokens in a batch, 1 for one text per forward pass; empty for 1, a quarter of what ``klray score``
+    takes on the device, and that.
     """
 
     dtypes: tuple[loading.Dtype, ...]
-    devices: tuple[str, ...]
+    devices: tuple[str, ...]  # the float64 reference is computed on the last one
     budgets: tuple[int, ...] = ()
-    threads: int = 1
+    threads: int = 1  # of a CPU
 
     def __post_init__(self) -> None:
         if not self.dtypes or not self.devices:
@@ -62,10 +57,7 @@ class Ways:
 def available_devices(asked: Sequence[str]) -> tuple[str, ...]:
     """The devices that were asked for; when none were, the CPU and, where there is one, a GPU.
 
-    Raises
-    ------
-    KlrayError
-        A device that this machine lacks.
+    Raises KlrayError for a device that this machine lacks.
     """
     for name in asked:
         try:
@@ -98,10 +90,7 @@ def measure(
     Rows are rounded to float32, as a store holds them; the reference is not. What fails in one precision alone, such as
     an overflow in fp16, is recorded, and the others go on. ``advance`` is told how many scorings are through.
 
-    Raises
-    ------
-    CheckpointError
-        The checkpoint cannot be loaded, or its float64 reference cannot be computed.
+    Raises CheckpointError if the checkpoint cannot be loaded, or its float64 reference cannot be computed.
     """
     with torch_threads(ways.threads):
         return _measure(checkpoint, directory, text_set, ways, advance)
@@ -121,7 +110,10 @@ def _measure(
             scored = []
             for device in ways.devices:
                 loaded = loading.load(directory, dtype, device, reuse=loaded)
-                scored += _score(loaded, tokens, dtype, device, ways.budgets_on(device))
+                for budget in ways.budgets_on(device):
+                    scores = score(loaded.model, tokens, tokens_per_batch=budget)
+                    row = scores.values.astype(np.float32).astype(np.float64)  # as a store holds it
+                    scored.append((Variant(dtype, device, budget, scores.head), row))
         except CheckpointError as error:
             failures[dtype] = error.message.replace(str(directory), checkpoint.label)
         else:
@@ -139,17 +131,6 @@ def _measure(
         kl_standard_error=_nested(kl_standard_error(matrix, text_set.n_bytes, threads=ways.threads)),
         failures=failures,
     )
-
-
-def _score(
-    loaded: loading.Loaded, tokens: Tokens, dtype: str, device: str, budgets: Sequence[int]
-) -> list[tuple[Variant, np.ndarray]]:
-    found = []
-    for budget in budgets:
-        scores = score(loaded.model, tokens, tokens_per_batch=budget)
-        row = scores.values.astype(np.float32).astype(np.float64)  # as a store holds it
-        found.append((Variant(dtype, device, budget, scores.head), row))
-    return found
 
 
 def _nested(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ import xarray as xr
 
 from klray.analysis.facts import strings
 from klray.analysis.runs import by_step, runs, standing
-from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub
+from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub, model_config
 from klray.checkpoints.tensors import stored_tensors
 from klray.errors import CheckpointError, KlrayError
 from klray.weights.parameters import parameters
@@ -76,10 +74,7 @@ def measure_run(
     cannot be read, or compared with those before it, is left out with its reason, as if it had not been saved.
     ``advance`` is told of each one. Checkpoints without a step are left out.
 
-    Raises
-    ------
-    KlrayError
-        A window needs more than ``limit_bytes``, or the architecture cannot be aligned.
+    Raises KlrayError if a window needs more than ``limit_bytes``, or the architecture cannot be aligned.
     """
     with_step = [(each.facts.step, each) for each in checkpoints if each.facts.step is not None]
     ordered = [each for _, each in sorted(with_step, key=lambda pair: pair[0])]
@@ -101,7 +96,7 @@ def measure_run(
             try:
                 stored = stored_tensors(directory)
                 if windows is None:
-                    aligned = {"aligned": aligner(parameters(stored), _config(directory))} if aligner else {}
+                    aligned = {"aligned": aligner(parameters(stored), model_config(directory))} if aligner else {}
                     windows = WindowDistances(window, aligned)
                 try:
                     windows.add(checkpoint.label, stored)
@@ -114,8 +109,8 @@ def measure_run(
             failures[checkpoint.label] = error.message
             log.warning("%s: %s", checkpoint.label, error.message)
         advance(checkpoint.label)
-    names = windows.distances if windows else {}
-    return RunDistances(tuple(read), {name: windows.matrix(name) for name in names if windows}, failures)
+    matrices = {name: windows.matrix(name) for name in windows.distances} if windows else {}
+    return RunDistances(tuple(read), matrices, failures)
 
 
 def as_dataset(measured: Sequence[RunDistances], window: int, alignment: str) -> xr.Dataset:
@@ -124,39 +119,37 @@ def as_dataset(measured: Sequence[RunDistances], window: int, alignment: str) ->
     ``back`` counts saved checkpoints before the model, ``other_commit`` and ``other_step`` say which it is. Aligned
     distances are in ``squared_distance_aligned``.
     """
-    facts: dict[str, list[Any]] = {name: [] for name in ("model", "repository", "revision", "commit", "run", "step")}
-    n_models = sum(len(run.checkpoints) for run in measured)
+    every = [each for run in measured for each in run.checkpoints]
+    text = np.dtypes.StringDType()
+    facts = {
+        "model": np.array([each.label for each in every], dtype=text),
+        "repository": np.array([each.repository for each in every], dtype=text),
+        "revision": np.array([each.revision for each in every], dtype=text),
+        "commit": np.array([each.commit for each in every], dtype=text),
+        "run": np.array([each.facts.run for each in every], dtype=text),
+        "step": np.array([each.facts.step for each in every], dtype=np.int64),
+    }
     kinds = {name for run in measured for name in run.distances}
     names = {name: "squared_distance" + ("" if name == "raw" else f"_{name}") for name in sorted(kinds, reverse=True)}
-    values = {name: np.full((n_models, window), np.nan) for name in names}
-    others = np.full((n_models, window), "", dtype=np.dtypes.StringDType())
-    other_steps = np.full((n_models, window), -1, dtype=np.int64)
+    values = {name: np.full((len(every), window), np.nan) for name in names}
+    others = np.full((len(every), window), "", dtype=text)
+    other_steps = np.full((len(every), window), -1, dtype=np.int64)
     row = 0
     for run in measured:
-        for t, each in enumerate(run.checkpoints):
-            own = (each.label, each.repository, each.revision, each.commit, each.facts.run, each.facts.step)
-            for column, fact in zip(facts.values(), own, strict=True):
-                column.append(fact)
+        for t in range(len(run.checkpoints)):
             for back in range(1, min(window, t) + 1):
                 others[row, back - 1] = run.checkpoints[t - back].commit
                 other_steps[row, back - 1] = run.steps[t - back]
                 for name, matrix in run.distances.items():
                     values[name][row, back - 1] = matrix[t, t - back]
             row += 1
-    text = np.dtypes.StringDType()
     return xr.Dataset(
         {
             **{names[name]: (("model", "back"), array, {"units": "1"}) for name, array in values.items()},
             "other_commit": (("model", "back"), others),
             "other_step": (("model", "back"), other_steps),
         },
-        coords={
-            "back": np.arange(1, window + 1),
-            **{
-                name: ("model", np.array(column, dtype=np.int64 if name == "step" else text))
-                for name, column in facts.items()
-            },
-        },
+        coords={"back": np.arange(1, window + 1), **{name: ("model", column) for name, column in facts.items()}},
         attrs={
             "title": "Squared distances of the stored parameters of checkpoints, exact",
             "references": "arXiv:2505.15353",
@@ -165,8 +158,3 @@ def as_dataset(measured: Sequence[RunDistances], window: int, alignment: str) ->
             "made": datetime.now(UTC).isoformat(),
         },
     )
-
-
-def _config(directory: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((directory / "config.json").read_text("utf-8"))
-    return config

@@ -41,7 +41,9 @@ class Pending:
 
 
 class SharedPatience(Patience):
-    """Patience of all scorers of a sweep: what the hub tells one of them, a ``PatienceActor`` tells the others."""
+    """Patience of all scorers of a sweep: what the hub tells one of them, a Ray actor, a plain ``Patience``, tells the
+    others, in seconds from now, because clocks differ.
+    """
 
     def __init__(self, actor: Any):
         super().__init__()
@@ -61,23 +63,8 @@ class SharedPatience(Patience):
             return own
 
 
-class PatienceActor:
-    """The one ``Patience`` of a sweep, in a Ray actor. It deals in seconds from now, because clocks differ."""
-
-    def __init__(self) -> None:
-        self._patience = Patience()
-
-    def pause(self, seconds: float) -> None:
-        """As ``Patience.pause``."""
-        self._patience.pause(seconds)
-
-    def left(self) -> float:
-        """As ``Patience.left``."""
-        return self._patience.left()
-
-
 class ScorerActor:
-    """A Scorer in a Ray actor, with its arguments; ``patience`` is a handle of a ``PatienceActor``.
+    """A Scorer in a Ray actor, with its arguments; ``patience`` is the handle of a sweep's ``Patience``.
 
     Commits have a thread of their own: the next checkpoint is scored meanwhile.
     """

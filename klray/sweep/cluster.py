@@ -19,6 +19,7 @@ log = logging.getLogger("klray")
 
 START_SECONDS = 120  # Ray's 30 pass on a machine that is very busy
 START_ATTEMPTS = 2
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +51,8 @@ class Resources:
 def resources(shape: Shape) -> Resources:
     """Resources of the cluster that is connected, for actors of ``shape``."""
     alive = [node for node in ray.nodes() if node["Alive"]]
-    here = ray.get_runtime_context().get_node_id()
-    room = sum(
-        _actors_on(node["Resources"], shape.gpus_per_worker, shape.cpus_per_worker)
-        for node in alive
-        if node["NodeID"] == here
-    )
+    here = [node["Resources"] for node in alive if node["NodeID"] == ray.get_runtime_context().get_node_id()]
+    room = sum(_actors_on(node, shape.gpus_per_worker, shape.cpus_per_worker) for node in here)
     cpus, gpus = (sum(node["Resources"].get(name, 0.0) for node in alive) for name in ("CPU", "GPU"))
     return Resources(len(alive), cpus, gpus, min(room, shape.workers))
 
@@ -64,10 +61,7 @@ def resources(shape: Shape) -> Resources:
 def connected(settings: RaySettings, cpus_per_worker: int = 1) -> Iterator[Shape]:
     """Start or join a Ray cluster; yields how many actors of which shape it carries.
 
-    Raises
-    ------
-    KlrayError
-        No cluster answers at the address, or it cannot carry a single actor of the shape asked for.
+    Raises KlrayError if no cluster answers at the address, or it cannot carry a single actor of the shape asked for.
     """
     own = not ray.is_initialized()
     if own:
@@ -89,7 +83,7 @@ def connected(settings: RaySettings, cpus_per_worker: int = 1) -> Iterator[Shape
 
 def _join(address: str) -> None:
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, **QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_ray(address, str(error)) from error
 
@@ -100,13 +94,7 @@ def _start(workers: int | None, cpus_per_worker: int) -> None:
     cpus = max(workers * cpus_per_worker, os.cpu_count() or 1) if workers else None
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **QUIET)
         except Exception as error:  # Ray raises this very class where a process of its own does not come up
             if attempt == START_ATTEMPTS:
                 raise KlrayError(

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import ray
 import ray.exceptions
 
-from klray.checkpoints import Checkpoint
+from klray.checkpoints import Checkpoint, Patience
 from klray.errors import KlrayError
 from klray.store import Failure, Store
-from klray.sweep.actor import PatienceActor, Pending, Refusal, ScorerActor
+from klray.sweep.actor import Pending, Refusal, ScorerActor
 from klray.sweep.cluster import Shape
 from klray.sweep.queue import Queue, Work
 from klray.sweep.scorer import Outcome
@@ -88,7 +88,7 @@ class Driver:
 
     def go(self, progress: Progress) -> None:
         """Work until nothing is left to do."""
-        self.patience = ray.remote(PatienceActor).options(num_cpus=0).remote()
+        self.patience = ray.remote(Patience).options(num_cpus=0).remote()
         self.workers = [_Worker(self._actor()) for _ in range(self.shape.workers)]
         for worker in self.workers:
             self._ask_ready(worker)
@@ -144,14 +144,9 @@ class Driver:
                 ) from error
 
     def _say_who_is_missing(self) -> None:
-        started = sum(worker.ready for worker in self.workers)
-        if started < len(self.workers):
-            count = len(self.workers)
-            log.info(
-                "%d of %d workers have started; this machine, or the cluster, may be busy with other work",
-                started,
-                count,
-            )
+        if (started := sum(worker.ready for worker in self.workers)) < len(self.workers):
+            words = "%d of %d workers have started; this machine, or the cluster, may be busy with other work"
+            log.info(words, started, len(self.workers))
 
     def _start(self, worker: _Worker, progress: Progress) -> None:
         while (work := worker.ahead.pop(0) if worker.ahead else self._take(worker)) is not None:
@@ -266,12 +261,9 @@ class Driver:
             self._ask_ready(worker)
 
     def _record(self, work: Work, refusal: Refusal) -> None:
-        revision = work.checkpoint.revision
-        failure = self.store.record_failure(
-            work.identity, revision, refusal.reason, refusal.message, attempt=uuid.uuid4().hex
-        )
-        log.warning("%s@%s failed: %s", work.checkpoint.repository, revision, refusal.message)
-        self.failures.append(failure)
+        revision, reason, message = work.checkpoint.revision, refusal.reason, refusal.message
+        self.failures.append(self.store.record_failure(work.identity, revision, reason, message, uuid.uuid4().hex))
+        log.warning("%s@%s failed: %s", work.checkpoint.repository, revision, message)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from klray.checkpoints import Checkpoint
 from klray.errors import KlrayError
 from klray.likelihood import loading, tokens
-from klray.likelihood.choices import LOGIT
+from klray.likelihood.choices import LOGIT, NONE
 from klray.likelihood.lens import Lens, load_translators
 from klray.likelihood.score import score
 from klray.sweep.settings import Computed, ScoringSettings
@@ -25,12 +25,8 @@ log = logging.getLogger("klray")
 
 
 class Compute:
-    """Scores checkpoints one after another; parameters go into the last one's model where they fit.
-
-    Raises
-    ------
-    KlrayError
-        The lens that the settings ask for is not there.
+    """Scores checkpoints one after another; parameters go into the last one's model where they fit. Raises as
+    :func:`load_lens`.
     """
 
     def __init__(self, settings: ScoringSettings, text_set: TextSet):
@@ -49,35 +45,35 @@ class Compute:
         timings: dict[str, float] = {}
         start = time.monotonic()
         settings, before = self.settings, self.model
-        sketching: list[Future[Sketch | None]] = []
-        needed = _Needed(read)
+        beside: list[Future[Any]] = []
+
+        def begin_sketch(stored: Mapping[str, torch.Tensor]) -> None:
+            beside.append(self._beside.submit(self._sketch, checkpoint, stored, timings))
+
         try:
-            self.model = loading.load(
-                directory,
-                dtype=settings.dtype,
-                device=settings.device,
-                quantization=settings.quantization,
-                reuse=self.model,
-                look=self._sketch_into(sketching, checkpoint, needed, timings) if settings.sketch else None,
-            )
-            encoded = self._encode(checkpoint, directory)
-        except BaseException:
-            wait(sketching)
-            raise
-        finally:
-            needed.no_longer()
-        timings["load_seconds"] = time.monotonic() - start
-        start = time.monotonic()
-        if self.model is not before:
-            self._tokens_per_batch = settings.tokens_per_batch
-        try:
+            try:
+                self.model = loading.load(
+                    directory,
+                    dtype=settings.dtype,
+                    device=settings.device,
+                    quantization=settings.quantization,
+                    reuse=self.model,
+                    look=begin_sketch if settings.sketch else None,
+                )
+                encoded = self._encode(checkpoint, directory)
+            finally:
+                beside.append(self._beside.submit(read))  # behind the sketch, which reads the files, too
+            timings["load_seconds"] = time.monotonic() - start
+            start = time.monotonic()
+            if self.model is not before:
+                self._tokens_per_batch = settings.tokens_per_batch
             scores = score(self.model.model, encoded, tokens_per_batch=self._tokens_per_batch, lens=self.lens)
-        except BaseException:
-            wait(sketching)  # nothing of this checkpoint goes on beside the next one
-            raise
+            timings["score_seconds"] = time.monotonic() - start
+        finally:
+            wait(beside)  # nothing of this checkpoint goes on beside the next one
         self._tokens_per_batch = scores.tokens_per_batch  # halved where memory ran out: the next one is no smaller
-        timings["score_seconds"] = time.monotonic() - start
-        sketched = sketching[0].result() if sketching else None
+        *sketches, _ = [each.result() for each in beside]
+        sketched: Sketch | None = sketches[0] if sketches else None
         facts = {
             "architecture": self.model.architecture,
             "parameters": self.model.parameters,
@@ -98,33 +94,18 @@ class Compute:
             weight_sketch=sketched.buckets if sketched else None,
         )
 
-    def _sketch_into(
-        self,
-        sketching: list[Future[Sketch | None]],
-        checkpoint: Checkpoint,
-        needed: _Needed,
-        timings: dict[str, float],
-    ) -> Callable[[Mapping[str, torch.Tensor]], None]:
-        """Begin the sketch of the stored tensors once they are read for the model, beside what else is done with them;
-        a checkpoint that has none is scored, too.
-        """
-
-        def take(stored: Mapping[str, torch.Tensor]) -> Sketch | None:
-            start = time.monotonic()
-            try:
-                return sketch(stored, self.settings.sketch)
-            except KlrayError as error:
-                log.warning("%s has no weight sketch: %s", checkpoint.label, error)
-                return None
-            finally:
-                needed.no_longer()
-                timings["sketch_seconds"] = time.monotonic() - start
-
-        def begin(stored: Mapping[str, torch.Tensor]) -> None:
-            needed.once_more()
-            sketching.append(self._beside.submit(take, stored))
-
-        return begin
+    def _sketch(
+        self, checkpoint: Checkpoint, stored: Mapping[str, torch.Tensor], timings: dict[str, float]
+    ) -> Sketch | None:
+        """The sketch of the stored tensors, beside what else is done with them; a checkpoint without is scored, too."""
+        start = time.monotonic()
+        try:
+            return sketch(stored, self.settings.sketch)
+        except KlrayError as error:
+            log.warning("%s has no weight sketch: %s", checkpoint.label, error)
+            return None
+        finally:
+            timings["sketch_seconds"] = time.monotonic() - start
 
     def _encode(self, checkpoint: Checkpoint, directory: Path) -> tokens.Tokens:
         """The texts under the checkpoint's tokenizer, tokenised once per tokenizer."""
@@ -138,35 +119,12 @@ class Compute:
         return next(iter(self._tokens.values()))
 
 
-class _Needed:
-    """Files that are read from: once nobody does any longer, ``then`` is called."""
-
-    def __init__(self, then: Callable[[], None]):
-        self._then = then
-        self._users = 1
-        self._lock = threading.Lock()
-
-    def once_more(self) -> None:
-        with self._lock:
-            self._users += 1
-
-    def no_longer(self) -> None:
-        with self._lock:
-            self._users -= 1
-            last = not self._users
-        if last:
-            self._then()
-
-
 def load_lens(settings: ScoringSettings) -> Lens | None:
     """The lens that the settings ask for; None for scoring without one.
 
-    Raises
-    ------
-    KlrayError
-        The folder does not hold the tuned lens that is asked for.
+    Raises KlrayError if the folder does not hold the tuned lens that is asked for.
     """
-    if settings.lens == "none":
+    if settings.lens == NONE:
         return None
     if settings.lens == LOGIT:
         return Lens(norm=settings.lens_norm)

@@ -33,21 +33,11 @@ class Outcome:
 
 
 class Scorer:
-    """Scores checkpoints one after another, fetching the next ones while the present one is scored.
+    """Scores checkpoints of a hub one after another, fetching the next ones while the present one is scored.
 
-    Parameters
-    ----------
-    hub : where checkpoints come from, with its token
-    store_url, storage_options : where columns go
-    text_set : the texts, the same as the store's
-    settings : how to score
-    compute : where models are loaded and scored, in a process of their own or in this one
-    patience : the pauses that a hub asked for, if they are shared with other scorers
-
-    Raises
-    ------
-    StoreError
-        The store cannot be opened, or is for other texts.
+    ``text_set`` are the store's texts; ``compute`` loads and scores models, in a process of their own or in this one;
+    ``patience`` has the pauses that a hub asked for, if they are shared with other scorers. Raises StoreError if the
+    store cannot be opened.
     """
 
     def __init__(
@@ -75,10 +65,7 @@ class Scorer:
     def column(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint] = ()) -> Column:
         """Score ``checkpoint``; meanwhile fetch those that are ``upcoming``, in their order.
 
-        Raises
-        ------
-        CheckpointError
-            This checkpoint cannot be scored; the scorer can go on with others.
+        Raises CheckpointError if this checkpoint cannot be scored; the scorer can go on with others.
         """
         start = time.monotonic()
         timings: dict[str, float] = {}
@@ -95,10 +82,7 @@ class Scorer:
     def commit(self, column: Column) -> Outcome:
         """Commit a column. It may be called while the next checkpoint is scored, from another thread.
 
-        Raises
-        ------
-        StoreError
-            The store refused the column; no other column can be written either.
+        Raises StoreError if the store refused the column; no other column can be written either.
         """
         try:
             _, first = self.store.add_column(column)
@@ -108,12 +92,7 @@ class Scorer:
 
     def take_over(self, checkpoint: Checkpoint, source: str) -> Outcome | None:
         """Commit for ``checkpoint`` the values of the column with the key ``source``, whose checkpoint holds the same
-        files; None when that column is not there, or not whole.
-
-        Raises
-        ------
-        StoreError
-            The store refused the column.
+        files; None when that column is not there, or not whole. Raises StoreError if the store refused the column.
         """
         identity = self.settings.identity(checkpoint, self.text_set.fingerprint)
         facts = {**dataclasses.asdict(checkpoint.facts), "revision": checkpoint.revision}

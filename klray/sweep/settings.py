@@ -41,16 +41,13 @@ class ScoringSettings:
 
     def identity(self, checkpoint: Checkpoint, text_set: str) -> Identity:
         """Identity of the column that these settings give for ``checkpoint``."""
+        return self.identity_of(checkpoint.repository, checkpoint.commit, text_set)
+
+    def identity_of(self, repository: str, commit: str, text_set: str) -> Identity:
+        """The same, of a repository's commit."""
         from klray.store import Identity  # noqa: PLC0415 - the store's libraries take a second, and help needs none
 
-        return Identity(
-            repository=checkpoint.repository,
-            commit=checkpoint.commit,
-            text_set=text_set,
-            dtype=self.dtype,
-            quantization=self.quantization,
-            lens=self.lens,
-        )
+        return Identity(repository, commit, text_set, self.dtype, self.quantization, self.lens)
 
 
 @dataclasses.dataclass
@@ -71,31 +68,15 @@ class RaySettings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Computed:
-    """What a model gives for the N texts.
+    """What a model gives for the N texts."""
 
-    Parameters
-    ----------
-    log_likelihood
-        (layers, N) float64, nats; one row, the model's own output, without a lens.
-    layers
-        Their numbers: (-1,) without a lens, else 0 to L.
-    n_tokens
-        (N,) int64 tokens counted in each text.
-    facts
-        What is known of the model and of how it was scored.
-    timings
-        Seconds by part: ``load_seconds``, ``score_seconds``, ``sketch_seconds``, and ``start_seconds`` where a process
-        was started for it.
-    weight_sketch
-        (buckets,) float32, if one was taken.
-    """
-
-    log_likelihood: np.ndarray
-    layers: tuple[int, ...]
-    n_tokens: np.ndarray
-    facts: Mapping[str, Any]
+    log_likelihood: np.ndarray  # (layers, N) float64, nats; one row, the model's own output, without a lens
+    layers: tuple[int, ...]  # their numbers: (-1,) without a lens, else 0 to L
+    n_tokens: np.ndarray  # (N,) int64 tokens counted in each text
+    facts: Mapping[str, Any]  # what is known of the model and of how it was scored
+    # Seconds: load_seconds, score_seconds, sketch_seconds, and start_seconds where a process was started for it
     timings: Mapping[str, float]
-    weight_sketch: np.ndarray | None
+    weight_sketch: np.ndarray | None  # (buckets,) float32, if one was taken
 
 
 class Computing(Protocol):
@@ -104,8 +85,5 @@ class Computing(Protocol):
     def score(self, checkpoint: Checkpoint, directory: Path, read: Callable[[], None]) -> Computed:
         """Score the texts; ``read`` is called once, as soon as the folder's files are needed no longer, come what may.
 
-        Raises
-        ------
-        CheckpointError
-            This checkpoint cannot be scored.
+        Raises CheckpointError if this checkpoint cannot be scored.
         """

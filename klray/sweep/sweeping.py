@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from klray.checkpoints import Checkpoint, Hub, Unavailable
-from klray.store import Failure, Identity, Store, unresolved
+from klray.store import Failure, Store, unresolved
 from klray.sweep.cluster import connected
 from klray.sweep.driver import Driver
 from klray.sweep.settings import RaySettings, ScoringSettings
@@ -67,25 +67,26 @@ def sweep(
     ``resolved`` are the (repository, revision or pattern) that were asked for and found: earlier records that they
     could not be are withdrawn.
 
-    Raises
-    ------
-    StoreError
-        The store refuses to be written; what was committed before is safe.
-    KlrayError
-        The cluster cannot carry the actors that were asked for.
+    Raises StoreError if the store refuses to be written (what was committed before is safe), KlrayError if the cluster
+    cannot carry the actors that were asked for.
     """
     start = time.monotonic()
+    texts = store.texts.fingerprint
     asked = [(each.repository, each.revision) for each in checkpoints] + list(resolved)
-    store.withdraw_failures(_unresolved(store, repository, revision, settings) for repository, revision in asked)
-    todo, present = missing(checkpoints, store.committed_keys(), settings, store.texts.fingerprint)
-    failed = [_record_unavailable(store, each, settings) for each in unavailable]
+    store.withdraw_failures(settings.identity_of(repository, unresolved(name), texts) for repository, name in asked)
+    todo, present = missing(checkpoints, store.committed_keys(), settings, texts)
+    failed = []
+    for lost in unavailable:
+        log.warning("%s@%s: %s", lost.repository, lost.revision, lost.message)
+        identity = settings.identity_of(lost.repository, unresolved(lost.revision), texts)
+        failed.append(store.record_failure(identity, lost.revision, lost.reason, lost.message, uuid.uuid4().hex))
     if not todo:
         return SweepReport(0, 0, len(present), 0, tuple(failed), 0, time.monotonic() - start)
     with connected(ray_settings, settings.threads) as shape:
         settings = dataclasses.replace(settings, device=shape.device)
         shape = dataclasses.replace(shape, workers=min(shape.workers, len(todo)))
         arguments = (hub, store.url, dict(storage_options or {}), ray.put(text_set), settings)
-        same = {each.content: settings.identity(each, store.texts.fingerprint).key for each in present if each.content}
+        same = {each.content: settings.identity(each, texts).key for each in present if each.content}
         driver = Driver(store, settings, shape, arguments, todo, same, ray_settings.max_attempts)
         log.info("scoring %d checkpoints on %d %s workers", len(todo), shape.workers, shape.device)
         with Progress(len(todo), "score", "checkpoint") as progress:
@@ -100,20 +101,3 @@ def sweep(
         seconds=time.monotonic() - start,
         start_seconds=driver.begun - start if driver.begun is not None else 0.0,
     )
-
-
-def _unresolved(store: Store, repository: str, revision: str, settings: ScoringSettings) -> Identity:
-    return Identity(
-        repository=repository,
-        commit=unresolved(revision),
-        text_set=store.texts.fingerprint,
-        dtype=settings.dtype,
-        quantization=settings.quantization,
-        lens=settings.lens,
-    )
-
-
-def _record_unavailable(store: Store, each: Unavailable, settings: ScoringSettings) -> Failure:
-    identity = _unresolved(store, each.repository, each.revision, settings)
-    log.warning("%s@%s: %s", each.repository, each.revision, each.message)
-    return store.record_failure(identity, each.revision, each.reason, each.message, attempt=uuid.uuid4().hex)

@@ -25,18 +25,11 @@ def squared_distances(sketches: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
     Each is ||a - b||^2 with a relative standard deviation of at most ``relative_error(m)``: 99 % of pairs are within
     three of these. It is 0 for equal sketches, and NaN where one is not finite. All pairs share signs and buckets, and
-    the pairs of a run most of their displacement: their errors come together.
-
-    Raises
-    ------
-    KlrayError
-        The sketches are not (K, m).
+    the pairs of a run most of their displacement: their errors come together. Raises KlrayError for another shape.
     """
     rows = np.array(sketches, dtype=np.float64)
     if rows.ndim != 2:
         raise KlrayError(f"sketches have the shape {rows.shape}: give one row of m buckets for each checkpoint, (K, m)")
-    if not len(rows):
-        return np.empty((0, 0))
     whole = np.isfinite(rows).all(axis=1)
     if whole.any():
         rows -= rows[whole].mean(axis=0)

@@ -19,11 +19,7 @@ def parameters(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The floating-point parameters among ``stored`` tensors, sorted by name; tied ones once, constants left out.
 
     Two names are tied if they share memory, or if one is an output head that equals another tensor of its shape.
-
-    Raises
-    ------
-    KlrayError
-        Weights that are stored as integers: their values are known only together with their scales.
+    Raises KlrayError for weights that are stored as integers: their values are known only together with their scales.
     """
     kept: dict[str, torch.Tensor] = {}
     places: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()

@@ -52,10 +52,7 @@ def sketch(stored: Mapping[str, torch.Tensor], size: int = 65_536) -> Sketch:
     Sums are float64; the buckets are given back as float32, half the size: the rounding, 6e-8 of a bucket, is 6e-5 of
     the distance of two checkpoints that are a thousandth of their norm apart, and does not grow with m.
 
-    Raises
-    ------
-    KlrayError
-        A size that is not a multiple of 64, or weights that are stored as integers.
+    Raises KlrayError for a size that is not a multiple of 64, or weights that are stored as integers.
     """
     if size < 64 or size % 64:
         raise KlrayError(f"scoring.sketch={size}: buckets come in multiples of 64, such as 65536; 0 is no sketch")

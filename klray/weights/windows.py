@@ -57,10 +57,7 @@ class WindowDistances:
     def add(self, label: str, stored: Named) -> None:
         """Compare a checkpoint, called ``label`` in messages, with those before it, and keep a copy of it.
 
-        Raises
-        ------
-        KlrayError
-            Its parameters have other names or shapes than those before, or are stored as integers.
+        Raises KlrayError if its parameters have other names or shapes than those before, or are stored as integers.
         """
         named = parameters(stored)
         print_ = fingerprint(named)

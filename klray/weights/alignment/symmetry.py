@@ -37,19 +37,11 @@ class Symmetry:
 def symmetries(named: Mapping[str, torch.Tensor], config: Mapping[str, Any], kind: Kind = "units") -> list[Symmetry]:
     """The symmetries of a checkpoint: for each layer the MLP's hidden units and the attention heads.
 
-    Parameters
-    ----------
-    named : parameters by their stored names
-    config : config.json of the checkpoint
-    kind : "units", or "residual" for the residual stream as well
+    ``named`` are parameters by their stored names, ``config`` is the checkpoint's config.json. Where several query
+    heads share a key and value head, these groups are permuted, and the query heads in each. With ``kind`` "residual"
+    so is the residual stream, through embedding, norms, every layer and the output head.
 
-    Where several query heads share a key and value head, these groups are permuted, and the query heads in each. A
-    permutation of the residual stream goes through embedding, norms, every layer and the output head.
-
-    Raises
-    ------
-    KlrayError
-        An architecture other than GPT-NeoX and Llama's kind, or parameters that do not have its shapes.
+    Raises KlrayError for an architecture other than GPT-NeoX and Llama's kind, or parameters without its shapes.
     """
     model_type = str(config.get("model_type"))
     makers = {"gpt_neox": _gpt_neox, **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "olmo2"), _llama)}
@@ -87,29 +79,21 @@ def permute(named: Mapping[str, torch.Tensor], symmetry: Symmetry, order: np.nda
 def _gpt_neox(layer: str, named: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> list[Symmetry]:
     heads = int(config["num_attention_heads"])
     # The rows of query_key_value are (head, query key value, entry): a head's three parts stand together.
-    attention = _whole(
-        named,
-        [(f"{layer}attention.query_key_value.weight", 0), (f"{layer}attention.query_key_value.bias", 0)],
-        [(f"{layer}attention.dense.weight", 1)],
-    )
-    mlp = _whole(
-        named,
-        [(f"{layer}mlp.dense_h_to_4h.weight", 0), (f"{layer}mlp.dense_h_to_4h.bias", 0)],
-        [(f"{layer}mlp.dense_4h_to_h.weight", 1)],
-    )
+    attention = _whole(named, f"{layer}attention", ["query_key_value.weight", "query_key_value.bias"], "dense.weight")
+    mlp = _whole(named, f"{layer}mlp", ["dense_h_to_4h.weight", "dense_h_to_4h.bias"], "dense_4h_to_h.weight")
     return [_checked(f"{layer}attention", heads, attention, named), _checked(f"{layer}mlp", mlp[0].length, mlp, named)]
 
 
 def _llama(layer: str, named: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> list[Symmetry]:
     heads = int(config["num_attention_heads"])
     groups = int(config.get("num_key_value_heads") or heads)
-    names = [f"{layer}self_attn.{part}_proj.{what}" for part in "qkv" for what in ("weight", "bias")]
-    attention = _whole(named, [(name, 0) for name in names], [(f"{layer}self_attn.o_proj.weight", 1)])
+    names = [f"{part}_proj.{what}" for part in "qkv" for what in ("weight", "bias")]
+    attention = _whole(named, f"{layer}self_attn", names, "o_proj.weight")
     # Norms over all heads at once have a scale for each entry; those of one head are shared by all and stay.
     for part in "qk":
         norm = f"{layer}self_attn.{part}_norm.weight"
         if norm in named and named[norm].shape[0] == named[f"{layer}self_attn.{part}_proj.weight"].shape[0]:
-            attention += _whole(named, [(norm, 0)], [])
+            attention += (Axis(norm, 0, 0, named[norm].shape[0]),)
     found = [_checked(f"{layer}attention", groups, attention, named)]
     shared = heads // groups
     queries = [axis for axis in attention if ".q_" in axis.tensor or ".o_" in axis.tensor]
@@ -118,33 +102,20 @@ def _llama(layer: str, named: Mapping[str, torch.Tensor], config: Mapping[str, A
             Axis(axis.tensor, axis.axis, group * (axis.length // groups), axis.length // groups) for axis in queries
         )
         found.append(_checked(f"{layer}attention group {group}", shared, of_group, named))
-    inner = [(f"{layer}mlp.{part}_proj.{what}", 0) for part in ("gate", "up") for what in ("weight", "bias")]
-    mlp = _whole(named, inner, [(f"{layer}mlp.down_proj.weight", 1)])
+    inner = [f"{part}_proj.{what}" for part in ("gate", "up") for what in ("weight", "bias")]
+    mlp = _whole(named, f"{layer}mlp", inner, "down_proj.weight")
     return [*found, _checked(f"{layer}mlp", mlp[0].length, mlp, named)]
 
 
-_WRITERS = (  # rows are the residual stream's
-    "attention.dense.weight",
-    "attention.dense.bias",
-    "dense_4h_to_h.weight",
-    "dense_4h_to_h.bias",
-    "o_proj.weight",
-    "o_proj.bias",
-    "down_proj.weight",
-    "down_proj.bias",
+_WRITERS = tuple(  # rows are the residual stream's
+    f"{layer}.{what}"
+    for layer in ("attention.dense", "dense_4h_to_h", "o_proj", "down_proj")
+    for what in ("weight", "bias")
 )
 _READERS = (  # columns are
-    "query_key_value.weight",
-    "dense_h_to_4h.weight",
-    "q_proj.weight",
-    "k_proj.weight",
-    "v_proj.weight",
-    "gate_proj.weight",
-    "up_proj.weight",
-    "embed_in.weight",
-    "embed_tokens.weight",
-    "embed_out.weight",
-    "lm_head.weight",
+    *("query_key_value.weight", "dense_h_to_4h.weight"),
+    *(f"{part}_proj.weight" for part in ("q", "k", "v", "gate", "up")),
+    *("embed_in.weight", "embed_tokens.weight", "embed_out.weight", "lm_head.weight"),
 )
 
 
@@ -159,11 +130,10 @@ def _residual(named: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> S
     return _checked("residual stream", width, tuple(axes), named)
 
 
-def _whole(
-    named: Mapping[str, torch.Tensor], rows: Sequence[tuple[str, int]], columns: Sequence[tuple[str, int]]
-) -> tuple[Axis, ...]:
-    """Whole axes of those tensors that the checkpoint has; biases are often not there."""
-    return tuple(Axis(name, axis, 0, named[name].shape[axis]) for name, axis in [*rows, *columns] if name in named)
+def _whole(named: Mapping[str, torch.Tensor], part: str, rows: Sequence[str], columns: str) -> tuple[Axis, ...]:
+    """Rows and columns, whole, of those tensors that the checkpoint has; biases are often not there."""
+    places = [(f"{part}.{name}", axis) for name, axis in [*((name, 0) for name in rows), (columns, 1)]]
+    return tuple(Axis(name, axis, 0, named[name].shape[axis]) for name, axis in places if name in named)
 
 
 def _checked(name: str, units: int, axes: tuple[Axis, ...], named: Mapping[str, torch.Tensor]) -> Symmetry:
