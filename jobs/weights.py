@@ -28,7 +28,8 @@ from klray.measure.weight_distances import (
     standing_checkpoints,
 )
 from klray.store import Store
-from klray.weights import alignment
+from klray.weights.alignment.matching import aligned_squared_distance
+from klray.weights.alignment.symmetry import symmetries
 from klray.words.numbers import significant
 from klray.words.progress import Progress
 from klray.words.tables import text_table
@@ -105,9 +106,7 @@ def _there(store: Store, snapshot: str, config: Config, commits: set[str]) -> xr
 def _aligner(align: Align) -> Aligner | None:
     if align is Align.none:
         return None
-    return lambda named, config: partial(
-        alignment.aligned_squared_distance, symmetries=alignment.symmetries(named, config, align.value)
-    )
+    return lambda named, config: partial(aligned_squared_distance, symmetries=symmetries(named, config, align.value))
 
 
 def _table(measured: list[RunDistances], window: int, min_step: int) -> str:

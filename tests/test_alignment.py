@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from klray.errors import KlrayError
-from klray.weights.alignment import align, aligned_squared_distance, permute, symmetries
-from klray.weights.alignment.symmetry import Kind
+from klray.weights.alignment.matching import align, aligned_squared_distance
+from klray.weights.alignment.symmetry import Kind, permute, symmetries
 from klray.weights.parameters import parameters
 from klray.weights.windows import squared_distance
 from tests.tiny_models import VOCABULARY, tiny_model

@@ -1,8 +1,4 @@
-"""Log-likelihood of texts under a causal language model, in nats per text.
-
-Shape suffixes: N texts (rows of a batch), T tokens, M predicted tokens of a batch, V vocabulary entries, D width of the
-hidden states.
-"""
+"""Log-likelihood of texts under a causal language model, in nats per text. Shape suffixes: N texts, T tokens."""
 
 from __future__ import annotations
 
@@ -137,14 +133,14 @@ def _check_finite(model: Any, values: np.ndarray, where: str = "") -> None:
 
 def _score(model: Any, tokens: Tokens, budget: int, device: torch.device, lens: LayerReader | None) -> LogLikelihoods:
     ids = on_device(tokens.ids.astype(np.int64), device)
-    batches = plan(tokens.lengths, budget).batches
+    batches = plan(tokens.lengths, budget)
     if not batches:
         rows = np.zeros((1, len(tokens)))
         return LogLikelihoods(rows[0], tokens.counted, "tiled", budget)
     readers = _readers(model, tokens, ids, batches, lens)
     tiled = readers[0].head is not None
     if not tiled:  # one text per forward pass: the definition of the log-likelihood, and free of padding
-        batches = plan(tokens.lengths, 1).batches
+        batches = plan(tokens.lengths, 1)
     done: list[tuple[np.ndarray, Predicted]] = []
     while batches:
         parts = _try_batches(readers, batches)
@@ -158,7 +154,7 @@ def _score(model: Any, tokens: Tokens, budget: int, device: torch.device, lens: 
                 torch.cuda.empty_cache()
             readers = readers[:1]  # more than one forward pass at a time may be what memory does not hold
             remaining = np.concatenate(batches)
-            batches = [remaining[rows] for rows in plan(tokens.lengths[remaining], budget).batches]
+            batches = [remaining[rows] for rows in plan(tokens.lengths[remaining], budget)]
     positions = np.concatenate([part.positions for _, part in done])
     by_layer = torch.cat([part.log_probabilities for _, part in done], dim=1).cpu()
     text_of_token = np.repeat(np.arange(len(tokens)), tokens.lengths)

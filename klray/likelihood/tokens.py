@@ -111,39 +111,26 @@ def encode(tokenizer: Callable[..., Any], texts: Sequence[str]) -> Tokens:
     return Tokens(ids=np.concatenate([np.asarray(ids, np.int32) for ids in encoded]), offsets=offsets)
 
 
-@dataclass(frozen=True, eq=False)
-class BatchPlan:
-    """Which texts go through a model together: a function of token counts and budget alone.
+def plan(lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
+    """Which texts of ``lengths`` (N,) tokens go through a model together: index arrays (rows,) int64, one a batch.
 
-    Each batch holds texts of about equal length as rows, every row as long as the longest. Padding comes after a
-    row's own tokens, where a causal model cannot see it: no mask is needed, attention never crosses texts, and every
-    causal architecture (recurrent ones too) can follow the plan. Rows packed with several texts behind a block mask
-    would save that padding, below 1 %, but are slower on a CPU (docs/measurements.md).
+    Equal arguments give equal plans. Each batch holds texts of about equal length as rows, every row as long as the
+    longest; rows x longest row are at most ``tokens_per_batch``, but a text longer than that is a batch of its own.
+    Padding comes after a row's own tokens, where a causal model cannot see it: no mask is needed, attention never
+    crosses texts, and every causal architecture (recurrent ones too) can follow the plan. Rows packed with several
+    texts behind a block mask would save that padding, below 1 %, but are slower on a CPU (docs/measurements.md).
 
     The longest text comes first, so that a budget too large for the memory shows itself at once. Texts of fewer than
     two tokens have nothing to predict and are in no batch.
-    """
-
-    batches: list[np.ndarray]  # index arrays (rows,) int64 of the texts in each
-    padding_share: float  # of computed positions, 0 to 1
-
-
-def plan(lengths: np.ndarray, tokens_per_batch: int) -> BatchPlan:
-    """Plan batches for texts of ``lengths`` (N,) tokens; equal arguments give equal plans.
-
-    ``tokens_per_batch`` bounds rows x longest row of a batch, but a text longer than that is a batch of its own.
     """
     if tokens_per_batch < 1:
         raise KlrayError(f"tokens_per_batch is {tokens_per_batch}: it must be at least 1")
     lengths = np.asarray(lengths)
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] >= 2]
-    batches, start, positions = [], 0, 0
-    while start < len(order):
-        longest = int(lengths[order[start]])
-        batch = order[start : start + max(1, tokens_per_batch // longest)]
-        batches.append(batch)
-        start += len(batch)
-        positions += len(batch) * longest
-    padding_share = 1.0 - lengths[order].sum() / positions if positions else 0.0
-    return BatchPlan(batches, float(padding_share))
+    batches = []
+    while len(order):
+        rows = max(1, tokens_per_batch // int(lengths[order[0]]))
+        batches.append(order[:rows])
+        order = order[rows:]
+    return batches

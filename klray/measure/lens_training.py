@@ -46,12 +46,8 @@ def train_lens(
     norm, where it cannot be found; ``facts`` are kept with the lens beside how it was trained; ``report`` is told each
     step and its loss, in nats per token, the mean over layers.
 
-    Raises
-    ------
-    CheckpointError
-        A text is longer than the context; klray cannot read the model's layers or use its head.
-    KlrayError
-        No text has a token to predict, or the loss is not finite.
+    Raises CheckpointError if a text is longer than the context or klray cannot read the model's layers, KlrayError if
+    it cannot use the model's head, no text has a token to predict, or the loss is not finite.
     """
     training = training or LensTraining()
     device = next(model.parameters()).device
@@ -166,7 +162,7 @@ def _steps(tokens: Tokens, training: LensTraining) -> Iterator[np.ndarray]:
 
 def _rows(tokens: Tokens, texts: np.ndarray, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Of each pass, token ids (N, T) padded with each text's last token, and which flat positions have a prediction."""
-    for batch in plan(tokens.lengths[texts], _TOKENS_PER_PASS).batches:
+    for batch in plan(tokens.lengths[texts], _TOKENS_PER_PASS):
         position_NT, predicts_NT = tokens.rows(texts[batch])
         kept = torch.from_numpy(np.flatnonzero(predicts_NT)).to(device)
         yield torch.from_numpy(tokens.ids[position_NT].astype(np.int64)).to(device), kept

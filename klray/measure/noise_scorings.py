@@ -93,44 +93,38 @@ def measure(
     Raises CheckpointError if the checkpoint cannot be loaded, or its float64 reference cannot be computed.
     """
     with torch_threads(ways.threads):
-        return _measure(checkpoint, directory, text_set, ways, advance)
-
-
-def _measure(
-    checkpoint: Checkpoint, directory: Path, text_set: TextSet, ways: Ways, advance: Callable[[int, str], None]
-) -> ModelNoise:
-    tokens = encode(loading.load_tokenizer(directory), text_set.texts)
-    loaded = loading.load(directory, EXACT, ways.devices[-1])
-    rows = [exact_log_likelihood(loaded.model, tokens)]
-    variants = [Variant(EXACT, ways.devices[-1], 1, "model")]
-    advance(1, f"{checkpoint.revision} {EXACT}")
-    failures: dict[str, str] = {}
-    for dtype in ways.dtypes:
-        try:
-            scored = []
-            for device in ways.devices:
-                loaded = loading.load(directory, dtype, device, reuse=loaded)
-                for budget in ways.budgets_on(device):
-                    scores = score(loaded.model, tokens, tokens_per_batch=budget)
-                    row = scores.values.astype(np.float32).astype(np.float64)  # as a store holds it
-                    scored.append((Variant(dtype, device, budget, scores.head), row))
-        except CheckpointError as error:
-            failures[dtype] = error.message.replace(str(directory), checkpoint.label)
-        else:
-            variants += [variant for variant, _ in scored]
-            rows += [row for _, row in scored]
-        advance((ways.scorings - 1) // len(ways.dtypes), f"{checkpoint.revision} {dtype}")
-    matrix = np.stack(rows)
-    return ModelNoise(
-        model=checkpoint.label,
-        commit=checkpoint.commit,
-        architecture=loaded.architecture,
-        parameters=loaded.parameters,
-        variants=tuple(variants),
-        kl=_nested(kl_divergence(matrix, text_set.n_bytes, threads=ways.threads)),
-        kl_standard_error=_nested(kl_standard_error(matrix, text_set.n_bytes, threads=ways.threads)),
-        failures=failures,
-    )
+        tokens = encode(loading.load_tokenizer(directory), text_set.texts)
+        loaded = loading.load(directory, EXACT, ways.devices[-1])
+        rows = [exact_log_likelihood(loaded.model, tokens)]
+        variants = [Variant(EXACT, ways.devices[-1], 1, "model")]
+        advance(1, f"{checkpoint.revision} {EXACT}")
+        failures: dict[str, str] = {}
+        for dtype in ways.dtypes:
+            try:
+                scored = []
+                for device in ways.devices:
+                    loaded = loading.load(directory, dtype, device, reuse=loaded)
+                    for budget in ways.budgets_on(device):
+                        scores = score(loaded.model, tokens, tokens_per_batch=budget)
+                        row = scores.values.astype(np.float32).astype(np.float64)  # as a store holds it
+                        scored.append((Variant(dtype, device, budget, scores.head), row))
+            except CheckpointError as error:
+                failures[dtype] = error.message.replace(str(directory), checkpoint.label)
+            else:
+                variants += [variant for variant, _ in scored]
+                rows += [row for _, row in scored]
+            advance((ways.scorings - 1) // len(ways.dtypes), f"{checkpoint.revision} {dtype}")
+        matrix = np.stack(rows)
+        return ModelNoise(
+            model=checkpoint.label,
+            commit=checkpoint.commit,
+            architecture=loaded.architecture,
+            parameters=loaded.parameters,
+            variants=tuple(variants),
+            kl=_nested(kl_divergence(matrix, text_set.n_bytes, threads=ways.threads)),
+            kl_standard_error=_nested(kl_standard_error(matrix, text_set.n_bytes, threads=ways.threads)),
+            failures=failures,
+        )
 
 
 def _nested(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:

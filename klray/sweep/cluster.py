@@ -71,7 +71,10 @@ def connected(settings: RaySettings, cpus_per_worker: int = 1) -> Iterator[Shape
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if settings.address:
-            _join(settings.address)
+            try:
+                ray.init(address=settings.address, **QUIET)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise _no_ray(settings.address, str(error)) from error
         else:
             _start(settings.workers, cpus_per_worker)
     try:
@@ -79,13 +82,6 @@ def connected(settings: RaySettings, cpus_per_worker: int = 1) -> Iterator[Shape
     finally:
         if own:
             ray.shutdown()
-
-
-def _join(address: str) -> None:
-    try:
-        ray.init(address=address, **QUIET)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _no_ray(address, str(error)) from error
 
 
 def _start(workers: int | None, cpus_per_worker: int) -> None:

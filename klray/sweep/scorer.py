@@ -68,16 +68,33 @@ class Scorer:
         Raises CheckpointError if this checkpoint cannot be scored; the scorer can go on with others.
         """
         start = time.monotonic()
-        timings: dict[str, float] = {}
         directory = self.fetcher.take(checkpoint, upcoming)
-        timings["fetch_seconds"] = time.monotonic() - start
+        fetch_seconds = time.monotonic() - start
         try:
-            return self._column(checkpoint, directory, timings)
+            computed = self.compute.score(checkpoint, directory, partial(self._give_back, checkpoint))
         except CheckpointError as error:  # where this worker keeps its files says nothing to whoever reads the record
             raise CheckpointError(error.message.replace(str(directory), checkpoint.label), error.reason) from error
         finally:
             if not upcoming:  # nothing will be copied from it
                 self.cache.discard(checkpoint)
+        settings = self.settings
+        return Column(
+            identity=settings.identity(checkpoint, self.text_set.fingerprint),
+            log_likelihood=computed.log_likelihood,
+            layers=computed.layers,
+            n_tokens=computed.n_tokens,
+            facts={
+                **dataclasses.asdict(checkpoint.facts),
+                "revision": checkpoint.revision,
+                "bytes": checkpoint.bytes,
+                "device": settings.device,
+                "threads": settings.threads,
+                **computed.facts,
+            },
+            versions=dict(versions()),
+            timings={"fetch_seconds": fetch_seconds, **computed.timings},
+            weight_sketch=computed.weight_sketch,
+        )
 
     def commit(self, column: Column) -> Outcome:
         """Commit a column. It may be called while the next checkpoint is scored, from another thread.
@@ -101,27 +118,6 @@ class Scorer:
         except OSError as error:
             raise _store_refused(self.store.url, error) from error
         return None if taken is None else Outcome(identity.key, taken[1], 0, taken_over=True)
-
-    def _column(self, checkpoint: Checkpoint, directory: Path, timings: dict[str, float]) -> Column:
-        settings = self.settings
-        computed = self.compute.score(checkpoint, directory, partial(self._give_back, checkpoint))
-        return Column(
-            identity=settings.identity(checkpoint, self.text_set.fingerprint),
-            log_likelihood=computed.log_likelihood,
-            layers=computed.layers,
-            n_tokens=computed.n_tokens,
-            facts={
-                **dataclasses.asdict(checkpoint.facts),
-                "revision": checkpoint.revision,
-                "bytes": checkpoint.bytes,
-                "device": settings.device,
-                "threads": settings.threads,
-                **computed.facts,
-            },
-            versions=dict(versions()),
-            timings={**timings, **computed.timings},
-            weight_sketch=computed.weight_sketch,
-        )
 
     def _give_back(self, checkpoint: Checkpoint) -> None:
         """The model owns its memory: make room for the next ones while this one is scored. Its files stay until then,

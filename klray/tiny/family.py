@@ -115,7 +115,6 @@ class _Losses:
         self._recipe = recipe
         self._lock = threading.Lock()
         self._latest: dict[str, str] = {}
-        self._done: set[str] = set()
 
     def follow(self, made: Made) -> Callable[[str], None]:
         """A function that takes the lines of the model's process."""
@@ -126,13 +125,11 @@ class _Losses:
             nonlocal before
             said = json.loads(line)
             with self._lock:
-                for other in self._done - {name}:
-                    self._latest.pop(other, None)
                 self._latest[name] = f"{name} {said['loss']:.2f}"
-                if said["step"] == self._recipe.updates(made):
-                    self._done.add(name)
                 self._bar.advance(said["step"] - before, "loss " + ", ".join(self._latest.values()))
                 before = said["step"]
+                if before == self._recipe.updates(made):
+                    del self._latest[name]
 
         return take
 

@@ -79,7 +79,7 @@ def texts(vocabulary: int, one_in: int = 1) -> list[str]:
     every = [
         " ".join(np.base_repr(number, 36) for number in generator.integers(1, vocabulary, length)) for length in lengths
     ]
-    batches = plan(lengths, likelihood.default_tokens_per_batch("cpu")).batches
+    batches = plan(lengths, likelihood.default_tokens_per_batch("cpu"))
     return [every[index] for index in sorted(np.concatenate(batches[::one_in]))]
 
 

@@ -74,7 +74,8 @@ def _compare(shape: Shape, rounds: int) -> list[tuple[str, ...]]:
     for process in processes:
         process.join()
     flops = count * shape.flops_per_token
-    padding = plan(tokens.lengths, default_tokens_per_batch("cpu")).padding_share
+    slots = sum(tokens.rows(batch)[0].size for batch in plan(tokens.lengths, default_tokens_per_batch("cpu")))
+    padding = 1 - tokens.lengths.sum() / slots
     return [
         (
             shape.name,

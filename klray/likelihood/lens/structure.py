@@ -88,13 +88,8 @@ def find_layers(model: Any, probe_T: torch.Tensor, norm: str | None = None) -> L
     ``model.named_modules()``, or several joined by "+", such as
     ``model.decoder.final_layer_norm+model.decoder.project_out``. To be called in eval mode without gradients.
 
-    Raises
-    ------
-    CheckpointError
-        With reason load_failed: nothing was found that leads from the last layer to the model's last hidden state; the
-        message has the modules to choose from.
-    KlrayError
-        ``norm`` is no module of the model.
+    Raises CheckpointError (load_failed) if nothing was found that leads from the last layer to the model's last hidden
+    state; the message has the modules to choose from. Raises KlrayError if ``norm`` is no module of the model.
     """
     depth = getattr(text_config(model), "num_hidden_layers", None)
     why = f"it has no list of {depth} layers"
