@@ -84,13 +84,9 @@ def load(
     look
         Called with the stored tensors by name, in the files' own dtypes, before the model is made of them.
 
-    Raises
-    ------
-    CheckpointError
-        With reason load_failed (unknown architecture, broken config or weights, weights missing: a parameter that the
-        checkpoint does not hold would be random), no_safe_weights, or out_of_memory.
-    KlrayError
-        "auto" without accelerate, a quantisation that there is not, or one without its library.
+    Raises CheckpointError with reason load_failed (unknown architecture, broken config or weights, weights missing: a
+    parameter that the checkpoint does not hold would be random), no_safe_weights, or out_of_memory; KlrayError for
+    "auto" without accelerate, a quantisation that there is not, or one without its library.
     """
     check_quantization(quantization)
     if lacking := lacks_quantization(quantization):

@@ -68,29 +68,15 @@ def record(
     The model's modes and gradients and all global random number generators are as before. Under DDP, call it in one
     process with the bare model (``model.module``); the others wait at their next collective operation.
 
-    Parameters
-    ----------
-    model
-        A causal language model of transformers, whole in this process, on any device; it is scored in the dtype of its
-        parameters, without autocast; not again if its column is there.
-    store
-        The address of a store, opened for each call and created if it is missing; or one that is open
-        (``klray.store.Store.create(url, text_set)``).
-    text_set
-        The store's texts.
-    step
-        The number of updates so far.
-    tokens_per_batch
-        As for ``klray.log_likelihood``.
+    ``model`` is a causal language model of transformers, whole in this process, on any device; it is scored in the
+    dtype of its parameters, without autocast, and not again if its column is there. ``store`` is the address of a
+    store, opened for each call and created if it is missing, or one that is open (``klray.store.Store.create(url,
+    text_set)``), ``text_set`` its texts, ``step`` the number of updates so far; ``tokens_per_batch`` is as for
+    ``klray.log_likelihood``.
 
-    Raises
-    ------
-    KlrayError
-        ``step`` is no whole number of 0 or more, or ``text_set`` is no ``TextSet``.
-    CheckpointError
-        The model cannot be scored: a text is too long, numbers overflow, memory ran out, parameters are elsewhere.
-    StoreError
-        The store refused the column, or is for other texts.
+    Raises KlrayError if ``step`` is no whole number of 0 or more, or ``text_set`` is no ``TextSet``; CheckpointError if
+    the model cannot be scored: a text is too long, numbers overflow, memory ran out, parameters are elsewhere;
+    StoreError if the store refused the column, or is for other texts.
     """
     run = run if isinstance(run, Run) else Run(run)
     step = _whole_number("step", step)
