@@ -4,8 +4,6 @@ A verb's module, with all that it imports, is loaded when its config stands: hel
 before.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import importlib

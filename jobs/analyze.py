@@ -1,7 +1,5 @@
 """Compute all-pairs KL with standard errors and diffusion exponents of a snapshot, by Dask."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import xarray as xr

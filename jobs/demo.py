@@ -1,7 +1,5 @@
 """Run the whole way on the embedded family: train, score, publish, analyse, report."""
 
-from __future__ import annotations
-
 from jobs.analyze import analyze
 from jobs.publish import publish
 from jobs.report import report

@@ -1,7 +1,5 @@
 """Check everything that the other verbs need, from the store's server to the disk, and say what to do."""
 
-from __future__ import annotations
-
 import functools
 import textwrap
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Train a tuned lens for one checkpoint, judge it on the scoring texts, and write it to a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +17,10 @@ from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.likelihood import loading
 from klray.likelihood.lens import Lens, Translators, is_unfinished, load_translators
+from klray.likelihood.streams import torch_threads
 from klray.likelihood.tokens import encode
 from klray.measure.lens_training import prediction_kl, train_lens
 from klray.measure.settings import LensTraining
-from klray.measure.threads import torch_threads
 from klray.sweep.scorer import versions
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet

@@ -1,7 +1,5 @@
 """Measure the noise floor: the KL that a checkpoint has with itself across batch plans, devices and precisions."""
 
-from __future__ import annotations
-
 import logging
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Print what would be scored and what it costs: bytes, hours, what is there already, what cannot be and why."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

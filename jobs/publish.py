@@ -1,7 +1,5 @@
 """Gather the committed columns into a new snapshot that xarray opens."""
 
-from __future__ import annotations
-
 from klray import config as configs
 from klray.config import Config
 from klray.config.job import verb

@@ -1,7 +1,5 @@
 """Write the report of an analysis: one HTML file that opens offline, and its figures as PNG."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import xarray as xr

@@ -1,7 +1,5 @@
 """Measure the scale of KL: the ten settings (training steps, seeds, quantisation, fine-tuning, ...) of a snapshot."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

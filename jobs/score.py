@@ -1,7 +1,5 @@
 """Score the checkpoints that the store lacks."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

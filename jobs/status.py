@@ -1,7 +1,5 @@
 """Print what is in a store: columns by family and how far each is, failures with reasons, snapshots, leftovers."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

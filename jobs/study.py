@@ -1,7 +1,5 @@
 """Run a study: score its stages into one store, then publish, analyse and report."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 import pkgutil

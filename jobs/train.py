@@ -1,7 +1,5 @@
 """Train the embedded family, if it is not there yet."""
 
-from __future__ import annotations
-
 from klray.config import Config
 from klray.config.job import verb
 from klray.tiny.serving import embedded_root

@@ -1,7 +1,5 @@
 """Hash every column again, list what is damaged or left over, and with verify.repair=true mend it."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 
 from klray import config as configs

@@ -1,7 +1,5 @@
 """Measure exact weight distances and exponents c_w of training runs, reading each checkpoint once."""
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 from pathlib import Path

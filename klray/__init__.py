@@ -4,8 +4,6 @@ Public names are loaded when first used, so that ``import klray`` pulls in neith
 ``klray.log_likelihood`` needs PyTorch and NumPy only.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -38,20 +36,7 @@ _HOME = {
     "place": "klray.analysis.scale.placing",
 }
 
-__all__ = [
-    "KlrayCallback",
-    "diffusion_exponent",
-    "double_center",
-    "kl_divergence",
-    "kl_standard_error",
-    "layer_kl",
-    "layer_log_likelihood",
-    "log_likelihood",
-    "open_dataset",
-    "open_result",
-    "place",
-]
-
+__all__ = sorted(_HOME)
 
 _ROOMS = {
     "layers": "klray.analysis.kl.layer_kl",

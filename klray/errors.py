@@ -1,7 +1,5 @@
 """Errors that a user can act on: each message says what was asked, what was found and what to do."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import random

@@ -1,7 +1,5 @@
 """Nats to bits per byte: the only place where log 2 appears."""
 
-from __future__ import annotations
-
 import math
 
 NATS_PER_BIT = math.log(2.0)

@@ -13,11 +13,16 @@ import xarray as xr
 import klray
 from klray.analysis.kl.chosen_pairs import pair_divergence
 from klray.analysis.recipe import Recipe, excluded_by
-from klray.analysis.scale.bootstrap import bootstrap_standard_error
 from klray.analysis.scale.choosing_pairs import Choice, setting_pairs
 from klray.analysis.scale.compared_models import Models
 from klray.analysis.scale.generations import lineages
-from klray.analysis.scale.measuring import format_scale, measure_scale, require_pairs, scale_rows
+from klray.analysis.scale.measuring import (
+    bootstrap_standard_error,
+    format_scale,
+    measure_scale,
+    require_pairs,
+    scale_rows,
+)
 from klray.errors import KlrayError
 from klray.report.figures.scale_violins import scale_violins, scale_violins_caption
 from tests.scale_check import check_scale, expected_pairs, read_facts

@@ -3,8 +3,6 @@
 Shapes: K = models, N = texts kept, T = saved checkpoints of one run.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import logging

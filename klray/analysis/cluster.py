@@ -1,7 +1,5 @@
 """The Dask scheduler of an analysis: threads, a cluster of its own, or Ray's."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import os

@@ -1,7 +1,5 @@
 """Which earlier result of a store may be continued, and whether what was asked for is there already."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

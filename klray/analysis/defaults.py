@@ -3,8 +3,6 @@
 Source of all but the tile: arXiv:2505.15353, for runs of the length of Pythia.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from klray.errors import KlrayError

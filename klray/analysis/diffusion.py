@@ -3,8 +3,6 @@
 Shapes: T = saved checkpoints of a run, S = T - W window starts, W = checkpoints in a window.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -3,8 +3,6 @@
 Shapes: K = models of a snapshot, T = saved checkpoints of a run.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Shapes: K = models, N = texts. Source: arXiv:2502.16173 and arXiv:2505.15353.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import dask.array as da

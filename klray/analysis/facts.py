@@ -3,8 +3,6 @@
 Shapes: K = models.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

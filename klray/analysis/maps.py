@@ -4,8 +4,6 @@ Shapes: K = models, N = texts. A map is distorted by whatever else is on it: lay
 consecutive checkpoints 0.01. So each kind has a map of its own, double-centred over its own models.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The noise floor: KL between scorings of one checkpoint, next to the smallest KL of interest. Units: bits per byte."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -192,7 +190,7 @@ class NoiseFloor:
         return json.dumps({**explained, **asdict(self)}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> NoiseFloor:
+    def from_json(cls, text: str) -> "NoiseFloor":
         """What :meth:`to_json` wrote; KlrayError if it is something else."""
         try:
             found = json.loads(text)
@@ -213,7 +211,7 @@ class NoiseFloor:
         return cls(**{**values, "dtypes": tuple(values["dtypes"]), "models": models})
 
     @classmethod
-    def read(cls, path: Path) -> NoiseFloor:
+    def read(cls, path: Path) -> "NoiseFloor":
         """The noise floor in a file that ``klray noise`` wrote."""
         try:
             return cls.from_json(path.read_text("utf-8"))

@@ -3,8 +3,6 @@
 Shapes: K = models of the snapshot (or of a result: both have the coordinates).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 

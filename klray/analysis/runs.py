@@ -3,8 +3,6 @@
 Shapes: K = models of the snapshot (or of a result: both have the coordinates), T = saved checkpoints of a run.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +37,7 @@ class Run:
     seed: int | None = None
     parameters: int = 0  # unknown: 0
 
-    def at(self, chosen: np.ndarray) -> Run:
+    def at(self, chosen: np.ndarray) -> "Run":
         """The run cut to the checkpoints that are ``chosen`` (T,) bool."""
         return replace(self, models=self.models[chosen], steps=self.steps[chosen], included=self.included[chosen])
 

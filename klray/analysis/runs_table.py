@@ -1,7 +1,5 @@
 """The headline numbers of a trajectory analysis: one row per run, for the terminal and for the report."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass

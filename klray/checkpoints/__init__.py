@@ -11,23 +11,3 @@ from klray.checkpoints.hub import Hub, contact
 from klray.checkpoints.local_folder import architecture, model_config
 from klray.checkpoints.patience import Patience
 from klray.checkpoints.selection import RepositorySpec, Selection, resolve
-
-__all__ = [
-    "CONFIG",
-    "Cache",
-    "Checkpoint",
-    "Facts",
-    "Fetcher",
-    "Hub",
-    "Patience",
-    "RemoteFile",
-    "RepositorySpec",
-    "Selection",
-    "Unavailable",
-    "architecture",
-    "contact",
-    "larger_than_cache",
-    "model_config",
-    "resolve",
-    "step_of",
-]

@@ -1,7 +1,5 @@
 """Checkpoints on this machine's disk: fetched, ahead of time too, verified, evicted, within a bound in bytes."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import logging
@@ -60,7 +58,7 @@ class Cache:
         self._closed = False
         self._recover()
 
-    def __enter__(self) -> Cache:
+    def __enter__(self) -> "Cache":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,5 @@
 """What a checkpoint is: a repository at one commit, the files to load and the facts about it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

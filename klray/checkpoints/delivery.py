@@ -1,7 +1,5 @@
 """Bring the files of one checkpoint into a folder and prove that they are the bytes that the hub announced."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

@@ -5,8 +5,6 @@ asks for each file twice (HEAD and GET) and leaves the hash to be read from the 
 with its client. Where the hub offers a file through Xet and hf_xet is installed, hf_xet fetches it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import logging

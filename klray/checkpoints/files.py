@@ -1,7 +1,5 @@
 """Which files of a repository are needed to load it: config, tokenizer, and weights in one safe format."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase

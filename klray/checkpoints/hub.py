@@ -5,8 +5,6 @@ is not found (the hub's strict limit: 500 anonymous or 1,000 authenticated API r
 ``klray.checkpoints.download``.
 """
 
-from __future__ import annotations
-
 import base64
 import os
 import re
@@ -74,7 +72,7 @@ class Hub:
         return " ".join(without_secrets(str(error), self.token).split())[:300]
 
     @classmethod
-    def from_environment(cls) -> Hub:
+    def from_environment(cls) -> "Hub":
         """Hub of ``HF_ENDPOINT`` (default https://huggingface.co) with the token of ``HF_TOKEN`` or the saved login."""
         return cls((os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"), get_token())
 

@@ -1,7 +1,5 @@
 """Checkpoints in local folders: identified by the hash of their content, used where they are."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

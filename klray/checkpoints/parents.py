@@ -1,7 +1,5 @@
 """Lineage: which models a model was made from, and how, as the metadata of its card says."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any

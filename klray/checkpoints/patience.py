@@ -1,7 +1,5 @@
 """When to ask a hub again: what was in vain, the pauses that a hub asks for, and those who keep them together."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

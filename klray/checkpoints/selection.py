@@ -1,7 +1,5 @@
 """Which checkpoints to score: repositories and revision patterns, resolved once to commits and file lists."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor

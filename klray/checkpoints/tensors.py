@@ -1,7 +1,5 @@
 """What a checkpoint's folder holds, as it is stored, and what is said where it cannot be read."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from collections.abc import Iterator

@@ -6,10 +6,6 @@ is in ``klray.config.sweep`` and ``klray.config.measure``, for the verbs that ne
 Only jobs/ and this room know Hydra. ``conf/`` holds the groups; every key there is checked against the classes here.
 """
 
-# ruff: noqa: F401 - the room's face: what is imported here is taken from here
-
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore

@@ -1,7 +1,5 @@
 """Groups ``analysis``, ``scale``, ``dask`` and ``report``: what is computed from a snapshot, by whom, and shown."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from klray.analysis import defaults

@@ -1,7 +1,5 @@
 """Jobs: what makes a verb of a function. Hydra composes the config, and every mistake is answered in one sentence."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 import functools

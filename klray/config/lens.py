@@ -1,7 +1,5 @@
 """Group ``lens``: the final norm of a lens, and how klray lens trains a tuned one."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 

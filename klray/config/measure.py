@@ -1,7 +1,5 @@
 """What plan, lens and noise make of their groups: values of rooms that import PyTorch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from klray.config.lens import LensConfig

@@ -1,7 +1,5 @@
 """Group ``models``: which checkpoints, and the hub that has them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any

@@ -1,7 +1,5 @@
 """Group ``noise``: what klray noise measures."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Groups ``scoring`` and ``plan``: how checkpoints are scored, and at which rates what that costs is estimated."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from enum import Enum

@@ -1,7 +1,5 @@
 """Group ``store``: where columns, snapshots and results live; and what ``klray verify`` does there."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Group ``study``: what klray study scores into one store, stage by stage, and what it does with it then."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -53,7 +51,7 @@ class StudyConfig:
     )
 
 
-def stages(config: Config) -> Iterator[tuple[StageConfig, Config]]:
+def stages(config: "Config") -> "Iterator[tuple[StageConfig, Config]]":
     """Every stage that is asked for, and the job's config with the stage's models and scoring.
 
     KlrayError: there is no such stage, no such family, or no such key.
@@ -71,12 +69,12 @@ def stages(config: Config) -> Iterator[tuple[StageConfig, Config]]:
             yield stage, dataclasses.replace(config, models=models, scoring=scoring)
 
 
-def tuned_folder(config: Config, stage: StageConfig) -> Path:
+def tuned_folder(config: "Config", stage: StageConfig) -> Path:
     """Where the lens that a stage trains is, or goes."""
     return Path(config.report.dir).expanduser() / "lenses" / stage.name
 
 
-def followed(config: Config) -> list[tuple[str, Config]]:
+def followed(config: "Config") -> "list[tuple[str, Config]]":
     """The verbs that follow, each with the config that it is called with; KlrayError as for ``stages``."""
     found = []
     for follow in config.study.then:

@@ -1,7 +1,5 @@
 """What the verbs that fetch or score checkpoints make of their groups: a selection, settings, and the hub."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Group ``texts``: which texts."""
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import dataclass
 from enum import Enum

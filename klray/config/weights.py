@@ -1,7 +1,5 @@
 """Group ``weights``: what klray weights measures exactly."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum
 

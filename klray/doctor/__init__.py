@@ -1,7 +1,5 @@
 """Doctor: whether all that an analysis needs is there, each finding with what to do; a sweep: klray.doctor.scoring."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import logging
 import platform

@@ -1,7 +1,5 @@
 """Whether all that a sweep needs is there: Ray, the device, the disk, the hub. Imports what scores."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

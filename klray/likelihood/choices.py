@@ -1,7 +1,5 @@
 """How a checkpoint can be scored: the names of precisions, quantisations and the logit lens. No PyTorch in here."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from klray.errors import KlrayError, needed

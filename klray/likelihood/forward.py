@@ -4,8 +4,6 @@ Shape suffixes: N texts (rows of a batch), T tokens, M predicted tokens of a bat
 hidden states.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -3,8 +3,6 @@
 Shape suffixes: N tokens, V vocabulary entries, D width of the hidden states, T tokens of one text.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ PyTorch gives fp32 products on x86 to Intel's MKL and only 16-bit ones to oneDNN
 10 % faster (1,024 tokens, width 512 to 768), and as exact; on Intel's Xeon (Sapphire Rapids) it is 4 to 14 % slower.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any

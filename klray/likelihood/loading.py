@@ -1,7 +1,5 @@
 """Models and tokenizers from a checkpoint's folder: the only door to transformers."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

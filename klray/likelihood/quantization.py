@@ -10,8 +10,6 @@ fp4, nf4
     where the model is in bf16, whose range fp16 lacks.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib
 import importlib.util

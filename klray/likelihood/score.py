@@ -1,7 +1,5 @@
 """Log-likelihood of texts under a causal language model, in nats per text. Shape suffixes: N texts, T tokens."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence

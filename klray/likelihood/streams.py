@@ -6,12 +6,11 @@ passes on one thread each scored 1.1 times as fast as one on two (models of 14 M
 Modules may keep what they computed last, or hooks, so each stream calls copies of them around the same parameters.
 """
 
-from __future__ import annotations
-
 import copy
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -90,3 +89,14 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _forward(layer: nn.Linear, values: torch.Tensor) -> torch.Tensor:
     return linear(values, layer.weight, layer.bias)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Inside, PyTorch computes with ``count`` threads; afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,7 +1,5 @@
 """Texts as token ids under one tokenizer, and the plan by which a model reads them in batches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Log-likelihoods in float64 throughout: what every other way of scoring is measured against."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

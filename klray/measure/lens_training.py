@@ -7,8 +7,6 @@ Shape suffixes: N texts (rows of a batch), T tokens, M tokens that have a predic
 the hidden states; L layers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass

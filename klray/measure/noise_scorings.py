@@ -1,7 +1,5 @@
 """One checkpoint scored in every way: precisions, devices, batch plans, and the float64 reference."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,9 @@ from klray.checkpoints import Checkpoint
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading
 from klray.likelihood.score import default_tokens_per_batch, score
+from klray.likelihood.streams import torch_threads
 from klray.likelihood.tokens import encode
 from klray.measure.exact import exact_log_likelihood
-from klray.measure.threads import torch_threads
 from klray.texts import TextSet
 
 

@@ -1,7 +1,5 @@
 """How a tuned lens is trained: light, since the config's group ``lens`` and its help come from it."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 
 from klray.errors import KlrayError

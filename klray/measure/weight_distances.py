@@ -1,7 +1,5 @@
 """Exact weight distances of a run: its checkpoints are streamed through a cache in their order, each read once."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -2,10 +2,6 @@
 nothing else.
 """
 
-from __future__ import annotations
-
 from klray.report.page import write_report
-from klray.report.redaction import public
 from klray.report.sections.study_parts import Study
-
-__all__ = ["Study", "public", "write_report"]
+from klray.words.secrets import public

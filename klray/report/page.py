@@ -1,7 +1,5 @@
 """The page: every section of a report in one HTML file."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib.metadata
@@ -19,7 +17,6 @@ from markupsafe import Markup, escape
 from klray.analysis.noise_floor import NoiseFloor
 from klray.analysis.runs_table import in_memory, run_table
 from klray.report.figures import PLATES
-from klray.report.redaction import public
 from klray.report.sections import Section, Table, picture
 from klray.report.sections.headline import findings
 from klray.report.sections.section_models import model_rows
@@ -29,6 +26,7 @@ from klray.report.sections.section_runs import runs_section, set_apart_section
 from klray.report.sections.study_parts import NOTHING, Study, study_sections
 from klray.store import Failure
 from klray.words.numbers import counted, significant, with_error
+from klray.words.secrets import public
 
 
 def write_report(

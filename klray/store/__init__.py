@@ -22,5 +22,3 @@ from klray.store.identity import Identity, unresolved
 from klray.store.records import Failure
 from klray.store.snapshots import Manifest
 from klray.store.store import Store, open_dataset, open_result
-
-__all__ = ["Column", "Commit", "Failure", "Identity", "Manifest", "Store", "open_dataset", "open_result", "unresolved"]

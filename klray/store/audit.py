@@ -1,7 +1,5 @@
 """Audit: what in a store is damaged, and what is left over from work that was cut short."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence

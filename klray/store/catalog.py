@@ -4,8 +4,6 @@ Commits are small objects in their thousands. A snapshot keeps their facts in on
 latest snapshot and the commits that it lacks: what costs requests is only what is new.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import json

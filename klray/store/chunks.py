@@ -4,8 +4,6 @@ Chunks that hold the same models as before are copied where they are stored; the
 the chunk before and from columns. Memory holds four chunks at most, whatever the number of models.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator

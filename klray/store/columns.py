@@ -4,8 +4,6 @@ Writers share no object: every attempt has its own folder, and the commit is cre
 leaves a folder that no commit names; a writer that comes second finds the commit there and its folder is an orphan.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging
@@ -71,7 +69,7 @@ class Commit:
     objects: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 of each object below path
 
     @property
-    def stored(self) -> StoredColumn:
+    def stored(self) -> "StoredColumn":
         """Where the column is, and what its bytes must be."""
         return StoredColumn(self.key, self.identity.repository, self.path, self.sha256, len(self.layers))
 
@@ -80,7 +78,7 @@ class Commit:
         return sealed(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, path: str, body: bytes) -> Commit:
+    def from_json(cls, path: str, body: bytes) -> "Commit":
         """Inverse of ``to_json``, for the object at ``path``.
 
         Raises ValueError, TypeError, KeyError: the bytes are not what was written.

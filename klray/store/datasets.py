@@ -1,7 +1,5 @@
 """Zarr as a store uses it: groups made in memory and then put; datasets that plain xarray opens."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """What determines a column: everything that went into its numbers, and nothing else."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Where everything is in a store, and what each stored array means."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from typing import Final

@@ -1,7 +1,5 @@
 """Publishing: gather every committed column into a new snapshot, reading only what the snapshot before lacks."""
 
-from __future__ import annotations
-
 import logging
 import uuid
 from concurrent.futures import ThreadPoolExecutor

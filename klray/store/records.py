@@ -3,8 +3,6 @@
 A commit outdates the failures of its key. Equal plans are one object. A damaged record is passed over.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -1,7 +1,5 @@
 """Results: what analyses of a snapshot wrote, as Zarr that plain xarray opens."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime

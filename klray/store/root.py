@@ -4,8 +4,6 @@ The root is what everybody reads first. Commits and snapshots name the text set 
 damaged is written again by whoever comes with the same texts, and by nobody else.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

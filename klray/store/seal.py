@@ -1,7 +1,5 @@
 """Seals: hashes by which a damaged object is known, written elsewhere or, for JSON objects, into themselves."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence

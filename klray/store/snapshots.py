@@ -4,8 +4,6 @@ A snapshot's folder is its own, its manifest is created last, and only then does
 old snapshot or the new one, never a part.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging
@@ -57,7 +55,7 @@ class Manifest:
         return sealed(dataclasses.asdict(self))
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Manifest:
+    def from_fields(cls, fields: dict[str, Any]) -> "Manifest":
         """Inverse of ``to_json``, its JSON parsed; fields that this klray does not know are passed over.
 
         Raises ValueError, TypeError: the fields are not those that were written.

@@ -1,7 +1,5 @@
 """Store: one text set and everything ever scored on it, below one URL."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -24,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _of_objects(function: Callable[Concatenate[Objects, P], R]) -> Callable[Concatenate[Store, P], R]:
+def _of_objects(function: Callable[Concatenate[Objects, P], R]) -> "Callable[Concatenate[Store, P], R]":
     """A function of a store's objects as a method of the store."""
 
     @functools.wraps(function)
@@ -53,7 +51,7 @@ class Store:
         text_set: TextSet,
         storage_options: Mapping[str, Any] | None = None,
         single_writer: bool = False,
-    ) -> Store:
+    ) -> "Store":
         """Create the store for ``text_set``, or open the one that is there if it is for the same texts.
 
         On S3 it is found out first whether the server creates objects conditionally, which the store rests on as soon
@@ -75,7 +73,7 @@ class Store:
         return cls(objects, read_texts(objects, root))
 
     @classmethod
-    def find(cls, url: str, text_set: TextSet, storage_options: Mapping[str, Any] | None = None) -> Store | None:
+    def find(cls, url: str, text_set: TextSet, storage_options: Mapping[str, Any] | None = None) -> "Store | None":
         """The store for ``text_set`` if there is one; creates nothing.
 
         Raises StoreError: the store there is for another text set or of a newer schema.
@@ -87,7 +85,7 @@ class Store:
         return cls(objects, read_texts(objects, roots.check_text_set(objects, root, text_facts(text_set))))
 
     @classmethod
-    def open(cls, url: str, storage_options: Mapping[str, Any] | None = None) -> Store:
+    def open(cls, url: str, storage_options: Mapping[str, Any] | None = None) -> "Store":
         """Open a store that exists.
 
         Raises StoreError: there is none, it is of a newer schema, or its text set was never written whole.

@@ -1,7 +1,5 @@
 """What a store keeps of its texts, in ``texts/``: their lengths and domains. The texts themselves stay outside."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

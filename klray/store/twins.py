@@ -1,7 +1,5 @@
 """Columns of checkpoints that hold the same files as one that is committed: the same values, under another identity."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time

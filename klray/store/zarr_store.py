@@ -1,7 +1,5 @@
 """Zarr on the objects of a klray store: the same patience, words and sessions as every other request."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping

@@ -1,7 +1,5 @@
 """What runs inside Ray: a scorer with its process, and the pauses that all scorers of a sweep keep."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence

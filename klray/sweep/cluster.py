@@ -1,7 +1,5 @@
 """The Ray cluster: joined or started, what it carries, and Dask on it."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

@@ -5,8 +5,6 @@ each weight that a lens multiplies with; tokens are counted as bytes of text ove
 reach the rate that is stated.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import tempfile

@@ -1,7 +1,5 @@
 """The driver of a sweep: who works on what, and what came of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time

@@ -1,7 +1,5 @@
 """A checkpoint's folder to the log-likelihoods of the texts, in this process: tokens, model, sketch, forward passes."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping

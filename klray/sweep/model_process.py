@@ -4,8 +4,6 @@ What an architecture leaves behind (memory that allocators keep, kernels, caches
 New ones are forked from a server that has imported PyTorch and used none of it, in some 0.05 s.
 """
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os

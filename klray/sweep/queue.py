@@ -1,7 +1,5 @@
 """What a sweep still has to do, and in which order."""
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from collections import deque

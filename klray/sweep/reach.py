@@ -1,7 +1,5 @@
 """Whether anybody answers at an address. Asked first, because Ray waits over two minutes, Dask half of one."""
 
-from __future__ import annotations
-
 import socket
 
 ANSWER_SECONDS = 5.0

@@ -1,7 +1,5 @@
 """Scorer: one checkpoint in, one committed column out. The same object in a Ray actor, on a laptop or in a test."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import os

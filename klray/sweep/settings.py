@@ -3,8 +3,6 @@
 Defaults of the config's groups ``scoring`` and ``ray``; light, since help on the command line comes from them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,11 +37,11 @@ class ScoringSettings:
     lens_norm: str | None = None  # path to the final norm, where it cannot be found
     sketch: int = 65_536  # buckets of the weight sketch, 0 for none; no part of a column's identity
 
-    def identity(self, checkpoint: Checkpoint, text_set: str) -> Identity:
+    def identity(self, checkpoint: "Checkpoint", text_set: str) -> "Identity":
         """Identity of the column that these settings give for ``checkpoint``."""
         return self.identity_of(checkpoint.repository, checkpoint.commit, text_set)
 
-    def identity_of(self, repository: str, commit: str, text_set: str) -> Identity:
+    def identity_of(self, repository: str, commit: str, text_set: str) -> "Identity":
         """The same, of a repository's commit."""
         from klray.store import Identity  # noqa: PLC0415 - the store's libraries take a second, and help needs none
 
@@ -70,19 +68,19 @@ class RaySettings:
 class Computed:
     """What a model gives for the N texts."""
 
-    log_likelihood: np.ndarray  # (layers, N) float64, nats; one row, the model's own output, without a lens
+    log_likelihood: "np.ndarray"  # (layers, N) float64, nats; one row, the model's own output, without a lens
     layers: tuple[int, ...]  # their numbers: (-1,) without a lens, else 0 to L
-    n_tokens: np.ndarray  # (N,) int64 tokens counted in each text
+    n_tokens: "np.ndarray"  # (N,) int64 tokens counted in each text
     facts: Mapping[str, Any]  # what is known of the model and of how it was scored
     # Seconds: load_seconds, score_seconds, sketch_seconds, and start_seconds where a process was started for it
     timings: Mapping[str, float]
-    weight_sketch: np.ndarray | None  # (buckets,) float32, if one was taken
+    weight_sketch: "np.ndarray | None"  # (buckets,) float32, if one was taken
 
 
 class Computing(Protocol):
     """What scores a checkpoint from its folder, here or in a process of its own."""
 
-    def score(self, checkpoint: Checkpoint, directory: Path, read: Callable[[], None]) -> Computed:
+    def score(self, checkpoint: "Checkpoint", directory: Path, read: Callable[[], None]) -> Computed:
         """Score the texts; ``read`` is called once, as soon as the folder's files are needed no longer, come what may.
 
         Raises CheckpointError if this checkpoint cannot be scored.

@@ -1,7 +1,5 @@
 """Sweep: from what is asked for and what a store holds to a run, and its report."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time

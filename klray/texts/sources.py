@@ -1,7 +1,5 @@
 """Text sets from files: a JSON-lines file as corpora are published, or a folder of documents."""
 
-from __future__ import annotations
-
 import codecs
 import json
 import logging

@@ -1,7 +1,5 @@
 """Texts that every Python brings along: its language reference (prose) and its standard library's source (code)."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """TextSet: texts, byte lengths, domains and a fingerprint; how documents become texts, and n of them are drawn."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -5,8 +5,6 @@ as on the hub. A run, child or merge is complete when its ``complete.json`` is t
 from its first step. Children wait for their parents.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """What the embedded family is: sizes, seeds and training of small GPT-NeoX models, as one value that can be hashed."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json
@@ -187,7 +185,7 @@ class FamilyRecipe:
             raise KlrayError(f"the recipe of the embedded family has dense steps of {', '.join(lost)}, which is no run")
 
     @classmethod
-    def read(cls, folder: Path) -> FamilyRecipe:
+    def read(cls, folder: Path) -> "FamilyRecipe":
         """The recipe in ``folder/recipe.json``; inverse of :meth:`write`."""
         values = {name: _tuples(value) for name, value in json.loads((folder / "recipe.json").read_text()).items()}
         for name, kind in (("sizes", Size), ("dense", Dense), ("children", Child), ("merges", Merge)):

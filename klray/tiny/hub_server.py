@@ -5,8 +5,6 @@ It binds 127.0.0.1 and wants its token with every request. The folder's layout: 
     python -m klray.tiny.hub_server --root hub/      # prints what to export
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import logging

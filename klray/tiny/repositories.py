@@ -7,8 +7,6 @@ list for several parents), ``<name>/.gated`` refuses all downloads. A commit is 
 a revision's files. ``main`` is the revision with the highest step, unless there is a folder of that name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

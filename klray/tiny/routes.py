@@ -1,7 +1,5 @@
 """The routes of a model hub's HTTP interface, as huggingface_hub 2.4 and transformers 5 use them, over a folder."""
 
-from __future__ import annotations
-
 import contextlib
 import hmac
 import json
@@ -46,7 +44,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # headers and body are two writes: 40 ms an answer otherwise
-    server: HubServer
+    server: "HubServer"
 
     def setup(self) -> None:
         """Note the connection, so that the server can end it."""

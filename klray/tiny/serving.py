@@ -1,7 +1,5 @@
 """Serving the embedded family on this machine's hub for the length of a job."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path

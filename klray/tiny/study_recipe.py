@@ -5,8 +5,6 @@ the other runs every twentieth; 0.6m has six layers. 6 runs with 268 checkpoints
 merges: 285 in all.
 """
 
-from __future__ import annotations
-
 from klray.tiny.family_recipe import ORGANIZATION, Child, Dense, FamilyRecipe, Merge, Size
 
 SMALL, MIDDLE, LARGE = f"{ORGANIZATION}/tiny-0.2m", f"{ORGANIZATION}/tiny-0.4m", f"{ORGANIZATION}/tiny-0.6m"

@@ -3,8 +3,6 @@
 ``python -m klray.tiny.tokenizer FOLDER`` reads the recipe in ``FOLDER/recipe.json`` and writes ``FOLDER/texts``.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

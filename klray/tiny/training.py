@@ -7,8 +7,6 @@ now and then. The parents of children and merges have to be there.
 Shape suffixes: B = blocks of a batch, T = tokens of a block, V = vocabulary.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -3,9 +3,5 @@
 The callback is ``klray.KlrayCallback``, in ``klray.watch.callback``, which needs transformers' trainer.
 """
 
-from __future__ import annotations
-
 from klray.watch.recording import Recorded, Run, record
 from klray.watch.watching import Watch
-
-__all__ = ["Recorded", "Run", "Watch", "record"]

@@ -1,7 +1,5 @@
 """The Trainer's callback: a run's checkpoints are scored while it goes on, without being saved."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import replace

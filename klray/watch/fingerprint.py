@@ -1,7 +1,5 @@
 """The name of a model in memory: a hash of what it holds, which stands for the commit of its column."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """One model in memory, one committed column."""
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 import time

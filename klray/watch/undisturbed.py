@@ -1,7 +1,5 @@
 """Scoring in the middle of a training: nothing of the training in the scores, and nothing of the scoring in it."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A run under watch: what of it is in the store, what waits to be written, and how far it moved since the last step."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time

@@ -3,8 +3,6 @@
 Shapes: K = sketches, m = buckets.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

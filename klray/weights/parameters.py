@@ -1,7 +1,5 @@
 """Which of a checkpoint's stored tensors are its parameters, each once; and what makes two checkpoints comparable."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

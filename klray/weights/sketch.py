@@ -3,8 +3,6 @@
 Shapes: m = buckets; a tensor of n entries, flattened, is cut into blocks of m entries, the last one shorter.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

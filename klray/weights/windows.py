@@ -3,8 +3,6 @@
 Shapes: T = checkpoints of a run, W = checkpoints before it that each is compared with.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Mapping
 

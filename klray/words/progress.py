@@ -1,7 +1,5 @@
 """Progress of long work: a bar on a terminal; elsewhere a log line at the beginning, now and then, and at the end."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
@@ -60,7 +58,7 @@ class Progress:
         if self._bar is None and total:
             log.info("%s: %s to do", what, counted(total, unit))
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,7 +109,7 @@ class Stages:
         self.what = what
         self._now: tuple[str, Progress] | None = None
 
-    def __enter__(self) -> Stages:
+    def __enter__(self) -> "Stages":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,12 +1,13 @@
 """Secrets in words: what gives access is taken out of whatever is shown, logged or kept. The only such rule."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
 
+from klray.words.numbers import printable
+
 VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_FOLDER = re.compile(r"(?<![\w:/.])(?:file://)?~?/(?:[^\s/'\",;()<>]+/)+([^\s/'\",;()<>]*)")
 WHOLE_WORD_LENGTH, ANYWHERE_LENGTH = 4, 8  # shorter ones keep no secret, and would take words apart
 
 _RULES = (
@@ -71,3 +72,12 @@ class Discreet(logging.Filter):
         if record.exc_text:
             record.exc_text = without_secrets(record.exc_text)
         return True
+
+
+def public(text: str) -> str:
+    """``text`` as a report may show it: one line, without secrets and the folders of absolute paths.
+
+    >>> public("no space left in /home/ann/cache/model.bin for https://hub/x?X-Signature=1")
+    'no space left in …/model.bin for https://hub/x'
+    """
+    return printable(_FOLDER.sub(r"…/\1", without_secrets(text)), 1000)

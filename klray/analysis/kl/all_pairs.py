@@ -5,8 +5,6 @@ below the diagonal is the transpose of the same task. KL_ij depends on rows i an
 differences), so a matrix can be extended: ``previous`` holds what is known of the first models, and stays as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple

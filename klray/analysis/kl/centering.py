@@ -3,8 +3,6 @@
 Shapes: K = models (rows), N = texts (columns). Values are nats per text.
 """
 
-from __future__ import annotations
-
 from typing import Any, TypeVar
 
 import dask.array as da

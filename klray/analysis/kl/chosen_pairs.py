@@ -3,8 +3,6 @@
 Shapes: K = models, N = texts, P = pairs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import dask.array as da

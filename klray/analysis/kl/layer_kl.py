@@ -3,8 +3,6 @@
 Shapes: K = rows of the snapshot, P = rows of them that are layers under a lens, N = texts.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -11,8 +11,6 @@ not to the bit. The fourth moments subtract the tile's mean row, which cancels i
 SE_CANCELLATION's bound.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 

@@ -3,10 +3,6 @@
 Source of the steps and their numbers: arXiv:2505.15353 (pretraining runs) and its published analysis code.
 """
 
-# ruff: noqa: F401 - the package's face: what is imported here is taken from here
-
-from __future__ import annotations
-
 from klray.analysis.recipe.anomalies import Anomaly, find_anomalies
 from klray.analysis.recipe.one_domain import of_domain, result_name
 from klray.analysis.recipe.recipe import FOUND, KNOWN_ANOMALIES, Exclusion, Recipe, excluded_by, names_of

@@ -3,8 +3,6 @@
 Shapes: T = saved checkpoints of a run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

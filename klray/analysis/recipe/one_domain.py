@@ -1,7 +1,5 @@
 """A snapshot on the texts of one domain: another text set as far as every analysis is concerned."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

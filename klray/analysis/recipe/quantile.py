@@ -1,7 +1,5 @@
 """The exact quantile of an array that need not fit in memory."""
 
-from __future__ import annotations
-
 import dask.array as da
 import numpy as np
 

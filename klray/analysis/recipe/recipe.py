@@ -3,8 +3,6 @@
 Shapes: K = models, N = texts. Values are nats per text.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -82,7 +80,7 @@ class Recipe:
         outlier_fraction: float = OUTLIER_FRACTION,
         min_step: int = OUTLIER_MIN_STEP,
         exclude: Iterable[Exclusion | str] = KNOWN_ANOMALIES,
-    ) -> Recipe:
+    ) -> "Recipe":
         """Choose the numbers from a snapshot, in three passes over its values.
 
         The threshold is the exact ``clip_quantile`` of all values of the included models (their own output, no layers
@@ -165,7 +163,7 @@ class Recipe:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, body: str) -> Recipe:
+    def from_json(cls, body: str) -> "Recipe":
         """Inverse of ``to_json``; KlrayError when ``body`` is no recipe."""
         try:
             found = json.loads(body)

@@ -1,7 +1,5 @@
 """How far the medians of a scale agree with the published ones, in sentences."""
 
-from __future__ import annotations
-
 import math
 
 import xarray as xr

@@ -3,8 +3,6 @@
 Shapes: K = models of the snapshot, P = pairs. A pair is two positions in the snapshot.
 """
 
-from __future__ import annotations
-
 import itertools
 import zlib
 from collections.abc import Iterable, Sequence

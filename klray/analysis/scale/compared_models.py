@@ -3,8 +3,6 @@
 Shapes: K = models of the snapshot.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +30,7 @@ class Models:
     finals: dict[str, int]  # final plain checkpoint by repository, which "fine-tuning", "intra-type", "random" compare
 
     @classmethod
-    def of(cls, dataset: xr.Dataset, excluded: np.ndarray | None = None) -> Models:
+    def of(cls, dataset: xr.Dataset, excluded: np.ndarray | None = None) -> "Models":
         """The models of a snapshot, of which those ``excluded`` (K,) are left out of every pair."""
         excluded = (
             np.zeros(dataset.sizes["model"], dtype=bool) if excluded is None else np.asarray(excluded, dtype=bool)

@@ -1,7 +1,5 @@
 """Lineage within a snapshot: children with their parents, generations, and what is kept apart."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

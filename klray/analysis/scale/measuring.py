@@ -3,8 +3,6 @@
 Shapes: P = pairs over all settings (a pair that is in two settings is there twice), S = settings.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
@@ -17,7 +15,6 @@ from klray.analysis.defaults import RESAMPLES
 from klray.analysis.facts import labels, origin
 from klray.analysis.kl.chosen_pairs import ROWS_BYTES, pair_divergence
 from klray.analysis.recipe import Recipe, excluded_by
-from klray.analysis.scale.bootstrap import bootstrap_standard_error
 from klray.analysis.scale.choosing_pairs import DEFAULT_CHOICE, Choice, setting_pairs
 from klray.analysis.scale.compared_models import Models
 from klray.analysis.scale.generations import lineages
@@ -200,3 +197,16 @@ def require_pairs(result: xr.Dataset) -> None:
             "seeds, sizes, quantised models, fine-tuned models with their parents, or layers (for short runs set "
             "scale.spacing= and scale.min_step=)"
         )
+
+
+def bootstrap_standard_error(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> float:
+    """Standard error of the median of (P,) values by bootstrap over them: the standard deviation over resamples.
+
+    It says how the median depends on which pairs are there; that all pairs share their texts is no part of it. NaN for
+    fewer than 2 values.
+    """
+    if len(values) < 2:
+        return float("nan")
+    generator = np.random.default_rng(seed)
+    medians = [np.median(generator.choice(values, len(values))) for _ in range(resamples)]
+    return float(np.std(medians, ddof=1))

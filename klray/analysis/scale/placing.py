@@ -1,7 +1,5 @@
 """Where a KL falls on the scale: which settings it is like."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass

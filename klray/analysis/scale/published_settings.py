@@ -3,8 +3,6 @@
 Source of the settings and of the published values: arXiv:2505.15353, Figure 3 and Table 1a; KL in bits/byte.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

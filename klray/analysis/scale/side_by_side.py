@@ -1,7 +1,5 @@
 """The scale and the exponents on several domains of the text set, side by side."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

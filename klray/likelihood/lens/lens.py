@@ -7,8 +7,6 @@ unembedding). The tuned lens (arXiv 2303.08112) first moves it by an affine map 
 Shape suffixes: N texts (rows of a batch), T tokens, D width of the hidden states; L layers of the model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

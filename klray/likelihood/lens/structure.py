@@ -9,8 +9,6 @@ the first layer, and gives the last layer's output with and without the final no
 Shape suffixes: N texts (rows of a batch), T tokens, D width of the hidden states; L layers.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ h + A h + b for the hidden state h of each layer but the last (arXiv 2303.08112,
 zeros are the logit lens). Shape suffixes: L layers, D width of the hidden states.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pickle
@@ -45,7 +43,7 @@ class Translators:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def zeros(cls, n_layers: int, width: int) -> Translators:
+    def zeros(cls, n_layers: int, width: int) -> "Translators":
         """Maps that change nothing: with them a tuned lens is the logit lens."""
         return cls(torch.zeros(n_layers, width, width), torch.zeros(n_layers, width))
 
@@ -82,7 +80,7 @@ class Translators:
         moved = torch.nn.functional.linear(wide, self.matrices_LDD[layer], self.biases_LD[layer])
         return (wide + moved).to(hidden.dtype)
 
-    def to(self, device: torch.device | str) -> Translators:
+    def to(self, device: torch.device | str) -> "Translators":
         """The same maps on a device."""
         return Translators(self.matrices_LDD.to(device), self.biases_LD.to(device), self.facts)
 

@@ -6,8 +6,6 @@ The first takes the result Dataset (`noise_marks`: a NoiseFloor) and returns a `
 captions.
 """
 
-from __future__ import annotations
-
 from klray.report.figures import (
     consecutive_kl,
     diffusion_exponents,

@@ -1,7 +1,5 @@
 """How far each checkpoint is from the one before it, along training."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Diffusion exponents along training."""
 
-from __future__ import annotations
-
 import xarray as xr
 from matplotlib.figure import Figure
 

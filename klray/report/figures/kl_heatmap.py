@@ -1,7 +1,5 @@
 """The KL divergence of every pair of models as one picture."""
 
-from __future__ import annotations
-
 import matplotlib
 import numpy as np
 import xarray as xr

@@ -1,7 +1,5 @@
 """Whose layers are drawn, and by which name: the same in every figure of layers."""
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 

@@ -1,7 +1,5 @@
 """Layers on a map of their own: each model a thread from its embedding to its last layer."""
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure

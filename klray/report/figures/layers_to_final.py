@@ -1,7 +1,5 @@
 """How far each layer is from the model's own output, by layer, model and lens."""
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure

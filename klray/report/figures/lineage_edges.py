@@ -1,7 +1,5 @@
 """Lineage on the map: an edge from each parent to each of its fine-tuned children."""
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes

@@ -1,7 +1,5 @@
 """The model map: every model as a point, every run as a path, by PCA and by t-SNE."""
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes

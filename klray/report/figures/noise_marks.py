@@ -1,7 +1,5 @@
 """The noise floor: how far a checkpoint is from itself."""
 
-from __future__ import annotations
-
 from matplotlib.figure import Figure
 
 from klray.analysis.noise_floor import MARGIN, SMALLEST_KL, NoiseFloor

@@ -1,7 +1,5 @@
 """Side by side: a map by principal components and the same by t-SNE."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A figure as a report prints it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Quantisation on the map: an arrow from each model to each of its quantised selves."""
 
-from __future__ import annotations
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes

@@ -1,7 +1,5 @@
 """The scale of KL: a violin for each setting, arXiv:2505.15353, Figure 3."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """One look for every figure: sizes, colours of runs, legends, and how a figure becomes files."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Trajectories of training runs on the map, coloured by training step, with warm-up and what follows told apart."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import replace

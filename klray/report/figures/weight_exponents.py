@@ -1,7 +1,5 @@
 """Exponents of KL and of weights, side by side: Figure 5 of arXiv 2505.15353."""
 
-from __future__ import annotations
-
 import xarray as xr
 from matplotlib.figure import Figure
 

@@ -1,7 +1,5 @@
 """A section of the page: what it says, its tables and its picture."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The headline numbers of a "trajectory" result."""
 
-from __future__ import annotations
-
 import math
 
 import xarray as xr

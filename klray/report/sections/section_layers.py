@@ -1,7 +1,5 @@
 """Layers in a report: how far each is from the one before and from the model's own output, by lens."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,14 +1,12 @@
 """The table of all models of a result."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from klray.analysis.facts import strings
-from klray.report.redaction import public
+from klray.words.secrets import public
 
 MAX_MODEL_ROWS = 2000
 _WORDS, _COUNTS = ("repository", "revision", "family", "size"), ("step", "seed")

@@ -1,7 +1,5 @@
 """The noise floor in a report: how far numerical noise is below the smallest KL of interest."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where a result comes from: what was set apart, snapshot, texts, recipe."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 from typing import Any
@@ -11,8 +9,8 @@ import xarray as xr
 
 from klray.analysis.facts import strings
 from klray.analysis.recipe import Exclusion, names_of
-from klray.report.redaction import public
 from klray.words.numbers import out_of, significant
+from klray.words.secrets import public
 
 _LONGEST_LIST = 3  # longer lists of numbers in a recipe are abridged: the whole recipe stays with the result
 

@@ -1,7 +1,5 @@
 """Quantised models in a report: how far each is from its unquantised self, next to the noise floor."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -10,7 +8,7 @@ import xarray as xr
 from klray.analysis.facts import strings
 from klray.analysis.noise_floor import NoiseFloor
 from klray.analysis.relatives import unquantised
-from klray.analysis.scale.bootstrap import bootstrap_standard_error
+from klray.analysis.scale.measuring import bootstrap_standard_error
 from klray.report.sections import Section, Table
 from klray.words.numbers import scientific, significant, with_error
 

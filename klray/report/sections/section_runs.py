@@ -1,7 +1,5 @@
 """The runs of a result: their headline numbers, and what was set apart from them."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

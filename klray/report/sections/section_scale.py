@@ -1,7 +1,5 @@
 """The scale in a report: KL in every setting, beside what was published, and on several domains."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

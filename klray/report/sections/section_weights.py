@@ -1,7 +1,5 @@
 """Weights in a report: exponents of their exact distances, as stored and aligned by permutation, next to c_q."""
 
-from __future__ import annotations
-
 import xarray as xr
 
 from klray.analysis.diffusion import fractal_dimension, late

@@ -1,7 +1,5 @@
 """What a study made beside the "trajectory" result, and the sections that show it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -3,5 +3,3 @@
 from klray.store.objects.base import Listed, Objects, is_temporary
 from klray.store.objects.folder import FolderObjects
 from klray.store.objects.opening import open_objects
-
-__all__ = ["FolderObjects", "Listed", "Objects", "is_temporary", "open_objects"]

@@ -4,8 +4,6 @@
 tries at the same moment. Everything that becomes visible in a store becomes visible through one ``create``.
 """
 
-from __future__ import annotations
-
 import abc
 import json
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Credentials, endpoint and region come from the usual environment variables and profiles, never from a config.
 """
 
-from __future__ import annotations
-
 import abc
 import functools
 import logging

@@ -1,7 +1,5 @@
 """The S3 endpoint of a store: whether it is an address, and whether anybody is there, asked with little patience."""
 
-from __future__ import annotations
-
 import re
 import socket
 import urllib.request

@@ -1,7 +1,5 @@
 """The objects of a store in a local folder, each one a file."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """From the URL of a place to its objects."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -3,8 +3,6 @@
 Everything happens below ``probes/<random id>/`` and is removed again.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 import uuid

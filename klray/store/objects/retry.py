@@ -1,7 +1,5 @@
 """Asking again: the one loop of all places that are asked over a network."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Who may do what in a shared bucket, as the policies of ``infra/access/`` say it: for the words of a refusal."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 Action = Literal["read", "list", "write", "delete"]

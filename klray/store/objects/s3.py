@@ -1,7 +1,5 @@
 """The objects of a store on S3, through s3fs: AWS, Ceph, MinIO, R2."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from datetime import datetime

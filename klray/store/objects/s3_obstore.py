@@ -3,8 +3,6 @@
 Endpoint, region and credentials are looked up by botocore, as they are for s3fs: variables, AWS_PROFILE, ~/.aws, roles.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -146,12 +144,12 @@ def _names(options: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"{name}.{below}" for below in value) if isinstance(value, Mapping) else (name,)
 
 
-def _credentials(session: Any) -> S3CredentialProvider:
+def _credentials(session: Any) -> "S3CredentialProvider":
     found = session.get_credentials()
     if found is None:
         raise NoCredentialsError
 
-    def now() -> S3Credential:
+    def now() -> "S3Credential":
         frozen = found.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,

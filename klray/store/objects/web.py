@@ -1,7 +1,5 @@
 """The objects of a store behind a web server, for reading: a public bucket, a CDN, a folder that is served."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any, NoReturn

@@ -1,7 +1,5 @@
 """Matching: the permutations of one checkpoint's hidden units that bring it nearest to another checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

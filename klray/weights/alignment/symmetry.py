@@ -1,7 +1,5 @@
 """Which hidden units of a model can be permuted without changing its outputs: GPT-NeoX and models of Llama's kind."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
