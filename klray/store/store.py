@@ -26,7 +26,7 @@ def _of_objects(function: Callable[Concatenate[Objects, P], R]) -> "Callable[Con
     """A function of a store's objects as a method of the store."""
 
     @functools.wraps(function)
-    def method(store: Store, *args: P.args, **kwargs: P.kwargs) -> R:
+    def method(store: "Store", *args: P.args, **kwargs: P.kwargs) -> R:
         return function(store.objects, *args, **kwargs)
 
     return method
