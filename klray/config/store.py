@@ -41,8 +41,8 @@ def store_url(config: StoreConfig) -> str:
     secrets = sorted(key for key in _keys(config.storage_options) if re.search(r"(?i)secret|token|password|^key$", key))
     if secrets:
         raise KlrayError(
-            f"store.storage_options has {', '.join(secrets)}: credentials do not belong in a config, which is printed "
-            "and kept; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, in each machine's environment"
+            f"store.storage_options has {', '.join(secrets)}, and credentials do not belong in a config, which is "
+            "printed and kept; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, in the environment"
         )
     return config.url
 
