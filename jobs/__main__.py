@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import jobs
+from klray.words.tables import say, show
 
 
 def main() -> None:
@@ -20,12 +21,12 @@ def main() -> None:
     verbs = sorted({module.name for module in pkgutil.iter_modules(jobs.__path__)} - {"__main__"})
     asked = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if asked in ("-h", "--help", "help"):
-        print(_usage(verbs))
+        show(_usage(verbs))
         return
     if asked not in verbs:
         near = difflib.get_close_matches(asked, verbs, n=1)
         hint = f"did you mean {near[0]}?" if near else "klray --help lists the verbs"
-        print(f"klray: error: there is no verb {asked}: {hint}", file=sys.stderr)
+        say(f"klray: error: there is no verb {asked}: {hint}", file=sys.stderr)
         sys.exit(2)
     from klray.config.job import Verb, run  # noqa: PLC0415 - Hydra takes half a second, which the list of verbs need not
 
@@ -34,7 +35,9 @@ def main() -> None:
         return loaded
 
     if {"-h", "--help"} & set(sys.argv[2:]):  # Hydra lists groups and values below; what the verb does it cannot know
-        print(f"klray {asked} key=value ...   {_summary(asked)}\n", flush=True)
+        say(f"klray {asked} key=value ...   {_summary(asked)}")
+        say()
+        sys.stdout.flush()
     sys.argv = [f"klray {asked}", *sys.argv[2:]]
     try:
         code = run(asked, load)

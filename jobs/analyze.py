@@ -13,6 +13,7 @@ from klray.config import AnalysisConfig, Config
 from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.store import Store
+from klray.words.tables import say
 
 
 def analyze(config: Config) -> xr.Dataset:
@@ -57,7 +58,7 @@ def analyze(config: Config) -> xr.Dataset:
         result.attrs["weights"] = weights
         path = store.write_result(snapshot, name, result)
     kept = f"recipe and pairs of snapshot {earlier.attrs['snapshot']} kept" if earlier is not None else "new recipe"
-    print(f"result {store.url}/{path}: {result.sizes['model']:,} models, {kept}")
+    say(f"result {store.url}/{path}: {result.sizes['model']:,} models, {kept}")
     return store.result(snapshot, name).load()
 
 

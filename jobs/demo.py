@@ -7,6 +7,7 @@ from jobs.score import score
 from klray.analysis.runs_table import format_table, run_table
 from klray.config import Config
 from klray.config.job import verb
+from klray.words.tables import say, show
 
 
 @verb
@@ -16,9 +17,12 @@ def main(config: Config) -> int:
     manifest = publish(config)
     result = analyze(config)
     page = report(config)
-    print()
-    print(format_table(run_table(result)))
-    print(f"\nstore     {config.store.url}\nsnapshot  {manifest.id}\nreport    {page}")
+    say()
+    show(format_table(run_table(result)))
+    say()
+    say(f"store     {config.store.url}")
+    say(f"snapshot  {manifest.id}")
+    say(f"report    {page}")
     return 1 if sweep.failures else 0
 
 

@@ -11,7 +11,7 @@ from klray.config.job import verb
 from klray.doctor import examine
 from klray.errors import lacks
 from klray.store.objects.probe import Finding
-from klray.words.tables import text_table
+from klray.words.tables import show, text_table
 
 FOUND_WIDTH, CURE_WIDTH = 64, 44  # columns of a terminal
 
@@ -52,7 +52,7 @@ def main(config: Config) -> int:
             config.store.single_writer,
         )
     )
-    print(_table(findings))
+    show(_table(findings))
     return 1 if any(each.verdict == "refused" for each in findings) else 0
 
 

@@ -25,7 +25,7 @@ from klray.sweep.scorer import versions
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
 from klray.words.progress import Progress
-from klray.words.tables import text_table
+from klray.words.tables import say, show, text_table
 
 
 def lens(config: Config) -> Lens:
@@ -67,7 +67,7 @@ def lens(config: Config) -> Lens:
     found.translators.save(folder)
     with torch_threads(settings.threads):
         _print(checkpoints[0], model, tokenizer, judged_on, found)
-    print(f"{found.name} in {folder}; klray score scoring.lens={folder} reads every layer through it")
+    say(f"{found.name} in {folder}; klray score scoring.lens={folder} reads every layer through it")
     return found
 
 
@@ -116,8 +116,8 @@ def _print(checkpoint: Checkpoint, model: Any, tokenizer: Any, judged_on: TextSe
     tokens = encode(tokenizer, judged_on.texts)
     columns = [prediction_kl(model, tokens, each) for each in (Lens(norm=found.norm), found)]
     rows = [(f"{layer}", *(f"{kl:.4f}" for kl in each)) for layer, each in enumerate(zip(*columns, strict=True))]
-    print(text_table(("layer", "logit lens", "tuned lens"), rows, text_columns=0))
-    print(
+    show(text_table(("layer", "logit lens", "tuned lens"), rows, text_columns=0))
+    say(
         f"KL from the own predictions of {checkpoint.label} to those after each layer, in nats per token, mean over "
         f"{len(judged_on):,} texts of {judged_on.name}"
     )

@@ -18,6 +18,7 @@ from klray.measure.noise_scorings import Ways, measure, spread
 from klray.sweep.scorer import versions
 from klray.texts import TextSet
 from klray.words.progress import Progress
+from klray.words.tables import say, show
 
 log = logging.getLogger("klray")
 
@@ -58,7 +59,7 @@ def noise(config: Config) -> NoiseFloor:
     _print(found, len(checkpoints), ways)
     if path is not None:
         path.write_text(found.to_json(), "utf-8")
-        print(f"noise floor {path}; klray report report.noise={path} shows it")
+        say(f"noise floor {path}; klray report report.noise={path} shows it")
     return found
 
 
@@ -109,20 +110,20 @@ def _measured(
 
 
 def _print(found: NoiseFloor, selected: int, ways: Ways) -> None:
-    print(found.table())
+    show(found.table())
     budgets = "; ".join(
         f"{device}: {', '.join(f'{budget:,}' for budget in ways.budgets_on(device))}" for device in ways.devices
     )
-    print(
+    say(
         f"\n{len(found.models)} of {selected:,} checkpoints on {found.n_texts:,} texts of {found.text_set_name}, "
         f"{found.mean_bytes:,.0f} bytes each on average; tokens per batch {budgets}"
     )
-    print("\n".join(textwrap.wrap(ROWS_MEAN, WIDTH)))
+    show("\n".join(textwrap.wrap(ROWS_MEAN, WIDTH)))
     for row in found.rows():
         if row.failure:
-            print(f"failed: {row.model} in {row.dtype}: {row.failure}")
-    print()
-    print("\n".join(found.verdicts()))
+            say(f"failed: {row.model} in {row.dtype}: {row.failure}")
+    say()
+    show("\n".join(found.verdicts()))
 
 
 main = verb(noise, lambda found: not found.default_is_fine)

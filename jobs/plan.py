@@ -15,7 +15,7 @@ from klray.store import Store
 from klray.sweep.cost import Cost, cost, lens_weights
 from klray.sweep.sweeping import missing
 from klray.words.numbers import counted, duration
-from klray.words.tables import text_table
+from klray.words.tables import say, show, text_table
 
 SHOWN = 20
 
@@ -52,19 +52,19 @@ def plan(config: Config, *, untrained: bool = False) -> Plan:
         tuned = untrained or settings.lens not in (NONE, LOGIT)
         lens = lens_weights(hub, todo, tuned=tuned) if tuned or settings.lens == LOGIT else None
     planned = cost(todo, present, int(text_set.n_bytes.sum()), rates, lens)
-    print(f"family      {selection.family}, {counted(len(selection.repositories), 'repository')}")
-    print(f"texts       {text_set.name}, {counted(len(text_set), 'text')}, {text_set.n_bytes.sum():,} bytes")
-    print(f"store       {url}{'' if store else ' (to be created)'}")
-    print(f"to score    {counted(len(todo), 'checkpoint')}")
-    print(f"present     {counted(len(present), 'checkpoint')}")
-    print(f"impossible  {counted(len(unavailable), 'checkpoint')}")
-    print("\n".join(planned.lines()))
+    say(f"family      {selection.family}, {counted(len(selection.repositories), 'repository')}")
+    say(f"texts       {text_set.name}, {counted(len(text_set), 'text')}, {text_set.n_bytes.sum():,} bytes")
+    say(f"store       {url}{'' if store else ' (to be created)'}")
+    say(f"to score    {counted(len(todo), 'checkpoint')}")
+    say(f"present     {counted(len(present), 'checkpoint')}")
+    say(f"impossible  {counted(len(unavailable), 'checkpoint')}")
+    show("\n".join(planned.lines()))
     for each in todo[:SHOWN]:
-        print(f"  score    {each.commit[:12]}  {each.bytes / 1e6:12,.1f} MB  {each.label}")
+        say(f"  score    {each.commit[:12]}  {each.bytes / 1e6:12,.1f} MB  {each.label}")
     if len(todo) > SHOWN:
-        print(f"  ... and {len(todo) - SHOWN:,} more")
+        say(f"  ... and {len(todo) - SHOWN:,} more")
     for refused in unavailable:
-        print(f"  cannot   {refused.repository}@{refused.revision}  {refused.reason}: {refused.message}")
+        say(f"  cannot   {refused.repository}@{refused.revision}  {refused.reason}: {refused.message}")
     return Plan(planned, tuple(unavailable))
 
 
@@ -78,15 +78,15 @@ def plan_study(config: Config) -> list[Plan]:
         if trained:
             stage.scoring = replace(stage.scoring, lens=str(folder))
         lens = f"the lens in {folder}" if trained else "a lens to be trained (which is not counted)"
-        print(f"stage       {asked.name}{f', through {lens}' if asked.tune else ''}")
+        say(f"stage       {asked.name}{f', through {lens}' if asked.tune else ''}")
         planned = plan(stage, untrained=asked.tune and not trained)
-        print()
+        say()
         plans.append(planned)
         rows.append((asked.name, planned.cost))
     numbers = [_row(name, [cost]) for name, cost in rows]
     numbers.append(_row("all", [cost for _, cost in rows]))
     hours = f"{rows[0][1].rates.device}-hours" if rows else "hours"
-    print(text_table(("stage", "to score", "different", "GB", hours, "wall time"), numbers, text_columns=1))
+    show(text_table(("stage", "to score", "different", "GB", hours, "wall time"), numbers, text_columns=1))
     return plans
 
 

@@ -5,6 +5,7 @@ from klray.config import Config
 from klray.config.job import verb
 from klray.store import Manifest, Store
 from klray.words.progress import Stages
+from klray.words.tables import say
 
 
 def publish(config: Config) -> Manifest:
@@ -13,7 +14,7 @@ def publish(config: Config) -> Manifest:
     with Stages("publish") as stages:
         manifest, new = store.publish(stages)
     size = f"{manifest.n_models:,} models, {manifest.n_texts:,} texts"
-    print(f"snapshot {manifest.id}: {size}{'' if new else ' (nothing new)'}")
+    say(f"snapshot {manifest.id}: {size}{'' if new else ' (nothing new)'}")
     return manifest
 
 

@@ -13,6 +13,7 @@ from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.report import Study, write_report
 from klray.store import Store
+from klray.words.tables import say
 
 
 def report(config: Config) -> Path:
@@ -34,7 +35,7 @@ def report(config: Config) -> Path:
         noise=noise,
         study=made(store, snapshot, config),
     )
-    print(f"report {page}")
+    say(f"report {page}")
     return page
 
 

@@ -19,6 +19,7 @@ from klray.errors import KlrayError
 from klray.report.figures import scale_violins
 from klray.report.figures.style import save
 from klray.store import Store
+from klray.words.tables import say, show
 
 log = logging.getLogger("klray")
 
@@ -45,13 +46,13 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
             name = result_name(asked.name, domain)
             _give_way(store, snapshot, name)
             path = store.write_result(snapshot, name, result)
-            print(f"{name}{f', texts of domain {domain}' if domain else ''}, snapshot {snapshot}")
-            print(format_scale(result))
-            print(f"result {store.url}/{path}")
+            say(f"{name}{f', texts of domain {domain}' if domain else ''}, snapshot {snapshot}")
+            show(format_scale(result))
+            say(f"result {store.url}/{path}")
             if folder is not None:
                 save(scale_violins.PLATE.draw(result), folder, name)
-                print(f"figure {folder / name}.png and .pdf: {scale_violins.PLATE.caption(result)}")
-            print()
+                say(f"figure {folder / name}.png and .pdf: {scale_violins.PLATE.caption(result)}")
+            say()
             results[domain] = result
             if len(domains) > 1:
                 # exponents of the runs on these texts; pairs of all models stay uncomputed
@@ -59,7 +60,7 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
                     dataset, recipe=recipe, window=of.window, min_step=of.min_step, tile=of.tile, tsne=False
                 )
     if len(domains) > 1:
-        print(compare_domains(results, trajectories).table())
+        show(compare_domains(results, trajectories).table())
     return results
 
 

@@ -12,7 +12,7 @@ from klray.errors import KlrayError
 from klray.store import Store
 from klray.sweep.sweeping import SweepReport, sweep
 from klray.words.numbers import counted
-from klray.words.tables import text_table
+from klray.words.tables import say, show, text_table
 
 REPOSITORIES_SHOWN = 30
 
@@ -59,9 +59,9 @@ def _resolved(selection: Selection, unavailable: Sequence[Unavailable]) -> set[t
 
 
 def _print(report: SweepReport, checkpoints: Sequence[Checkpoint], store: Store) -> None:
-    print(_closing_table(report, checkpoints))
+    show(_closing_table(report, checkpoints))
     rate = f"{report.tokens / (report.seconds - report.start_seconds):,.0f} tokens/s" if report.tokens else ""
-    print(
+    say(
         f"scored {counted(report.scored, 'checkpoint')} in {report.seconds:.0f} s"
         + (f", {rate} after {report.start_seconds:.0f} s to start workers; " if rate else "; ")
         + f"{report.present} were there, {len(report.failures)} failed; store {store.url}"
@@ -70,7 +70,7 @@ def _print(report: SweepReport, checkpoints: Sequence[Checkpoint], store: Store)
     )
     if report.failures:
         rows = [(f"{each.repository}@{each.revision}", each.reason, each.message) for each in report.failures]
-        print(text_table(("failed", "reason", "what was found, and what to do"), rows, text_columns=3))
+        show(text_table(("failed", "reason", "what was found, and what to do"), rows, text_columns=3))
 
 
 def _closing_table(report: SweepReport, checkpoints: Sequence[Checkpoint]) -> str:

@@ -9,7 +9,7 @@ from klray.config.job import verb
 from klray.store import Failure, Store
 from klray.store.catalog import Catalog
 from klray.words.numbers import counted
-from klray.words.tables import text_table
+from klray.words.tables import say, show, text_table
 
 REPOSITORIES_SHOWN = 30
 SNAPSHOTS_SHOWN = 10
@@ -21,27 +21,27 @@ def status(config: Config) -> None:
     catalog, failures = store.catalog(), store.failures()
     first = catalog.first_rows
     published = catalog.base.n_columns if catalog.base else 0
-    print(f"store      {store.url}")
-    print(f"texts      {store.texts.name}, {len(store.texts.text_bytes):,} texts ({store.texts.fingerprint[:12]})")
-    print(f"columns    {len(first):,}, of which the latest snapshot has {published:,}")
-    print()
-    print(_families(catalog, failures, store.wanted_keys()))
-    print()
-    print(_repositories(catalog))
-    print()
-    print(f"failures   {len(failures):,}")
+    say(f"store      {store.url}")
+    say(f"texts      {store.texts.name}, {len(store.texts.text_bytes):,} texts ({store.texts.fingerprint[:12]})")
+    say(f"columns    {len(first):,}, of which the latest snapshot has {published:,}")
+    say()
+    show(_families(catalog, failures, store.wanted_keys()))
+    say()
+    show(_repositories(catalog))
+    say()
+    say(f"failures   {len(failures):,}")
     if failures:
         rows = [(f"{each.repository}@{each.revision}", each.reason, each.message) for each in failures]
-        print(text_table(("checkpoint", "reason", "what was found, and what to do"), rows, text_columns=3))
-        print()
+        show(text_table(("checkpoint", "reason", "what was found, and what to do"), rows, text_columns=3))
+        say()
     snapshots = store.snapshot_ids()
-    print(f"snapshots  {len(snapshots):,}")
+    say(f"snapshots  {len(snapshots):,}")
     for manifest in store.manifests(snapshots[-SNAPSHOTS_SHOWN:]):
         results = ", ".join(store.result_names(manifest.id))
-        print(f"  {manifest.id}  {manifest.n_models:,} models{f'; results: {results}' if results else ''}")
+        say(f"  {manifest.id}  {manifest.n_models:,} models{f'; results: {results}' if results else ''}")
     left = Counter(each.kind for each in store.leftovers(catalog))
     kinds = ", ".join(counted(count, kind) for kind, count in sorted(left.items()))
-    print(f"leftovers  {left.total():,}{f' ({kinds}); klray verify lists them' if left else ''}")
+    say(f"leftovers  {left.total():,}{f' ({kinds}); klray verify lists them' if left else ''}")
 
 
 def _families(catalog: Catalog, failures: Sequence[Failure], wanted: dict[str, set[str]]) -> str:

@@ -15,6 +15,7 @@ from klray import config as configs
 from klray.config import Config
 from klray.config.job import verb
 from klray.errors import KlrayError
+from klray.words.tables import say
 
 log = logging.getLogger("klray")
 
@@ -30,7 +31,8 @@ def study(config: Config) -> int:
     failures = 0
     for number, (stage, changed) in enumerate(stages, 1):
         log.info("study: stage %d of %d, %s", number, len(stages), stage.name)
-        print(f"\nstage {stage.name}")
+        say()
+        say(f"stage {stage.name}")
         if stage.tune:
             folder = str(configs.tuned_folder(config, stage))
             changed.lens = replace(config.lens, path=folder)
@@ -39,7 +41,7 @@ def study(config: Config) -> int:
         failures += len(score(changed).failures)
     for name, follow, changed in then:
         log.info("study: %s", name)
-        print()
+        say()
         follow(changed)
     return failures
 

@@ -8,6 +8,7 @@ from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.store import Store, layout
 from klray.words.progress import Stages
+from klray.words.tables import say
 
 
 @verb
@@ -20,35 +21,35 @@ def main(config: Config) -> int:
         found = store.audit(lambda done, total: stages("columns", done, total))
     columns = [damage for damage in found.damages if damage.key]
     snapshots = [damage for damage in found.damages if not damage.key]
-    print(f"store      {store.url}")
-    print(f"columns    {found.sound:,} hold what was committed, {len(columns):,} do not")
+    say(f"store      {store.url}")
+    say(f"columns    {found.sound:,} hold what was committed, {len(columns):,} do not")
     for damage in columns:
-        print(f"  {damage.message}")
-    print(f"snapshots  {len(store.snapshot_ids()):,}; {len(snapshots):,} objects of snapshots and results are damaged")
+        say(f"  {damage.message}")
+    say(f"snapshots  {len(store.snapshot_ids()):,}; {len(snapshots):,} objects of snapshots and results are damaged")
     for damage in snapshots:
-        print(f"  {damage.message}")
-    print(f"leftovers  {len(found.leftovers):,}, of work that was cut short, came second or was replaced")
+        say(f"  {damage.message}")
+    say(f"leftovers  {len(found.leftovers):,}, of work that was cut short, came second or was replaced")
     for leftover in found.leftovers:
         hours = (datetime.now(UTC) - leftover.written).total_seconds() / 3600
-        print(f"  {leftover.kind:<8}  {hours:8.1f} h old  {leftover.path}")
+        say(f"  {leftover.kind:<8}  {hours:8.1f} h old  {leftover.path}")
     if not config.verify.repair:
         if found.damages or found.leftovers:
-            print("verify.repair=true takes damaged columns out, to be scored again, and removes old leftovers")
+            say("verify.repair=true takes damaged columns out, to be scored again, and removes old leftovers")
         return 1 if found.damages else 0
     removed = store.repair(found, timedelta(hours=config.verify.grace_hours))
     young = len(found.leftovers) - sum(leftover.path in removed for leftover in found.leftovers)
     stay = f"; {young:,} leftovers stay until they are {config.verify.grace_hours:g} h old (verify.grace_hours)"
-    print(f"removed    {len(removed):,}{stay if young else ''}")
+    say(f"removed    {len(removed):,}{stay if young else ''}")
     for path in removed:
-        print(f"  {path}")
+        say(f"  {path}")
     folders = [damage.path for damage in columns if damage.path and layout.commit_path(damage.key) in removed]
     if folders:
-        print(
+        say(
             f"stay       {len(folders):,} folders of columns that were taken out, which somebody may be reading now; "
             f"the next verify.repair=true removes them if nobody wrote there for {config.verify.grace_hours:g} h"
         )
     for path in folders:
-        print(f"  {path}")
+        say(f"  {path}")
     return 1 if snapshots else 0
 
 

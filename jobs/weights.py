@@ -30,7 +30,7 @@ from klray.weights.alignment.matching import aligned_squared_distance
 from klray.weights.alignment.symmetry import symmetries
 from klray.words.numbers import significant
 from klray.words.progress import Progress
-from klray.words.tables import text_table
+from klray.words.tables import say, show, text_table
 
 log = logging.getLogger("klray")
 
@@ -74,8 +74,8 @@ def weights(config: Config) -> tuple[xr.Dataset, list[RunDistances]]:
         raise KlrayError(f"none of {len(reasons):,} checkpoints could be measured; the first: {reasons[0]}")
     result = as_dataset(measured, window, config.weights.align.value)
     path = store.write_result(snapshot, config.weights.name, result)
-    print(_table(measured, window, config.analysis.min_step))
-    print(f"result {store.url}/{path}; klray analyze analysis.weights={config.weights.name} shows it beside KL")
+    show(_table(measured, window, config.analysis.min_step))
+    say(f"result {store.url}/{path}; klray analyze analysis.weights={config.weights.name} shows it beside KL")
     return result, measured
 
 

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
+from klray.words.outside import sentence
+
 Reason = Literal[
     "repository_not_found",  # missing, private, or a wrong name
     "gated",  # exists, but its terms must be accepted or a token given
@@ -51,7 +53,10 @@ def needed(what: str, *libraries: str) -> str:
 
 
 class KlrayError(ValueError):
-    """Base of every error that klray raises for its users."""
+    """Base of every error that klray raises for its users: a message of one line, whatever it quotes."""
+
+    def __init__(self, message: str, *details: object):
+        super().__init__(sentence(message), *details)
 
 
 class CheckpointError(KlrayError):
@@ -59,7 +64,7 @@ class CheckpointError(KlrayError):
 
     def __init__(self, message: str, reason: Reason):
         super().__init__(message, reason)  # both in args, so that it survives pickling between processes
-        self.message = message
+        self.message: str = self.args[0]
         self.reason: Reason = reason
 
     def __str__(self) -> str:

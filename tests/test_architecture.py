@@ -24,7 +24,7 @@ ROOT = Path(str(klray.__file__)).parent
 
 # A room may import what stands above it: the way of the data.
 ROOMS = [
-    *("errors", "units", "words"),
+    *("words", "errors", "units"),
     *("texts", "checkpoints", "weights", "likelihood", "store", "sweep", "analysis", "measure", "report", "watch"),
     *("tiny", "config", "doctor"),
 ]
@@ -234,3 +234,10 @@ def test_a_verb_starts_in_little_more_than_its_libraries_take(tmp_path: Path) ->
     libraries = cpu_seconds("-c", "import xarray, zarr")
     for words in (["status", f"store.url={store.url}"], ["score", "--help"], ["score", "--cfg", "job"]):
         assert cpu_seconds("-m", "jobs", *words) < START_RATIO * libraries, words
+
+
+def test_one_place_prints() -> None:
+    """What quotes a stranger is printed by what makes it fit to be; the embedded family quotes nobody."""
+    places = [*ROOT.rglob("*.py"), *Path(str(jobs.__file__)).parent.glob("*.py")]
+    prints = [path for path in places if re.search(r"\bprint\(", path.read_text()) and path.parent.name != "tiny"]
+    assert [path.name for path in prints] == ["tables.py"]

@@ -11,7 +11,8 @@ import xarray as xr
 
 from klray.analysis.runs import single_models, trajectories
 from klray.analysis.runs_table import consecutive_pairs, format_table, run_table
-from klray.words.numbers import printable, significant, with_error
+from klray.words.numbers import significant, with_error
+from klray.words.outside import printable
 from tests.synthetic import trajectory_result
 
 STEPS = (0, 1, 2, 10, 20, 30, 40, 50, 60, 70, 75)

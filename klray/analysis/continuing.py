@@ -13,6 +13,7 @@ from klray.analysis.drift import is_exact
 from klray.analysis.recipe import FOUND, Exclusion, Recipe, result_name
 from klray.errors import KlrayError, StoreDamagedError
 from klray.store import Store
+from klray.words.tables import say
 
 log = logging.getLogger("klray")
 
@@ -64,9 +65,9 @@ def there_already(
     if found is None:
         return None
     if same(found):
-        print(f"{what} is there already")
+        say(f"{what} is there already")
         return found
-    print(f"this takes the place of an earlier {what}; {both} keeps both")
+    say(f"this takes the place of an earlier {what}; {both} keeps both")
     return None
 
 

@@ -10,7 +10,8 @@ import xarray as xr
 
 from klray.analysis.diffusion import fractal_dimension, late
 from klray.analysis.runs import Run, trajectories
-from klray.words.numbers import NONE, printable, significant, with_error
+from klray.words.numbers import NONE, significant, with_error
+from klray.words.outside import printable
 from klray.words.tables import text_table
 
 

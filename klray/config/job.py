@@ -20,6 +20,7 @@ import conf
 from klray.config import Config, register
 from klray.errors import KlrayError, lacks
 from klray.words.secrets import Discreet, without_secrets
+from klray.words.tables import say
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}  # as OmegaConf calls them
 FREE = "store.storage_options"  # what it holds is the backend's, so that Hydra knows none of its keys
@@ -102,7 +103,7 @@ def _log_to_stderr() -> None:
 
 def _fail(message: str, code: int = 1) -> int:
     sys.stdout.flush()
-    print(f"klray: error: {without_secrets(message)}", file=sys.stderr)
+    say(f"klray: error: {without_secrets(message)}", file=sys.stderr)
     return code
 
 

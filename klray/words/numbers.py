@@ -109,16 +109,6 @@ def out_of(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,}"
 
 
-def printable(text: str, limit: int = 200) -> str:
-    """``text`` on one line, control characters replaced and cut at ``limit`` characters: names come from anybody.
-
-    >>> printable("a long name", 7)
-    'a long…'
-    """
-    clean = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
-
-
 def listed(names: Sequence[str], most: int) -> str:
     """The first of several names, and how many more there are.
 

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 
-from klray.words.numbers import printable
+from klray.words.outside import one_line, printable
 
 VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _FOLDER = re.compile(r"(?<![\w:/.])(?:file://)?~?/(?:[^\s/'\",;()<>]+/)+([^\s/'\",;()<>]*)")
@@ -62,15 +62,19 @@ def bare_address(url: str) -> str:
 
 
 class Discreet(logging.Filter):
-    """Takes secrets out of what a handler is given to log, also of the words of an error that goes with it."""
+    """Takes secrets, and what cannot be printed, out of what a handler is given to log: one message is one line.
+
+    The words of an error that goes with it keep their lines, which are indented.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Always True: every record is logged."""
-        record.msg, record.args = without_secrets(record.getMessage()), ()
+        record.msg, record.args = one_line(without_secrets(record.getMessage())), ()
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         if record.exc_text:
-            record.exc_text = without_secrets(record.exc_text)
+            lines = without_secrets(record.exc_text).split("\n")
+            record.exc_text = "\n".join(f"  {printable(line, None)}" for line in lines)
         return True
 
 

@@ -1,11 +1,35 @@
-"""Tables for the terminal."""
+"""Lines and tables for the terminal: the only place that prints."""
 
+import sys
 from collections.abc import Sequence
+from typing import TextIO
+
+from klray.words.outside import one_line, printable
+
+WIDEST = 200  # characters of a cell, but for the last column of text, whose words go on to the end of the line
+
+
+def say(line: str = "", file: TextIO | None = None) -> None:
+    """Print one line, whatever it quotes."""
+    print(one_line(line), file=file or sys.stdout)
+
+
+def show(lines: str) -> None:
+    """Print a table, or other lines that quote nothing with a line break of its own."""
+    for line in lines.split("\n"):
+        say(line)
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """Rows in aligned columns below a ruled header; the first ``text_columns`` are flush left, numbers flush right."""
-    lines = [header, *rows]
+    """Rows in aligned columns below a ruled header; the first ``text_columns`` are flush left, numbers flush right.
+
+    Cells are words from anywhere: each is on one line, and cut where it is not the last.
+    """
+    last = len(header) - 1 if text_columns == len(header) else len(header)
+    lines = [
+        [one_line(cell) if column == last else printable(one_line(cell), WIDEST) for column, cell in enumerate(line)]
+        for line in (header, *rows)
+    ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     aligned = [
         "  ".join(

@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from klray.analysis.runs import Run
-from klray.words.numbers import counted, printable
+from klray.words.numbers import counted
+from klray.words.outside import printable
 
 WIDTH_INCHES = 7.0  # two columns of most proceedings
 DPI = 220

@@ -1,0 +1,1 @@
+"""What strangers may send, by its kind: hubs, folders, stores, strings, processes, limits."""
