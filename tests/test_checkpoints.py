@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from klray.checkpoints import Facts, Hub, RepositorySpec, resolve, step_of
+from klray.checkpoints import Cache, Facts, Hub, RepositorySpec, resolve, step_of
+from klray.checkpoints.delivery import MARKER
 from klray.errors import KlrayError
 from klray.tiny.hub_server import HubServer
 from tests.hub_faults import hub_of, only_error, select, write_model
@@ -183,22 +184,27 @@ def test_glob_without_a_match(server: HubServer) -> None:
         assert words in error.message
 
 
-def write_files(folder: Path, *names: str) -> None:
-    folder.mkdir(parents=True)
-    for name in names:
-        (folder / name).write_bytes(name.encode())
-
-
 SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
 BINS = [f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)]
+INDEX = "model.safetensors.index.json"
+ODD = ["parts/consolidated.00.safetensors", "model.safetensors-00002-of-00002.safetensors"]
+
+
+def write_files(folder: Path, *names: str, shards: Sequence[str] = ()) -> None:
+    """Files with their names for content; an index names ``shards``, or else those that are usual."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        usual = SHARDS if "safetensors" in name else BINS
+        named = {"weight_map": {f"w{n}": shard for n, shard in enumerate(shards or usual)}}
+        (folder / name).write_text(json.dumps(named) if name.endswith("index.json") else name)
 
 
 @pytest.mark.parametrize(
     ("offered", "taken"),
     [
         (["model.safetensors", "pytorch_model.bin", "flax_model.msgpack"], ["model.safetensors"]),
-        ([*SHARDS, "model.safetensors.index.json", *BINS], ["model.safetensors.index.json", *SHARDS]),
-        (["model.safetensors", *SHARDS, "model.safetensors.index.json"], ["model.safetensors"]),
+        ([*SHARDS, INDEX, *BINS], [INDEX, *SHARDS]),
+        (["model.safetensors", *SHARDS, INDEX], ["model.safetensors"]),
         (["pytorch_model.bin", "training_args.bin"], ["pytorch_model.bin"]),
         ([*SHARDS[:2], *BINS, "pytorch_model.bin.index.json"], ["pytorch_model.bin.index.json", *BINS]),
         ([*SHARDS, *BINS, "pytorch_model.bin.index.json"], ["pytorch_model.bin.index.json", *BINS]),
@@ -207,14 +213,15 @@ BINS = [f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)]
             ["merges.txt", "model.safetensors", "vocab.json"],
         ),
         (["model.safetensors", "onnx/model.onnx", "original/tokenizer.model"], ["model.safetensors"]),
+        (
+            [*SHARDS, "model-00001-of-00009.safetensors", INDEX, "extra/x.safetensors"],
+            [INDEX, *SHARDS],
+        ),
     ],
 )
 def test_one_format_of_weights_is_taken(tmp_path: Path, offered: list[str], taken: list[str]) -> None:
     folder = tmp_path / "tiny/one/main"
-    write_files(folder, "config.json")
-    for name in offered:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(name.encode())
+    write_files(folder, "config.json", *offered)
     with HubServer(tmp_path) as server:
         (checkpoint,), _ = resolve(hub_of(server), select(RepositorySpec("tiny/one")))
     assert [file.path for file in checkpoint.files] == sorted(["config.json", *taken])
@@ -226,9 +233,9 @@ def test_one_format_of_weights_is_taken(tmp_path: Path, offered: list[str], take
         (["tf_model.h5", "flax_model.msgpack", "model.gguf"], "found: flax_model.msgpack, model.gguf, tf_model.h5"),
         (["adapter_model.safetensors"], "found: adapter_model.safetensors"),
         (["consolidated.00.pth", "weights.ckpt"], "consolidated.00.pth, weights.ckpt"),
-        (SHARDS[:2], "2 of 3 shards"),
-        (SHARDS, "all 3 shards, but no model.safetensors"),
-        (BINS, "all 2 shards, but no pytorch_model.bin"),
+        ([*SHARDS[:2], INDEX], f"2 of 3 shards that {INDEX} names, without {SHARDS[2]}"),
+        (SHARDS, "3 shards, but no model.safetensors.index.json"),
+        (BINS, "2 shards, but no pytorch_model.bin.index.json"),
         ([], "no weights at all"),
     ],
 )
@@ -239,6 +246,33 @@ def test_no_safe_weights(tmp_path: Path, offered: list[str], words: str) -> None
     assert error.reason == "no_safe_weights"
     assert words in error.message
     assert "convert" in error.message
+
+
+def test_shards_are_what_the_index_names_wherever_they_lie(tmp_path: Path) -> None:
+    folder = tmp_path / "hub/tiny/one/main"
+    write_files(folder, "config.json", *ODD, *SHARDS, INDEX, shards=ODD)
+    with HubServer(tmp_path / "hub") as server, Cache(tmp_path / "cache", 10**6) as cache:
+        (checkpoint,), _ = resolve(hub_of(server), select(RepositorySpec("tiny/one")))
+        fetched = cache.fetch(hub_of(server), checkpoint)
+        assert server.requests["resolve GET"] == 1 + len(checkpoint.files)
+        assert {str(path.relative_to(fetched)) for path in fetched.rglob("*") if path.is_file()} == {
+            *(file.path for file in checkpoint.files),
+            MARKER,
+        }
+    expected = sorted(["config.json", INDEX, *ODD])
+    (local,), _ = resolve(Hub("http://127.0.0.1:9"), select(RepositorySpec(str(folder))))
+    assert [file.path for file in checkpoint.files] == [file.path for file in local.files] == expected
+    assert all(file.sha256 for file in local.files)
+
+
+def test_an_index_that_all_steps_share_is_read_once(tmp_path: Path) -> None:
+    for step in range(12):
+        write_files(tmp_path / f"tiny/one/step{step}", "config.json", *SHARDS, INDEX)
+        (tmp_path / f"tiny/one/step{step}" / SHARDS[0]).write_text(str(step))
+    with HubServer(tmp_path) as server:
+        checkpoints, _ = resolve(hub_of(server), select(RepositorySpec("tiny/one", "step*")))
+        assert len(checkpoints) == 12
+        assert server.requests["resolve GET"] <= 8  # those that are asked at once
 
 
 def test_no_config(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ RUN = "tiny/run"
 
 def test_waits_out_429_and_500(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
     with FaultyHub(run_root, busy=2, broken=1) as server:
         checkpoints, unavailable = resolve(hub_of(server), select(RepositorySpec(RUN, "step*")))
     assert len(checkpoints) == 5

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from klray.checkpoints.checkpoint import Checkpoint, RemoteFile
-from klray.checkpoints.download import Downloader, verify
+from klray.checkpoints.download import Downloader, other_content, verify
 from klray.checkpoints.hub import Hub
 from klray.errors import CheckpointError
 
@@ -85,9 +85,4 @@ def _obtain(
         if not wrong:
             return
     path.unlink()
-    raise CheckpointError(
-        f"{file.path} of {checkpoint.label} (commit {checkpoint.commit}) came from {hub.address} with other content "
-        f"than it announces, twice: {wrong}. Try again later; if it stays so, tell whoever runs the hub or a proxy "
-        "before it",
-        "checksum_mismatch",
-    )
+    raise other_content(hub, f"{checkpoint.label} (commit {checkpoint.commit})", file, wrong)

@@ -11,18 +11,19 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from huggingface_hub import constants, hf_hub_download, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, silent_tqdm
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, silent_tqdm
 
+from klray.checkpoints.answers import OddAnswerError, Pace, opened
 from klray.checkpoints.checkpoint import RemoteFile
-from klray.checkpoints.hub import Hub, failure
+from klray.checkpoints.hub import Hub, content_of, failure
 from klray.checkpoints.patience import NETWORK_ERRORS, Patience, is_disk_full, pause_after, response_of
+from klray.errors import CheckpointError
 
 log = logging.getLogger("klray")
 
@@ -74,6 +75,26 @@ def verify(path: Path, file: RemoteFile) -> str:
     return ""
 
 
+def small_file(hub: Hub, repository: str, commit: str, file: RemoteFile) -> bytes:
+    """The content of a small file of a commit, proved. Raises ``checksum_mismatch``, and as ``listing``."""
+    wrong = ""
+    for _ in range(2):
+        content, proof = content_of(hub, repository, commit, file), Proof(file)
+        proof.take(content)
+        if not (wrong := proof.wrong()):
+            return content
+    raise other_content(hub, f"{repository}@{commit}", file, wrong)
+
+
+def other_content(hub: Hub, where: str, file: RemoteFile, wrong: str) -> CheckpointError:
+    """A hub sent other bytes than it lists, twice."""
+    return CheckpointError(
+        f"{file.path} of {where} came from {hub.address} with other content than it announces, twice: {wrong}. Try "
+        "again later; if it stays so, tell whoever runs the hub or a proxy before it",
+        "checksum_mismatch",
+    )
+
+
 class Downloader:
     """Downloads for one process, under a ``patience`` that may be shared with others."""
 
@@ -98,23 +119,25 @@ class Downloader:
         headers["accept-encoding"] = "identity"  # ranges and hashes are of the content itself
         where = f"{file.path} of {repository}@{commit[:8]}"
         proof = Proof(file)
-        failed = 0
+        failed, most = 0, 0
         path = folder / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as stream:
             while True:
                 self.patience.wait()
-                before = proof.taken
                 try:
                     xet = self._receive(url, headers, proof, stream, hub)
                     break
+                except OddAnswerError as error:
+                    raise failure(hub, repository, commit, error, file.path) from error
                 except NETWORK_ERRORS as error:
                     if is_disk_full(error):
                         raise
                     if proof.taken and not proof.wrong():  # it broke after the last byte
                         xet = False
                         break
-                    failed = 1 if proof.taken - before >= PROGRESS_BYTES else failed + 1
+                    failed = 1 if proof.taken - most >= PROGRESS_BYTES else failed + 1
+                    most = max(most, proof.taken)
                     seconds = pause_after(error, failed)
                     if seconds is None:
                         raise failure(hub, repository, commit, error, file.path) from error
@@ -134,19 +157,24 @@ class Downloader:
         """Write what is missing of a file; True when the hub offers it through Xet, and nothing was written."""
         missing = {"range": f"bytes={proof.taken}-"} if proof.taken else {}
         xet = _xet_is_here() and hub.address not in self._without_xet
-        with _answer(url, {**headers, **missing}, xet) as response:
-            hf_raise_for_status(response)
-            if xet and XET_HASH in response.headers:
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT  # of silence; 10 s unless the environment says otherwise
+        pace = Pace(bytes_per_second=10_000, seconds=30)
+        answer = opened(url, {**headers, **missing}, timeout, stops=lambda answer: xet and XET_HASH in answer.headers)
+        with closing(answer):
+            hf_raise_for_status(answer)
+            if xet and XET_HASH in answer.headers:
                 return True
-            if response.status_code != HTTPStatus.PARTIAL_CONTENT:  # from the start
+            if answer.status_code != HTTPStatus.PARTIAL_CONTENT:  # from the start
                 proof.restart()
                 stream.seek(0)
                 stream.truncate()
-            for block in response.iter_bytes():
+            for block in answer.iter_raw():  # as it was sent: what is packed may unfold to any size
                 proof.take(block)
                 stream.write(block)
                 if proof.taken > proof.file.size_bytes:  # no more than announced goes to the disk
                     break
+                if pace.too_slow(len(block)):
+                    raise TimeoutError(f"less than {pace.bytes_per_second:,} bytes a second")
         return False
 
     def _by_xet(self, hub: Hub, repository: str, commit: str, file: RemoteFile, folder: Path) -> bool:
@@ -175,24 +203,6 @@ class Downloader:
         finally:
             shutil.rmtree(folder / NOTES, ignore_errors=True)
         return True
-
-
-@contextmanager
-def _answer(url: str, headers: dict[str, str], xet: bool) -> Iterator[Any]:
-    """The answer to a GET, with its body to be read: where the hub leads to, unless it offers ``xet`` when wanted."""
-    client = get_session()
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT  # of silence; 10 s unless the environment says otherwise
-    with client.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=False) as response:
-        following = None if xet and XET_HASH in response.headers else response.next_request
-        if following is None:
-            yield response
-            return
-        response.read()  # so that the connection can be used again
-    answer = client.send(following, stream=True, follow_redirects=True)  # elsewhere, without the token
-    try:
-        yield answer
-    finally:
-        answer.close()
 
 
 def _xet_is_here() -> bool:

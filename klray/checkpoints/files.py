@@ -1,11 +1,16 @@
 """Which files of a repository are needed to load it: config, tokenizer, and weights in one safe format."""
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 
 from klray.checkpoints.checkpoint import RemoteFile
 from klray.errors import CheckpointError
+from klray.words.numbers import listed
+from klray.words.outside import printable
 
 CONFIG = "config.json"
 
@@ -31,9 +36,13 @@ SMALL_FILES = (
 # In the order of preference: safetensors hold nothing but tensors; a .bin is a pickle, which is read with
 # weights_only=True and so cannot run code. One file wins over shards, as in transformers.
 WEIGHT_FORMATS = (
-    ("model.safetensors", re.compile(r"model-(\d+)-of-(\d+)\.safetensors"), "model.safetensors.index.json"),
-    ("pytorch_model.bin", re.compile(r"pytorch_model-(\d+)-of-(\d+)\.bin"), "pytorch_model.bin.index.json"),
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+INDEX_BYTES = 1 << 25  # of models with a million tensors; the largest on the hub have some 10 MB
+_SHARD = re.compile(r"\d+-of-(\d+)")
+_NAMED = 5  # files in a message
+_PATH_BYTES, _NAME_BYTES = 1000, 255  # what file systems take
 
 OTHER_WEIGHTS = (
     ".safetensors",
@@ -52,47 +61,126 @@ OTHER_WEIGHTS = (
 )
 
 
-def loadable_files(files: Iterable[RemoteFile], label: str) -> tuple[RemoteFile, ...]:
-    """Return the files to fetch out of those at the root of a repository, sorted by path.
+@dataclass(frozen=True)
+class Listed:
+    """What a repository at a commit, or a folder, offers; ``label`` names it in messages.
 
-    Weights come in one format only: safetensors (one file, or all shards) before ``pytorch_model*.bin``.
-
-    Raises CheckpointError: ``no_safe_weights`` when there are none in these formats, or when shards or their index are
-    missing; ``load_failed`` without a config.json. ``label`` names the checkpoint in the message.
+    ``find`` gives a file by its path, wherever it lies, None when it is not there; ``read`` the content of a small one.
+    Both raise CheckpointError.
     """
-    by_path = {file.path: file for file in files if "/" not in file.path}
-    if CONFIG not in by_path:
+
+    label: str
+    root: Collection[str]  # names of the files that lie in no subfolder
+    find: Callable[[str], RemoteFile | None]
+    read: Callable[[RemoteFile], bytes]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Paths of the files that hold a checkpoint's weights, sorted, and of the index that names them, "" without one."""
+
+    files: tuple[str, ...]
+    index: str = ""
+
+
+def loadable_files(offered: Listed) -> tuple[RemoteFile, ...]:
+    """Return the files to fetch, sorted by path: config and tokenizer at the root, and the weights.
+
+    Raises CheckpointError: as ``weights_of``; ``load_failed`` without a config.json.
+    """
+    if CONFIG not in offered.root or offered.find(CONFIG) is None:
         raise CheckpointError(
-            f"{label} has no {CONFIG} among the {len(by_path)} files at its root, so its architecture is unknown: "
-            "choose a repository or revision that holds a transformers model",
+            f"{offered.label} has no {CONFIG} among the {len(offered.root)} files at its root, so its architecture is "
+            "unknown: choose a repository or revision that holds a transformers model",
             "load_failed",
         )
-    wanted = _weight_paths(set(by_path), label)
-    wanted |= {path for path in by_path if any(fnmatchcase(path, pattern) for pattern in SMALL_FILES)}
-    return tuple(by_path[path] for path in sorted(wanted))
+    weights = weights_of(offered)
+    wanted = {*weights.files, weights.index} - {""}
+    wanted |= {name for name in offered.root if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)}
+    found = [offered.find(path) for path in sorted(wanted)]
+    return tuple(file for file in found if file is not None)
 
 
-def _weight_paths(paths: set[str], label: str) -> set[str]:
+def weights_of(offered: Listed) -> Weights:
+    """The weights, in one format only: safetensors before ``pytorch_model*.bin``, one file before shards.
+
+    Shards are what the index names, wherever they lie and whatever they are called; what it does not name is of no
+    consequence. A format of which a part is missing is passed over.
+
+    Raises CheckpointError: ``no_safe_weights`` when no format is whole, or an index names what is no file below its
+    folder; ``load_failed`` when an index cannot be read.
+    """
     missing = ""
-    for single, shard, index in WEIGHT_FORMATS:
-        if single in paths:
-            return {single}
-        parts = {path: match for path in paths if (match := shard.fullmatch(path))}
-        if not parts:
-            continue
-        counts = {int(match.group(2)) for match in parts.values()}
-        numbers = {int(match.group(1)) for match in parts.values()}
-        if len(counts) == 1 and numbers == set(range(1, max(counts) + 1)):
-            if index in paths:
-                return {*parts, index}
-            missing += f"; all {len(parts)} shards, but no {index}, which says what each of them holds"
-        else:
-            stem, _, suffix = single.partition(".")
-            missing += f"; {len(parts)} of {max(counts)} shards {stem}-*.{suffix}"
-    others = sorted(path for path in paths if path.endswith(OTHER_WEIGHTS))
-    found = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "") if others else "no weights at all"
+    for single, index in WEIGHT_FORMATS:
+        if single in offered.root and offered.find(single):
+            return Weights((single,))
+        stem, _, suffix = single.partition(".")
+        if index in offered.root and (file := offered.find(index)):
+            shards = _shards(offered, file, f".{suffix}")
+            gone = [path for path in shards if offered.find(path) is None]
+            if not gone:
+                return Weights(tuple(shards), index)
+            missing += (
+                f"; {len(shards) - len(gone)} of {len(shards)} shards that {index} names, without "
+                f"{listed([printable(path) for path in gone], _NAMED)}"
+            )
+        elif parts := [name for name in offered.root if _is_shard(name, stem, suffix)]:
+            missing += f"; {len(parts)} shards, but no {index}, which says what each of them holds"
+    others = sorted(printable(name) for name in offered.root if name.endswith(OTHER_WEIGHTS))
+    found = listed(others, _NAMED) if others else "no weights at all"
     raise CheckpointError(
-        f"{label} has no complete weights in a safe format (model*.safetensors or pytorch_model*.bin); found: "
+        f"{offered.label} has no complete weights in a safe format (model*.safetensors or pytorch_model*.bin); found: "
         f"{found}{missing}. Choose a revision that has them, or convert the repository to safetensors",
         "no_safe_weights",
     )
+
+
+def is_plain(path: str) -> bool:
+    """Whether ``path`` leads to a file below the folder that it is joined to, by names that can be printed.
+
+    >>> is_plain("shards/model-1.safetensors"), is_plain("../model.safetensors"), is_plain("/etc/passwd")
+    (True, False, False)
+    """
+    parts = path.split("/")
+    return (
+        path.isprintable()
+        and "\\" not in path
+        and not {"", ".", ".."} & set(parts)
+        and len(path.encode()) <= _PATH_BYTES
+        and all(len(part.encode()) <= _NAME_BYTES for part in parts)
+    )
+
+
+def _is_shard(name: str, stem: str, suffix: str) -> bool:
+    return name.startswith(stem) and name.endswith(suffix) and _SHARD.search(name) is not None
+
+
+def _shards(offered: Listed, index: RemoteFile, suffix: str) -> list[str]:
+    """The files that an index names, sorted, each once."""
+    where = f"{index.path} of {offered.label}"
+    if index.size_bytes > INDEX_BYTES:
+        raise CheckpointError(
+            f"{where} has {index.size_bytes:,} bytes, and klray reads no index above {INDEX_BYTES:,}: choose another "
+            "revision, or save the model again with larger shards",
+            "load_failed",
+        )
+    try:
+        named = json.loads(offered.read(index))["weight_map"].values()
+        shards = sorted(set(named))
+        if not shards or not all(isinstance(path, str) for path in shards):
+            raise ValueError("its weight_map names no files")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{where} is no index of shards, JSON with a weight_map of tensors to files "
+            f"({type(error).__name__}: {printable(str(error))}): fetch it again, or choose another revision",
+            "load_failed",
+        ) from error
+    folders = {str(parent) for path in shards for parent in PurePosixPath(path).parents}
+    for path in shards:
+        if not is_plain(path) or not path.endswith(suffix) or path in folders:
+            raise CheckpointError(
+                f"{where} names {printable(path)!r} for weights: it may only name {suffix} files below its own folder. "
+                "Do not use this checkpoint before you know why",
+                "no_safe_weights",
+            )
+    return shards

@@ -2,37 +2,43 @@
 
 Requests: one for a repository's ``main``, one for its branches and tags, one for each further commit, one more where it
 is not found (the hub's strict limit: 500 anonymous or 1,000 authenticated API requests in five minutes). Files: see
-``klray.checkpoints.download``.
+``klray.checkpoints.download``. What comes back is bounded by ``klray.checkpoints.answers``.
 """
 
 import base64
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from huggingface_hub import get_token
+from huggingface_hub import get_token, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import (
     build_hf_headers,
-    get_session,
     hf_raise_for_status,
     parse_ratelimit_headers,
     validate_repo_id,
 )
 
+from klray.checkpoints.answers import OddAnswerError, answer, parsed
 from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.parents import Lineage, lineage_of
 from klray.checkpoints.patience import NETWORK_ERRORS, TOO_MANY, asked_again, chain, response_of
 from klray.errors import CheckpointError, Reason
+from klray.words.outside import printable
 from klray.words.secrets import bare_address, without_secrets
+
+T = TypeVar("T")
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 CONTACT_SECONDS = 5.0  # to connect, and between two parts of an answer, when the hub is only asked who we are
-TIMEOUT_SECONDS = 60.0  # without one, huggingface_hub 2.4 waits for ever for a hub that accepts and then says nothing
+TIMEOUT_SECONDS = 30.0  # without one, huggingface_hub 2.4 waits for ever for a hub that accepts and then says nothing
+MOST_BYTES = 1 << 50  # of a file: no disk holds more
 
 
 class SilentHubError(CheckpointError):
@@ -114,7 +120,7 @@ def contact(hub: Hub) -> Contact:
         seconds, status = time.monotonic() - start, response.status_code
         if status not in (401, 403, TOO_MANY):
             response.raise_for_status()
-        data = {} if status in (401, 403) else response.json()
+        data = {} if status in (401, 403) else parsed(response)
     except (*NETWORK_ERRORS, ValueError) as error:
         words = hub.said(error)
         raise CheckpointError(
@@ -138,84 +144,145 @@ def listing(hub: Hub, repository: str, revision: str = "main") -> Listing:
     SilentHubError where nobody answered.
     """
     route = "" if revision == "main" else f"/revision/{quote(revision, safe='')}"
-    data = _get(hub, repository, revision, route, blobs="true")
+    return _get(hub, repository, revision, route, lambda data: _listing(repository, revision, data), blobs="true")
+
+
+def _listing(repository: str, revision: str, data: dict[str, Any]) -> Listing:
     commit = str(data.get("sha"))
     if not COMMIT.fullmatch(commit):
-        raise CheckpointError(
-            f"{repository}@{revision}: {hub.address} answered without a commit sha ({commit!r}), so it is not a model "
-            "hub: check HF_ENDPOINT",
-            "download_failed",
-        )
+        raise OddAnswerError(f"answered without a commit sha ({printable(commit, 50)!r})")
+    if COMMIT.fullmatch(revision) and revision != commit:
+        raise OddAnswerError(f"was asked for commit {revision} and answered with {commit}")
+    files = tuple(_remote_file(sibling) for sibling in data.get("siblings") or [])
+    if len({file.path for file in files}) < len(files):
+        raise OddAnswerError("listed a file twice")
     parameters = (data.get("safetensors") or {}).get("total")
     return Listing(
         commit,
-        tuple(_remote_file(sibling) for sibling in data.get("siblings") or []),
+        files,
         lineage_of(repository, data),
         bool(data.get("gated")),
-        int(parameters) if parameters else None,
+        _whole_number(parameters, "a number of parameters") or None,
     )
 
 
 def references(hub: Hub, repository: str) -> dict[str, str]:
     """Branches and tags of a repository: name -> commit sha, in one request. Raises as ``listing``."""
-    data = _get(hub, repository, "", "/refs")
-    return {ref["name"]: ref["targetCommit"] for kind in ("tags", "branches") for ref in data.get(kind) or []}
+    return _get(hub, repository, "", "/refs", _references)
+
+
+def _references(data: dict[str, Any]) -> dict[str, str]:
+    found = {ref["name"]: ref["targetCommit"] for kind in ("tags", "branches") for ref in data.get(kind) or []}
+    for name, commit in found.items():
+        if not (isinstance(name, str) and isinstance(commit, str) and COMMIT.fullmatch(commit)):
+            raise OddAnswerError(f"listed {printable(str(name), 50)!r} with no commit sha")
+    return found
+
+
+def content_of(hub: Hub, repository: str, commit: str, file: RemoteFile) -> bytes:
+    """The content of a small file, still to be proved. Raises as ``listing``."""
+    url = hf_hub_url(repository, file.path, revision=commit, endpoint=hub.address)
+    return _asked(hub, repository, commit, url, lambda response: bytes(response.content), file.path)
 
 
 def repositories_of(hub: Hub, organisation: str) -> list[str]:
     """Names of an organisation's models, at most 1,000, in one request; none where the hub does not tell: for hints."""
     try:
-        response = _request(hub, "/api/models", {"author": organisation, "limit": "1000"}, CONTACT_SECONDS)
-        return [str(each["id"]) for each in response.json()]
+        place = f"{hub.address}/api/models"
+        response = _request(hub, place, {"author": organisation, "limit": "1000"}, CONTACT_SECONDS)
+        return [str(each["id"]) for each in parsed(response)][:1000]
     except (*NETWORK_ERRORS, ValueError, TypeError, KeyError):
         return []
 
 
 def check_access(hub: Hub, repository: str) -> None:
     """Ask whether the token may download from a gated repository. Raises CheckpointError ``gated`` when it may not."""
-    _get(hub, repository, "", "/auth-check")
+    _asked(hub, repository, "", f"{hub.address}/api/models/{repository}/auth-check", lambda response: None)
 
 
-def _get(hub: Hub, repository: str, revision: str, route: str, **parameters: str) -> dict[str, Any]:
+def is_there(hub: Hub) -> bool:
+    """Whether anybody answers at the hub's address, whatever it says."""
+    try:
+        _ask(hub, f"{hub.address}/api/models", {"limit": "1"}, CONTACT_SECONDS)
+    except NETWORK_ERRORS as error:
+        return response_of(error) is not None
+    except ValueError:
+        return True
+    return True
+
+
+def _get(
+    hub: Hub, repository: str, revision: str, route: str, take: Callable[[dict[str, Any]], T], **parameters: str
+) -> T:
+    """What ``take`` makes of the hub's answer about a repository, an object in JSON."""
+    url = f"{hub.address}/api/models/{repository}{route}"
+
+    def taken(response: Any) -> T:
+        data = parsed(response) or {}
+        try:
+            return take(data)
+        except OddAnswerError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            words = f"{type(error).__name__}: {printable(str(error), 100)}"
+            raise OddAnswerError(f"did not answer as a model hub does ({words})") from error
+
+    return _asked(hub, repository, revision, url, taken, **parameters)
+
+
+def _asked(
+    hub: Hub,
+    repository: str,
+    revision: str,
+    url: str,
+    take: Callable[[Any], T],
+    path: str = "",
+    **parameters: str,
+) -> T:
     try:
         validate_repo_id(repository)
-        response = asked_again(lambda: _request(hub, f"/api/models/{repository}{route}", parameters), hub.said)
-        data = response.json() if response.content else {}
-        return data if isinstance(data, dict) else {}
+        return take(asked_again(lambda: _request(hub, url, parameters), hub.said))
     except HFValidationError as error:
         neither = f"{repository!r} is neither the name of a repository on the hub nor a folder on this machine"
         raise CheckpointError(
             without_secrets(f"{neither} ({error}): give organisation/name, or a path that starts with / or ./"),
             "repository_not_found",
         ) from error
-    except (*NETWORK_ERRORS, ValueError) as error:  # ValueError: the body is not JSON
-        found = failure(hub, repository, revision, error)
+    except (*NETWORK_ERRORS, OddAnswerError) as error:
+        found = failure(hub, repository, revision, error, path)
         if isinstance(error, NETWORK_ERRORS) and response_of(error) is None:
             raise SilentHubError(found.message, found.reason) from error
         raise found from error
 
 
-def _request(hub: Hub, route: str, parameters: dict[str, str], seconds: float = TIMEOUT_SECONDS) -> Any:
+def _request(hub: Hub, url: str, parameters: dict[str, str], seconds: float = TIMEOUT_SECONDS) -> Any:
     """The hub's answer to one request, if it is no refusal."""
-    response = _ask(hub, route, parameters, seconds)
+    response = _ask(hub, url, parameters, seconds)
     hf_raise_for_status(response)
     return response
 
 
-def _ask(hub: Hub, route: str, parameters: dict[str, str], seconds: float) -> Any:
-    headers = build_hf_headers(token=hub.token or False, headers=hub.headers)
-    return get_session().get(f"{hub.address}{route}", params=parameters, headers=headers, timeout=seconds)
+def _ask(hub: Hub, url: str, parameters: dict[str, str], seconds: float) -> Any:
+    return answer(url, build_hf_headers(token=hub.token or False, headers=hub.headers), parameters, seconds)
 
 
 def _remote_file(sibling: dict[str, Any]) -> RemoteFile:
-    large = sibling.get("lfs") or {}
+    path, large = sibling["rfilename"], sibling.get("lfs") or {}
+    sha256 = large.get("sha256")
     # the blob id of a large file is that of its pointer, not of its content
-    return RemoteFile(
-        sibling["rfilename"],
-        int(large.get("size") or sibling.get("size") or 0),
-        large.get("sha256"),
-        None if large else sibling.get("blobId"),
-    )
+    git_sha1 = None if large else sibling.get("blobId")
+    hashes = ((sha256, SHA256), (git_sha1, COMMIT))
+    if not isinstance(path, str) or not all(value is None or pattern.fullmatch(value) for value, pattern in hashes):
+        raise OddAnswerError(f"listed {printable(str(path), 100)!r} with a hash that is none")
+    size = _whole_number(large.get("size") or sibling.get("size"), f"a size of {printable(path, 100)!r}")
+    return RemoteFile(path, size, sha256, git_sha1)
+
+
+def _whole_number(value: Any, what: str) -> int:
+    """A count that the hub tells, 0 where it does not."""
+    if not isinstance(value, int | None) or isinstance(value, bool) or not 0 <= (value or 0) <= MOST_BYTES:
+        raise OddAnswerError(f"told {what} that is none: {printable(repr(value), 50)}")
+    return value or 0
 
 
 def failure(hub: Hub, repository: str, revision: str, error: BaseException, path: str = "") -> CheckpointError:
@@ -225,7 +292,10 @@ def failure(hub: Hub, repository: str, revision: str, error: BaseException, path
     token = "the token given" if hub.token else "no token"
     status = getattr(response_of(error), "status_code", None)
     reason: Reason = "download_failed"
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, OddAnswerError):
+        found = f"cannot be had: {hub.address} {hub.said(error)}"
+        cure = "check HF_ENDPOINT, tell whoever runs the hub or a proxy before it, or leave this repository out"
+    elif isinstance(error, GatedRepoError):
         reason = "gated"
         found = f"is gated at {hub.address} and {token} does not open it"
         cure = "accept its terms on its page there, and set HF_TOKEN to a token of that account"

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import stat
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import yaml
 from huggingface_hub.repocard import metadata_load
 
 from klray.checkpoints.checkpoint import RemoteFile
-from klray.checkpoints.files import CONFIG, loadable_files
+from klray.checkpoints.files import CONFIG, Listed, loadable_files
 from klray.checkpoints.parents import Lineage, lineage_of
+from klray.errors import CheckpointError
 
 _NOTES = ("_name_or_path", "transformers_version")  # parts of a config.json that change nothing in the model
 
@@ -69,13 +72,49 @@ def read_folder(folder: Path) -> tuple[str, tuple[RemoteFile, ...]]:
 
     The commit is the SHA-256 (64 hex) over (path, SHA-256) of weights, config and tokenizer files.
 
-    Raises CheckpointError: as ``loadable_files``.
+    Raises CheckpointError: as ``loadable_files`` and ``file_in``.
     """
-    listed = [RemoteFile(path.name, path.stat().st_size, None, None) for path in folder.iterdir() if path.is_file()]
     files = []
-    for file in loadable_files(listed, str(folder)):
+    for file in loadable_files(offered_by(folder)):
         with (folder / file.path).open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         files.append(RemoteFile(file.path, file.size_bytes, sha256, None))
     commit = hashlib.sha256("".join(f"{file.path}\n{file.sha256}\n" for file in files).encode()).hexdigest()
     return commit, tuple(files)
+
+
+def offered_by(folder: Path) -> Listed:
+    """What a folder offers to be loaded."""
+    names = [path.name for path in folder.iterdir() if not path.is_dir()] if folder.is_dir() else []
+    return Listed(str(folder), names, partial(file_in, folder), lambda file: (folder / file.path).read_bytes())
+
+
+def file_in(folder: Path, path: str) -> RemoteFile | None:
+    """The file at ``path`` in a model's folder; None when nothing is there.
+
+    Links may lead to files in the folder, and from a snapshot in huggingface_hub's cache to its blobs. Raises
+    CheckpointError (no_safe_weights): it leads elsewhere, or to what is no plain file, so that reading it would take
+    what does not belong to the model, or never end.
+    """
+    place = folder / path
+    try:
+        target = place.resolve(strict=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise _refused(place, f"cannot be followed ({type(error).__name__})") from error
+    own = folder.resolve()
+    blobs = (own.parent.parent / "blobs",) if own.parent.name == "snapshots" else ()
+    if not any(target.is_relative_to(each) for each in (own, *blobs)):
+        raise _refused(place, f"leads out of its folder, to {target}")
+    status = target.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise _refused(place, "is no plain file but a device, a pipe or a folder")
+    return RemoteFile(path, status.st_size, None, None)
+
+
+def _refused(place: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{place} {why}: klray reads a model's own files only; copy into its folder what belongs to it",
+        "no_safe_weights",
+    )

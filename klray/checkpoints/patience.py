@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 # 1, 2, ... 16 s, unless the hub names a time. It counts requests over five minutes: for longer than 900 s nobody waits.
 PAUSES = Pauses(first=1.0, attempts=6, spread=0.1, longest=900.0)
+ANSWERS_SECONDS = 50.0  # for one question, a silent hub has two attempts
 TOO_MANY = 429
 TRANSIENT_STATUS = (408, TOO_MANY, 500, 502, 503, 504)
 # RuntimeError: after a refused connection huggingface_hub closes the client that all threads share, and the others find
@@ -53,16 +54,22 @@ class Patience:
 
 
 def asked_again(request: Callable[[], T], said: Callable[[BaseException], str]) -> T:
-    """What ``request`` returns, repeated while what it raises may pass; ``said`` are an error's words for the log."""
-    failed = 0
+    """What ``request`` returns, repeated while what it raises may pass; ``said`` are an error's words for the log.
+
+    Not again once the answers took ``ANSWERS_SECONDS`` together, or the pauses would be above the longest one.
+    """
+    failed, waited, answering = 0, 0.0, 0.0
     while True:
+        start = time.monotonic()
         try:
             return request()
         except NETWORK_ERRORS as error:
             failed += 1
+            answering += time.monotonic() - start
             seconds = pause_after(error, failed)
-            if seconds is None:
+            if seconds is None or waited + seconds > PAUSES.longest or answering > ANSWERS_SECONDS:
                 raise
+            waited += seconds
             log.warning("%s; asking again in %g s", said(error), seconds)
         time.sleep(PAUSES.spread_over(seconds))
 

@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from klray.checkpoints.checkpoint import Checkpoint, Facts, Unavailable, step_of
-from klray.checkpoints.files import loadable_files
+from klray.checkpoints.checkpoint import Checkpoint, Facts, RemoteFile, Unavailable, step_of
+from klray.checkpoints.download import small_file
+from klray.checkpoints.files import Listed, loadable_files
 from klray.checkpoints.hub import (
     COMMIT,
     Hub,
     Listing,
     SilentHubError,
     check_access,
+    is_there,
     listing,
     references,
     repositories_of,
@@ -28,6 +30,7 @@ from klray.words.numbers import counted
 
 REQUESTS_AT_ONCE = 8
 NEIGHBOURS = 3  # names in a hint
+KEPT_BYTES = 1 << 18  # of an index: that of Pythia 12B has 56,000
 
 T = TypeVar("T")
 
@@ -89,17 +92,20 @@ class _Wanted:
 
 
 _Expansion = list[_Wanted | Unavailable]
+_Indexes = dict[str, tuple[str, bytes]]
 
 
 def resolve(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unavailable]]:
     """Resolve a selection to checkpoints, in the order of repositories and steps, and to what is not available and why.
 
     Two revisions of a repository with the same commit are one checkpoint, named by the revision that has a step.
-    Nothing is downloaded; a repository costs one request when only ``main`` is asked for, else two and one for each
-    further commit, 8 at a time. Content of local folders is hashed.
+    No weights are downloaded; a repository costs one request when only ``main`` is asked for, else two and one for each
+    further commit, 8 at a time. Of weights in shards the index is read, once for checkpoints that have the same one.
+    Content of local folders is hashed.
 
     Raises SilentHubError: the hub answers nothing, so that what it holds of the rest cannot be known either.
     """
+    indexes: _Indexes = {}
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         expansions = list(pool.map(partial(_expand, hub, selection.stride), selection.repositories))
         found = [item for expansion in expansions for item in expansion]
@@ -109,7 +115,7 @@ def resolve(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unav
             lambda item: (item.repository, item.commit or item.directory),
             lambda item: step_of(item.revision),
         )[: selection.limit]
-        completed = list(pool.map(partial(_complete, hub, selection.family), wanted))
+        completed = list(pool.map(partial(_complete, hub, selection.family, indexes), wanted))
     unavailable += [item for item in completed if isinstance(item, Unavailable)]
     checkpoints = _distinct(
         (item for item in completed if isinstance(item, Checkpoint)),
@@ -137,9 +143,9 @@ def _expand(hub: Hub, stride: int, spec: RepositorySpec) -> _Expansion:
     )
     try:
         found = _expand_folder(folder, spec) if folder else _expand_repository(hub, spec)
-    except SilentHubError as error:
-        raise SilentHubError(error.message + no_folder, error.reason) from error
     except CheckpointError as error:
+        if isinstance(error, SilentHubError) and not is_there(hub):
+            raise SilentHubError(error.message + no_folder, error.reason) from error
         message = error.message
         if error.reason == "repository_not_found":
             message += no_folder + ("" if folder else _neighbours(hub, spec.repository))
@@ -257,7 +263,22 @@ def _no_match(repository: str, pattern: str, names: list[str], kind: str) -> Una
     )
 
 
-def _complete(hub: Hub, family: str, wanted: _Wanted) -> Checkpoint | Unavailable:
+def _offered(hub: Hub, repository: str, known: Listing, label: str, indexes: _Indexes) -> Listed:
+    """What a commit offers; of each repository the last index that was read is kept in ``indexes``."""
+    by_path = {file.path: file for file in known.files}
+
+    def read(file: RemoteFile) -> bytes:
+        content, body = indexes.get(repository, ("", b""))
+        if not content or content != file.content:
+            body = small_file(hub, repository, known.commit, file)
+            if len(body) <= KEPT_BYTES:
+                indexes[repository] = file.content, body
+        return body
+
+    return Listed(label, [path for path in by_path if "/" not in path], by_path.get, read)
+
+
+def _complete(hub: Hub, family: str, indexes: _Indexes, wanted: _Wanted) -> Checkpoint | Unavailable:
     spec, label = wanted.spec, f"{wanted.repository}@{wanted.revision}"
     facts = Facts(
         family=family,
@@ -276,11 +297,11 @@ def _complete(hub: Hub, family: str, wanted: _Wanted) -> Checkpoint | Unavailabl
         if wanted.directory is not None:
             return make(*read_folder(wanted.directory), directory=str(wanted.directory))
         known = wanted.known or listing(hub, wanted.repository, wanted.commit)
-        files = loadable_files(known.files, label)
+        files = loadable_files(_offered(hub, wanted.repository, known, label, indexes))
         return make(known.commit, files, parameters=known.parameters or wanted.parameters)
-    except SilentHubError:
-        raise
     except CheckpointError as error:
+        if isinstance(error, SilentHubError) and not is_there(hub):
+            raise
         return unavailable(error.reason, error.message)
     except OSError as error:
         return unavailable("load_failed", f"{label} cannot be read ({error}): check the folder's permissions")

@@ -1,6 +1,5 @@
 """What a checkpoint's folder holds, as it is stored, and what is said where it cannot be read."""
 
-import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from klray.checkpoints import model_config
-from klray.checkpoints.files import WEIGHT_FORMATS
+from klray.checkpoints.files import weights_of
+from klray.checkpoints.local_folder import offered_by
 from klray.errors import CheckpointError, Reason
+
+_ZIP = b"PK\x03\x04"
 
 
 def stored_tensors(directory: str | Path) -> dict[str, torch.Tensor]:
@@ -33,28 +35,27 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} holds an adapter (adapter_config.json): merge it into its base model and save the whole model",
             "load_failed",
         )
-    for whole, _, index in WEIGHT_FORMATS:
-        if (folder / whole).is_file():
-            return [folder / whole]
-        if (folder / index).is_file():
-            shards = json.loads((folder / index).read_text("utf-8"))["weight_map"].values()
-            return [folder / shard for shard in sorted(set(shards))]
-    found = sorted(file.name for file in folder.glob("*") if file.is_file())
-    looked_for = " nor ".join(whole for whole, *_ in WEIGHT_FORMATS)
-    raise CheckpointError(
-        f"{folder} has no weights that can be read without running code: neither {looked_for}, only "
-        f"{', '.join(found) or 'nothing'}; convert its weights to safetensors",
-        "no_safe_weights",
-    )
+    return [folder / path for path in weights_of(offered_by(folder)).files]
 
 
 def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
-    """Stored tensors by name, mapped from the files: read when used."""
+    """Stored tensors by name, mapped from the files where their format allows: read when used."""
     stored: dict[str, torch.Tensor] = {}
     for file in files:
-        safe = file.suffix == ".safetensors"
-        stored |= load_file(file) if safe else torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        stored |= load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
     return stored
+
+
+def _unpickled(file: Path) -> dict[str, torch.Tensor]:
+    """Tensors that torch.save wrote; before PyTorch 1.6 that was no zip file, which alone can be mapped."""
+    with file.open("rb") as stream:
+        zipped = stream.read(len(_ZIP)) == _ZIP
+    found = torch.load(file, map_location="cpu", mmap=zipped, weights_only=True)
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
+    ):
+        raise pickle.UnpicklingError(f"{file.name} is no dictionary of tensors by name")
+    return found
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,0 +1,171 @@
+"""A hub's answers within bounds of bytes, seconds and places: whoever answers may be anybody."""
+
+import ipaddress
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
+from urllib.parse import urlsplit
+
+from huggingface_hub.utils import get_session
+
+ANSWER_BYTES = 1 << 25  # 100,000 revisions with names of 40 characters take half of it
+CONTAINERS = 1_000_000  # objects and arrays in an answer, some 100 bytes of memory each
+ANSWER_SECONDS = 120.0  # for the body of an answer
+REDIRECTS = 5
+HTTP_ERROR = 400
+
+
+class OddAnswerError(ValueError):
+    """The hub answered, and not as a model hub does; the words go on from its name. To ask again would not help."""
+
+
+class Pace:
+    """Tells a body that drips: less than ``bytes_per_second`` over any ``seconds``."""
+
+    def __init__(self, bytes_per_second: float, seconds: float):
+        self.bytes_per_second, self.seconds = bytes_per_second, seconds
+        self._since, self._taken = time.monotonic(), 0
+
+    def too_slow(self, taken: int) -> bool:
+        """Whether the last window brought too little, now that ``taken`` bytes more are there."""
+        self._taken += taken
+        now = time.monotonic()
+        if now - self._since < self.seconds:
+            return False
+        slow = self._taken < self.bytes_per_second * (now - self._since)
+        self._since, self._taken = now, 0
+        return slow
+
+
+def answer(url: str, headers: Mapping[str, str], parameters: Mapping[str, str], seconds: float) -> Any:
+    """The whole answer to a GET, its body at most ``ANSWER_BYTES``. Raises as ``opened``."""
+    response = opened(url, {**headers, "accept-encoding": "identity"}, seconds, parameters=parameters)
+    return response if response.is_closed else _whole(response)
+
+
+def opened(
+    url: str,
+    headers: Mapping[str, str],
+    seconds: float,
+    *,
+    parameters: Mapping[str, str] | None = None,
+    stops: Callable[[Any], bool] = lambda response: False,
+) -> Any:
+    """The answer to a GET within ``seconds``, its body to be read and closed; an error's is whole.
+
+    Redirects are followed, without the token to another host, until one that ``stops``. Raises OddAnswerError: they
+    lead nowhere, or from a hub on the internet, or one with https, to where a stranger's answer may not lead;
+    TimeoutError: headers that drip pass every limit on silence.
+    """
+    client = get_session()
+    request = client.build_request("GET", url, params=dict(parameters or {}), headers=dict(headers), timeout=seconds)
+
+    def follow() -> Any:
+        following = request
+        for _ in range(REDIRECTS + 1):
+            response = client.send(following, stream=True, follow_redirects=False)
+            if response.next_request is None or stops(response):
+                return response
+            following = response.next_request
+            try:
+                _whole(response)  # so that the connection can be used again
+                _check_way(url, str(following.url))
+            finally:
+                response.close()
+        raise OddAnswerError(f"leads on and on, after {REDIRECTS} redirects to {urlsplit(str(following.url)).netloc}")
+
+    response = _within(seconds, follow)
+    return _whole(response) if response.status_code >= HTTP_ERROR else response
+
+
+def parsed(response: Any) -> Any:
+    """The JSON in an answer, None for an empty one. Raises OddAnswerError."""
+    body = response.content
+    if not body:
+        return None
+    if body.count(b"{") + body.count(b"[") > CONTAINERS:
+        raise OddAnswerError(f"answered with more than {CONTAINERS:,} objects, which no repository needs")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise OddAnswerError(f"did not answer in JSON ({type(error).__name__}: {error})") from error
+
+
+def _whole(response: Any) -> Any:
+    """The same answer with its body read, as it was sent: what is packed may unfold to any size."""
+    try:
+        if (packed := response.headers.get("content-encoding", "identity")) != "identity":
+            raise OddAnswerError(f"answered in {packed}, which it was not asked for")
+        announced = response.headers.get("content-length", "")
+        too_much = f"answered with more than {ANSWER_BYTES:,} bytes, which no repository needs"
+        if announced.isdecimal() and (len(announced) > len(str(ANSWER_BYTES)) or int(announced) > ANSWER_BYTES):
+            raise OddAnswerError(too_much)
+        blocks, taken = list[bytes](), 0
+        pace, start = Pace(bytes_per_second=1000, seconds=4), time.monotonic()
+        for block in response.iter_raw():
+            blocks.append(block)
+            taken += len(block)
+            if taken > ANSWER_BYTES:
+                raise OddAnswerError(too_much)
+            if pace.too_slow(len(block)) or time.monotonic() - start > ANSWER_SECONDS:
+                raise OddAnswerError(
+                    f"sent {taken:,} bytes of an answer in {time.monotonic() - start:.0f} s, too slowly"
+                )
+    finally:
+        response.close()
+    headers = [(name, value) for name, value in response.headers.multi_items() if name != "transfer-encoding"]
+    return type(response)(response.status_code, headers=headers, content=b"".join(blocks), request=response.request)
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    """What ``work`` returns, in a thread that is left behind after ``seconds``."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            future.set_exception(error)
+
+    def close(late: Future[Any]) -> None:
+        if late.exception() is None:
+            late.result().close()
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if not future.done():
+            future.add_done_callback(close)
+            raise TimeoutError(f"no answer within {seconds:g} s") from None
+        raise
+
+
+def _check_way(hub: str, place: str) -> None:
+    """Refuse to be led by ``hub`` to ``place``, another protocol or a network that only this machine can reach."""
+    own, other = urlsplit(hub), urlsplit(place)
+    host = other.hostname or ""
+    if other.scheme not in ("http", "https") or (own.scheme, other.scheme) == ("https", "http"):
+        raise OddAnswerError(f"leads from {own.scheme} to {other.scheme}://{host}, where nothing is fetched from")
+    if host == own.hostname:
+        return
+    addresses = _addresses(host)
+    inside = not all(address.is_global for address in addresses)
+    if any(address.is_link_local for address in addresses) or (
+        inside and all(address.is_global for address in _addresses(own.hostname or ""))
+    ):
+        raise OddAnswerError(f"leads to {host}, an address inside this network, where nothing is fetched from")
+
+
+def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """A host's addresses; none where this machine cannot tell: then a proxy looks it up."""
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return []
+    addresses = [ipaddress.ip_address(str(each).partition("%")[0]) for each in found]
+    return [getattr(address, "ipv4_mapped", None) or address for address in addresses]
