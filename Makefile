@@ -27,8 +27,8 @@ study: $(VENV)/study.stamp
 	$(BIN)/klray study
 
 # Two processes, each with half of the files; the one that is through first takes tests from the other. Threads of one
-# that wait leave the cores to the other.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# that wait leave the cores to the other. Bytecode is kept, so that none of the processes of a test compiles klray again.
+PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 quick: $(VENV)/dev.stamp
 	$(PYTEST) -m "not slow and not gpu" --hypothesis-profile quick

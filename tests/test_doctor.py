@@ -28,6 +28,8 @@ from tests.s3_server import CREDENTIALS
 from tests.test_cli import klray
 from tests.test_probe import URL, use
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
@@ -69,7 +71,6 @@ def store_verdicts(port: int, backend: str = "s3fs") -> list[Finding]:
     return list(_store(URL, {"endpoint_url": f"http://127.0.0.1:{port}", "backend": backend}))
 
 
-@pytest.mark.slow
 def test_where_all_is_well_the_answer_is_0_and_no_secret_is_said(
     server: CarelessS3,
     hub: HubServer,

@@ -27,6 +27,8 @@ from klray.report.figures.model_map import model_map, model_map_caption
 from klray.report.figures.style import run_labels, run_styles, save
 from tests.synthetic import trajectory_result
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def result() -> xr.Dataset:
@@ -279,7 +281,6 @@ def test_an_excluded_run_is_left_out_of_every_line_figure(result: xr.Dataset) ->
         assert "tiny-0.36m-seed0" in texts
 
 
-@pytest.mark.slow
 def test_names_are_drawn_literally_and_without_folders(result: xr.Dataset) -> None:
     names = {
         "tiny/tiny-0.36m-seed0": r"$\frac{$",
@@ -316,7 +317,6 @@ def test_nothing_is_cut_off_and_no_legend_hides_data(plate: object, result: xr.D
             assert not legend.get_window_extent().overlaps(box)
 
 
-@pytest.mark.slow
 def test_files_are_reproducible_and_embed_fonts(result: xr.Dataset, tmp_path: Path) -> None:
     first = save(diffusion_exponents(result), tmp_path / "a", "exponents")
     second = save(diffusion_exponents(result), tmp_path / "b", "exponents")
@@ -327,7 +327,6 @@ def test_files_are_reproducible_and_embed_fonts(result: xr.Dataset, tmp_path: Pa
     assert b"/Type3" not in pdf
 
 
-@pytest.mark.slow
 def test_pyplot_is_never_touched() -> None:
     code = "import klray.report.figures, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -29,6 +29,8 @@ from klray.tiny.family_recipe import SMALLEST
 from tests.scorers import scorer_here
 from tests.stores import N_TEXTS, TEXTS, add, column
 
+pytestmark = pytest.mark.slow
+
 SCORED = texts.python_stdlib(n=8)
 REPOSITORY = "klray/tiny-46k-seed1"
 

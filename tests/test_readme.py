@@ -23,6 +23,8 @@ from klray.store import Column, Identity, Store
 from klray.texts import TextSet
 from tests.test_architecture import ROOMS
 
+pytestmark = pytest.mark.slow
+
 HOUSE = Path(__file__).parent.parent
 README = HOUSE / "README.md"
 USERS = [HOUSE / "docs" / f"{name}.md" for name in ("operator", "curator", "analyst", "trainer")]

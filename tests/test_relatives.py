@@ -25,6 +25,8 @@ from klray.report.figures.quantization_arrows import quantization_arrows, quanti
 from klray.report.figures.training_paths import training_paths, training_paths_caption
 from tests.relatives_data import LAYERS, N_TEXTS, snapshot_of_relatives
 
+pytestmark = pytest.mark.slow
+
 NEW = ["training_paths", "quantization_arrows", "lineage", "layer_threads"]
 
 
@@ -59,7 +61,6 @@ def arrows(figure: Figure) -> list[set[tuple[tuple[float, ...], tuple[float, ...
     ]
 
 
-@pytest.mark.slow
 def test_relatives_are_those_that_repository_commit_and_base_model_name(data: xr.Dataset) -> None:
     labels = data["model"].values
     selves, of = unquantised(data), parents(data)

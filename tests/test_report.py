@@ -25,6 +25,8 @@ from klray.words.numbers import with_error
 from tests.html_page import Page
 from tests.synthetic import trajectory_result
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<img src=x onerror=alert(1)></td><script>alert(2)</script>"
 
 
@@ -51,7 +53,6 @@ def page(result: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(write_report(result, tmp_path_factory.mktemp("out") / "new", title="Four runs", failures=failures))
 
 
-@pytest.mark.slow
 def test_page_needs_nothing_else(page: Page) -> None:
     for tag, attrs in page.elements:
         assert tag not in ("link", "iframe", "object", "embed", "base", "video", "audio", "source", "form")
@@ -232,7 +233,6 @@ def test_failures_have_their_own_table(page: Page, tmp_path: Path, no_figures: N
     assert len(without.tables) == 2
 
 
-@pytest.mark.slow
 def test_hostile_names_and_messages_are_text(tmp_path: Path) -> None:
     result = _small()
     names = [f"{HOSTILE}{index}" for index in range(result.sizes["model"])]
@@ -276,7 +276,6 @@ def test_public_text_has_no_secret_and_no_folder(text: str, shown: str) -> None:
     assert public(text) == shown
 
 
-@pytest.mark.slow
 def test_no_local_path_and_no_token_reaches_the_page(tmp_path: Path) -> None:
     result = _small()
     folder = "/home/ann/secret-project/model"
@@ -291,7 +290,6 @@ def test_no_local_path_and_no_token_reaches_the_page(tmp_path: Path) -> None:
         assert not [part for part in source.split() if private in part and "base64" not in part]
 
 
-@pytest.mark.slow
 def test_without_exponents_the_report_says_why(tmp_path: Path) -> None:
     page = Page(write_report(_small(), tmp_path, title="Short"))
     assert "diffusion exponents were asked for" in page.text
@@ -300,7 +298,6 @@ def test_without_exponents_the_report_says_why(tmp_path: Path) -> None:
     assert "fractal dimension 2/" not in page.text.split("Runs")[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"sizes": (), "singles": 3}, {"steps": (0, 20), "singles": 0, "excluded": False}])
 def test_small_results_have_a_report_too(changes: dict[str, object], tmp_path: Path) -> None:
     result = _small(**changes)
@@ -321,7 +318,6 @@ def test_long_model_table_and_long_recipe_are_cut_and_say_so(
     assert "1002" in page.text and "1003" not in page.text and "300 values in all" in page.text
 
 
-@pytest.mark.slow
 def test_a_result_that_was_stored_gives_the_same_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = _small()
     text = {name: (v.dims, v.values.astype(object)) for name, v in result.variables.items() if v.dtype.kind == "U"}

@@ -23,6 +23,8 @@ from klray.words.numbers import significant
 from tests.scale_check import check_scale
 from tests.scale_data import fill_store, scale_snapshot
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def snapshot() -> xr.Dataset:
@@ -59,7 +61,6 @@ def config(filled: Path, tmp_path: Path) -> Config:
     )
 
 
-@pytest.mark.slow
 def test_klray_scale_prints_keeps_and_draws(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scale(config)
     said = capsys.readouterr().out
@@ -71,7 +72,6 @@ def test_klray_scale_prints_keeps_and_draws(config: Config, tmp_path: Path, caps
     assert (tmp_path / "figures" / "scale.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 def test_a_scale_for_longer_runs_says_what_to_set(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     config.scale.spacing = 777
     scale(config)
@@ -85,7 +85,6 @@ def test_a_scale_for_longer_runs_says_what_to_set(config: Config, capsys: pytest
     assert "No run has" not in said
 
 
-@pytest.mark.slow
 def test_a_scale_with_another_recipe_than_the_analysis_says_so(
     config: Config, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +122,6 @@ def test_domains_stand_side_by_side(config: Config, capsys: pytest.CaptureFixtur
     assert "org/pythia-14m-seed1" not in said  # 4 checkpoints have no exponent
 
 
-@pytest.mark.slow
 def test_an_analysis_of_a_domain_has_a_recipe_and_a_name_of_its_own(config: Config) -> None:
     config.analysis.domain = "b"
     config.scale.dir = None

@@ -22,6 +22,8 @@ from klray.tiny.family import train_family
 from klray.tiny.family_recipe import SMALLEST
 from tests.scorers import scorer_here
 
+pytestmark = pytest.mark.slow
+
 TEXTS = texts.python_stdlib(n=8)
 REPOSITORY = "klray/tiny-46k-seed1"
 

@@ -18,6 +18,8 @@ from klray.config import sweep as sweep_configs
 from klray.errors import KlrayError
 from klray.store import Store
 
+pytestmark = pytest.mark.slow
+
 STAGES = [
     StageConfig("first", "tiny_smallest", select={"limit": 2}),
     StageConfig("last", "tiny_smallest", select={"revisions": "step40"}, scoring={"dtype": "bfloat16"}),
@@ -35,7 +37,6 @@ def config_of(tmp_path: Path, **study: object) -> Config:
     return config
 
 
-@pytest.mark.slow
 def test_stages_are_scored_into_one_store_each_by_its_own_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,7 +56,6 @@ def test_stages_are_scored_into_one_store_each_by_its_own_settings(
     assert OmegaConf.to_yaml(OmegaConf.structured(config)) == before
 
 
-@pytest.mark.slow
 def test_cost_of_a_study_is_the_sum_over_its_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, last = plan_study(config_of(tmp_path))
     assert (first.cost.checkpoints, last.cost.checkpoints) == (2, 2)
@@ -99,7 +99,6 @@ def test_studies_of_conf_name_families_that_are_there(name: str) -> None:
         assert (folder / "models" / f"{stage.models}.yaml").is_file()
 
 
-@pytest.mark.slow
 def test_a_stage_with_a_lens_of_its_own_is_planned_trained_and_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,8 @@ from klray.tiny import serving
 from klray.tiny.hub_server import HubServer, local_hub
 from tests.hub_faults import write_model
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = "tiny/run"
 
 

@@ -20,7 +20,7 @@ from klray.watch.fingerprint import weights_sha256
 from tests import tiny_models
 from tests.training_run import RUN, STEPS, TEXTS, columns, draw, trainer, weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def test_a_run_is_the_same_with_and_without_the_callback(tmp_path: Path) -> None:
@@ -66,7 +66,6 @@ def test_columns_are_those_of_the_saved_checkpoints(tmp_path: Path) -> None:
     assert float(np.square(one - other, dtype=np.float64).sum()) == pytest.approx(exact, rel=0.02)
 
 
-@pytest.mark.slow
 def test_a_run_in_mixed_precision_is_scored_in_the_precision_of_its_weights(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,7 +168,6 @@ def test_a_step_that_overflows_is_recorded_as_a_failure_and_the_run_goes_on(
     assert {failure.revision for failure in failures} <= {f"step{step}" for step in range(4, STEPS + 1)}
 
 
-@pytest.mark.slow
 def test_a_run_that_took_another_way_keeps_its_first_columns_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,7 +18,7 @@ from tests import tiny_models
 from tests.stores import TEXTS as OTHER_TEXTS
 from tests.training_run import RUN, TEXTS, trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
