@@ -3,12 +3,13 @@
 import importlib.util
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
-from klray.words.outside import sentence
+from klray.words.outside import fault, sentence
 
 Reason = Literal[
     "repository_not_found",  # missing, private, or a wrong name
@@ -57,6 +58,15 @@ class KlrayError(ValueError):
 
     def __init__(self, message: str, *details: object):
         super().__init__(sentence(message), *details)
+
+
+def refuse_unfit(what: str, fields: Mapping[str, object]) -> None:
+    """Raise the KlrayError that names the field of ``fields`` which is not fit to be kept, if there is one.
+
+    Readers of every kind make arrays, tables and pages of what is kept: a value that they cannot take stops them all.
+    """
+    if why := fault(fields):
+        raise KlrayError(f"{what}: {why}; give it another value")
 
 
 class CheckpointError(KlrayError):

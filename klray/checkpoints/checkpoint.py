@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from klray.errors import Reason
+from klray.words.outside import whole_number
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 # Fetched for whoever uses the folder; the log-likelihood of a plain text does not depend on them.
@@ -18,13 +19,13 @@ STEP = re.compile(r"(?:^|[-_])(?:step|checkpoint)[-_]?(\d+)(?=$|[-_.])")
 
 
 def step_of(revision: str) -> int | None:
-    """Training step named by a revision, or None.
+    """Training step named by a revision, or None; a number that no array takes is none.
 
-    >>> step_of("stage1-step1000-tokens3B"), step_of("global_step64"), step_of("main")
-    (1000, 64, None)
+    >>> step_of("stage1-step1000-tokens3B"), step_of("global_step64"), step_of("main"), step_of(f"step{10**20}")
+    (1000, 64, None, None)
     """
     found = STEP.search(revision)
-    return int(found.group(1)) if found else None
+    return whole_number(found.group(1)) if found else None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from klray.words.outside import fit
+
 # What the hub calls the ways from a parent to a child; "" where neither the card nor the hub says.
 RELATIONS = ("finetune", "adapter", "merge", "quantized")
 _ADAPTER_FILE = "adapter_config.json"
@@ -55,10 +57,10 @@ def lineage_of(repository: str, info: Mapping[str, Any]) -> Lineage:
 def parsed_parents(names: Iterable[str]) -> dict[str, str]:
     """Parents with the revision that is named for each, "" for none: ``org/name@revision`` or ``org/name``.
 
-    A path, which begins with / or a dot, is taken as it is.
+    A path, which begins with / or a dot, is taken as it is. Names are made fit to be kept (`klray.words.outside.fit`).
     """
     parents: dict[str, str] = {}
-    for name in names:
+    for name in map(fit, names):
         parent, _, revision = (name.strip(), "", "") if name.startswith(("/", ".")) else name.strip().partition("@")
         if parent:
             parents.setdefault(parent, revision)

@@ -25,8 +25,9 @@ from klray.checkpoints.hub import (
 )
 from klray.checkpoints.local_folder import LOCAL_REVISION, folder_lineage, folder_revisions, local_folder, read_folder
 from klray.checkpoints.parents import Lineage, parsed_parents
-from klray.errors import CheckpointError, KlrayError
+from klray.errors import CheckpointError, KlrayError, refuse_unfit
 from klray.words.numbers import counted
+from klray.words.outside import fault, fit
 
 REQUESTS_AT_ONCE = 8
 NEIGHBOURS = 3  # names in a hint
@@ -51,6 +52,9 @@ class RepositorySpec:
     seed: int | None = None
     base_model: str = ""
 
+    def __post_init__(self) -> None:
+        refuse_unfit("models", {**vars(self), "revisions": self.patterns})
+
     @property
     def patterns(self) -> tuple[str, ...]:
         """``revisions`` as a tuple."""
@@ -71,6 +75,7 @@ class Selection:
     limit: int | None = None
 
     def __post_init__(self) -> None:
+        refuse_unfit("models", {"family": self.family})
         ends = {"stride": "; 1 keeps every step", "limit": ", or leave it out to take everything"}
         for name, end in ends.items():
             value = getattr(self, name)
@@ -177,6 +182,8 @@ def _by_step(revision: str) -> tuple[bool, int]:
 def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
     if not folder.is_dir():
         raise CheckpointError(f"folder {folder} does not exist: check the path", "repository_not_found")
+    if why := fault(str(folder)):
+        raise CheckpointError(f"folder {folder}: its name {why}: rename it", "repository_not_found")
     models = folder_revisions(folder)
     if not models:
         raise CheckpointError(
@@ -291,8 +298,9 @@ def _complete(hub: Hub, family: str, indexes: _Indexes, wanted: _Wanted) -> Chec
         parents=", ".join(wanted.lineage.parents),
         relation=wanted.lineage.relation,
     )
-    make = partial(Checkpoint, wanted.repository, wanted.revision, facts=facts)
-    unavailable = partial(Unavailable, wanted.repository, wanted.revision)
+    revision = fit(wanted.revision)  # of anybody; what is scored is the commit
+    make = partial(Checkpoint, wanted.repository, revision, facts=facts)
+    unavailable = partial(Unavailable, wanted.repository, revision)
     try:
         if wanted.directory is not None:
             return make(*read_folder(wanted.directory), directory=str(wanted.directory))

@@ -16,6 +16,7 @@ from klray.store.snapshots import damaged_objects, last_finished, read_manifest,
 
 COLUMNS_AT_ONCE = 32  # checked by one thread; each has five objects
 THREADS = 4
+AGAIN = "klray verify verify.repair=true takes it out, to be scored again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,9 +192,12 @@ def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Da
     _, wrong = read_whole(objects, paths)
     for commit in commits:
         found = [f"{name} {wrong[path]}" for name in commit.objects if (path := f"{commit.path}/{name}") in wrong]
+        where = f"store {objects.url}: column {commit.path} of {commit.identity.repository}"
         if found:
-            where = f"store {objects.url}: column {commit.path} of {commit.identity.repository}"
             damages.append(Damage(commit.key, commit.path, f"{where}: {', '.join(found)}; score the checkpoint again"))
+        elif commit.unfit:
+            words = f"{where}: the commit's {commit.unfit}; snapshots hold a value in its place, and {AGAIN}"
+            damages.append(Damage(commit.key, commit.path, words))
         elif not commit.objects:  # klray 0.1.0 before its first release
             try:
                 read_column(objects, commit)

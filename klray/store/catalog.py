@@ -20,6 +20,7 @@ from klray.store.columns import Commit, StoredColumn, committed, find_commits
 from klray.store.objects import Listed, Objects
 from klray.store.seal import read_whole, sha256_of
 from klray.store.snapshots import Manifest, open_snapshot
+from klray.words.outside import LONGEST, fault, printable
 
 log = logging.getLogger("klray")
 
@@ -38,12 +39,19 @@ class Coordinate:
     long_name: str = ""
 
     def array(self, values: Iterable[Any]) -> np.ndarray:
-        """(model,) values as they are stored; what a commit does not say is "" or -1."""
+        """(model,) values as they are stored; what a commit does not say, or not as klray would, is "" or -1.
+
+        Labels that no klray wrote are made fit to be shown: one commit stops nobody.
+        """
         if self.kind == "label":
-            return np.array([str(value or "") for value in values], dtype=np.dtypes.StringDType())
+            return np.array([printable(str(value or ""), LONGEST) for value in values], dtype=np.dtypes.StringDType())
         if self.kind == "time":
             return np.array(list(values), "datetime64[us]")
-        return np.array([-1 if value is None else int(value) for value in values], dtype=np.int64)
+        return np.array([_number(value) for value in values], dtype=np.int64)
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and not fault(value) else -1
 
 
 def _fact(name: str) -> Callable[[Commit, int, Listed], Any]:

@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
+from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError, refuse_unfit
 from klray.store import layout
 from klray.store.datasets import encode_group
 from klray.store.identity import Identity
 from klray.store.objects import Listed, Objects
 from klray.store.seal import read_parsed, read_whole, sealed, sha256_of, unsealed
 from klray.store.zarr_store import ZarrStore
+from klray.words.outside import fault
 
 log = logging.getLogger("klray")
 
@@ -73,6 +74,11 @@ class Commit:
         """Where the column is, and what its bytes must be."""
         return StoredColumn(self.key, self.identity.repository, self.path, self.sha256, len(self.layers))
 
+    @property
+    def unfit(self) -> str:
+        """Which of its facts no catalog can take, and why; "" as a rule. Another program than klray wrote it then."""
+        return fault({**dataclasses.asdict(self.identity), **self.facts})
+
     def to_json(self) -> bytes:
         """Bytes of the commit object, with a hash of their own."""
         return sealed(dataclasses.asdict(self))
@@ -87,6 +93,8 @@ class Commit:
         fields["identity"] = Identity(**fields["identity"])
         fields["layers"] = tuple(fields["layers"])
         commit = cls(**fields)
+        if not isinstance(commit.facts, dict) or not all(type(layer) is int for layer in commit.layers):
+            raise ValueError("its facts or layers are none")
         if commit.key != commit.identity.key:
             raise ValueError("its key is not that of its identity")
         if path != layout.commit_path(commit.key):
@@ -111,7 +119,12 @@ def values_sha256(values: npt.NDArray[np.float32]) -> str:
 
 
 def encode_column(column: Column, attempt: str) -> tuple[dict[str, bytes], Commit]:
-    """The objects of a column by their keys, and the commit that will make them visible."""
+    """The objects of a column by their keys, and the commit that will make them visible.
+
+    Raises KlrayError: its identity or a fact is none that a store can keep.
+    """
+    fields = {name: getattr(column, name) for name in ("facts", "versions", "timings")}
+    refuse_unfit("column", {**dataclasses.asdict(column.identity), **fields})
     values = np.ascontiguousarray(column.log_likelihood, dtype="<f4")
     assert values.shape == (len(column.layers), len(column.n_tokens))
     arrays = {"log_likelihood": values, "status": (np.asarray(column.n_tokens) == 0).astype(np.uint8)}

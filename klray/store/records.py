@@ -10,12 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from klray.errors import Reason
+from klray.errors import Reason, refuse_unfit
 from klray.store import layout
 from klray.store.columns import committed
 from klray.store.identity import Identity
 from klray.store.objects import Objects
 from klray.store.seal import read_parsed, sealed, sha256_of, unsealed
+from klray.words.outside import printable, sentence
 from klray.words.secrets import without_secrets
 
 log = logging.getLogger("klray")
@@ -37,10 +38,14 @@ class Failure:
 def record_failure(
     objects: Objects, identity: Identity, revision: str, reason: Reason, message: str, attempt: str
 ) -> Failure:
-    """Write why the checkpoint of ``identity`` could not be scored this time."""
+    """Write why the checkpoint of ``identity`` could not be scored this time; its words are made fit to be shown.
+
+    Raises KlrayError: the identity is none that a store can keep.
+    """
+    refuse_unfit("failure", dataclasses.asdict(identity))
     created = datetime.now(UTC).isoformat(timespec="microseconds")
-    message = without_secrets(message)  # it will be published
-    failure = Failure(identity.key, identity.repository, revision, reason, message, attempt, created)
+    message = sentence(without_secrets(message))  # it will be published
+    failure = Failure(identity.key, identity.repository, printable(revision), reason, message, attempt, created)
     objects.put(layout.failure_path(failure.key, attempt), sealed(dataclasses.asdict(failure)))
     return failure
 
@@ -84,6 +89,7 @@ def withdraw_failures(objects: Objects, identities: Iterable[Identity]) -> None:
 
 def record_plan(objects: Objects, family: str, keys: Iterable[str]) -> None:
     """Write down that the columns of ``keys`` are wanted; a plan that is there already is not written again."""
+    refuse_unfit("plan", {"family": family})
     body = json.dumps({"family": family, "keys": sorted(set(keys))}, indent=0).encode()
     path = layout.plan_path(family, sha256_of(body))
     if not objects.create(path, body):  # what is there under this hash is something else

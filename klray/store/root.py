@@ -60,14 +60,14 @@ def read_root(objects: Objects) -> dict[str, Any]:
 
 
 def must_be_mended(objects: Objects, facts: TextFacts) -> bool:
-    """Whether the root is lost or damaged and is to be written again for the texts of ``facts``.
+    """Whether the root is lost, damaged or all that was made, and is to be written again for the texts of ``facts``.
 
     Raises StoreError: the place is taken by something else, or by the store of another text set as far as can still be
     known.
     """
     try:
-        if find_root(objects) is not None:
-            return False
+        if (root := find_root(objects)) is not None:
+            return _is_half_made(objects, root, facts)
         strangers = [name for name in objects.names("") if name not in (probe.PREFIX, layout.ROOT)]
         if not strangers or find_root(objects) is not None:  # another job has created the store since
             return False
@@ -99,6 +99,16 @@ def must_be_mended(objects: Objects, facts: TextFacts) -> bool:
             "it was, with the same domains, and it is written again; if texts/ are damaged too, remove them first"
         )
     return True
+
+
+def _is_half_made(objects: Objects, root: dict[str, Any], facts: TextFacts) -> bool:
+    """Whether these texts were given other domains, with which texts/ were never written and nothing was committed."""
+    return (
+        root["text_set"] == facts.fingerprint
+        and root.get("texts_sha256", facts.sha256) != facts.sha256
+        and objects.get(MARKER) is None
+        and not objects.names(layout.COMMITS)
+    )
 
 
 def claim(objects: Objects, facts: TextFacts, *, mend: bool = False) -> dict[str, Any]:

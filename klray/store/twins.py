@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from klray.errors import StoreDamagedError
+from klray.errors import StoreDamagedError, refuse_unfit
 from klray.store import layout
 from klray.store.columns import Commit, find_commits, put_and_commit
 from klray.store.identity import Identity
 from klray.store.objects import Objects
 from klray.store.seal import read_whole
+from klray.words.outside import fit
 
 log = logging.getLogger("klray")
 
@@ -26,6 +27,7 @@ def take_over(
     ``facts`` go before those of the source, and ``taken_from`` names it, as repository@commit. None when the source is
     gone or damaged: then there is nothing to take over.
     """
+    refuse_unfit("column", dataclasses.asdict(identity))
     start = time.time()
     try:
         known = next(iter(find_commits(objects, [source])), None)
@@ -46,7 +48,8 @@ def take_over(
         path=path,
         attempt=attempt,
         identity=identity,
-        facts={**known.facts, **facts, "taken_from": f"{known.identity.repository}@{known.identity.commit}"},
+        versions=fit(known.versions),
+        facts=fit({**known.facts, **facts, "taken_from": f"{known.identity.repository}@{known.identity.commit}"}),
         timings={},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

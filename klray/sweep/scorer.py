@@ -18,6 +18,7 @@ from klray.store import Column, Store
 from klray.store.twins import take_over
 from klray.sweep.settings import Computing, ScoringSettings
 from klray.texts import TextSet
+from klray.words.outside import fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +82,16 @@ class Scorer:
             log_likelihood=computed.log_likelihood,
             layers=computed.layers,
             n_tokens=computed.n_tokens,
-            facts={
-                **dataclasses.asdict(checkpoint.facts),
-                "revision": checkpoint.revision,
-                "bytes": checkpoint.bytes,
-                "device": settings.device,
-                "threads": settings.threads,
-                **computed.facts,
-            },
+            facts=fit(
+                {
+                    **dataclasses.asdict(checkpoint.facts),
+                    "revision": checkpoint.revision,
+                    "bytes": checkpoint.bytes,
+                    "device": settings.device,
+                    "threads": settings.threads,
+                    **computed.facts,
+                }
+            ),
             versions=dict(versions()),
             timings={"fetch_seconds": fetch_seconds, **computed.timings},
             weight_sketch=computed.weight_sketch,

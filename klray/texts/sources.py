@@ -1,14 +1,14 @@
 """Text sets from files: a JSON-lines file as corpora are published, or a folder of documents."""
 
 import codecs
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from klray.errors import KlrayError
-from klray.texts.textset import TextSet, chunk, draw
+from klray.texts.textset import TextSet, chunk, draw, is_unicode
+from klray.words.outside import fault, parsed, printable
 
 logger = logging.getLogger("klray")
 
@@ -27,7 +27,7 @@ def from_jsonl(
     domain_field: str | None = None,
     chunked: bool = True,
 ) -> TextSet:
-    """Read a UTF-8 file with one JSON object per line; blank lines and a byte order mark are skipped.
+    """Read a UTF-8 file with one JSON object per line; blank lines and byte order marks are skipped.
 
     Draws ``n`` texts (None: all) with ``seed``, from one ``domain`` or (None) from all; they keep the order of the
     file. Dots in ``text_field`` and ``domain_field`` reach into nested objects; without one for the domain it is the
@@ -35,14 +35,15 @@ def from_jsonl(
     text, kept as it is; unless ``chunked`` it is a document, to be cut by :func:`klray.texts.chunk`.
 
     Raises KlrayError: no such file, or an empty one; a line that is not a JSON object, or lacks a field, or whose text
-    is empty or not Unicode (with the line number); no texts, an unknown domain, or n larger than the number of texts.
+    is empty or not Unicode, or whose domain cannot be printed (with the line number); no texts, an unknown domain, or n
+    larger than the number of texts.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise KlrayError(f"no file {path}: set texts.path (in Python: path) to a JSON Lines file")
     documents = _read_lines(path, text_field, domain_field)
     pieces = ((piece, label) for text, label in documents for piece in ([text] if chunked else chunk(text)))
-    return draw(path.name, pieces, n=n, seed=seed, domain=domain)
+    return draw(printable(path.name), pieces, n=n, seed=seed, domain=domain)
 
 
 def from_folder(
@@ -55,11 +56,11 @@ def from_folder(
     """Read a folder in which each file that matches the glob ``pattern`` is a document, in the order of their names.
 
     A document's domain is the first folder below ``path``, or "text" for a file that lies in ``path`` itself. Files
-    that are not UTF-8 are left out and named in a warning. Draws ``n`` texts (None: all) with ``seed``, from one
-    ``domain`` or (None) from all.
+    that are not UTF-8 are left out and named in a warning; a byte order mark is skipped. Draws ``n`` texts (None: all)
+    with ``seed``, from one ``domain`` or (None) from all.
 
-    Raises KlrayError: no such folder, no file that matches, none that is UTF-8, no texts, an unknown domain, or n
-    larger than the number of texts.
+    Raises KlrayError: no such folder, no file that matches, none that is UTF-8, a domain that cannot be printed, no
+    texts, an unknown domain, or n larger than the number of texts.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -73,12 +74,13 @@ def from_folder(
     not_utf8 = []
     for name in names:
         try:
-            document = (root / name).read_bytes().decode()
+            document = (root / name).read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError:
             not_utf8.append(name)
             continue
         first, slash, _ = name.partition("/")
-        pieces.extend((piece, first if slash else DEFAULT_DOMAIN) for piece in chunk(document))
+        label = _label(first if slash else DEFAULT_DOMAIN, f"{root}, folder {first!a}")
+        pieces.extend((piece, label) for piece in chunk(document))
     some = ", ".join(not_utf8[:10]) + (", ..." if len(not_utf8) > 10 else "")
     if len(not_utf8) == len(names):
         raise KlrayError(
@@ -87,7 +89,7 @@ def from_folder(
         )
     if not_utf8:
         logger.warning("%s: left out %d files that are not UTF-8: %s", root, len(not_utf8), some)
-    return draw(root.name, pieces, n=n, seed=seed, domain=domain)
+    return draw(printable(root.name), pieces, n=n, seed=seed, domain=domain)
 
 
 def _read_lines(path: Path, text_field: str, domain_field: str | None) -> Iterator[tuple[str, str]]:
@@ -95,20 +97,19 @@ def _read_lines(path: Path, text_field: str, domain_field: str | None) -> Iterat
     empty = True
     with path.open("rb") as lines:
         for number, read in enumerate(lines, start=1):
-            line = read.removeprefix(codecs.BOM_UTF8) if number == 1 else read
+            line = read.removeprefix(codecs.BOM_UTF8)  # of files that were put behind each other, each has one
             if not line.strip():
                 continue
             empty = False
             where = f"{path}, line {number:,}"
             try:
-                record = json.loads(line.decode())
+                record = parsed(line.decode())
             except ValueError as error:
                 raise KlrayError(f"{where} is not JSON ({error}): every line must be one UTF-8 JSON object") from error
             if not isinstance(record, dict):
                 raise KlrayError(f"{where} holds a {type(record).__name__}: every line must be one JSON object")
             text = _required(record, text_field, "text", where)
-            # JSON can escape half of a surrogate pair, which has no UTF-8 form and so no number of bytes.
-            if not isinstance(text, str) or not text or any("\ud800" <= each <= "\udfff" for each in text):
+            if not text or not is_unicode(text):  # JSON can escape half of a surrogate pair
                 raise KlrayError(f"{where}: '{text_field}' must be a non-empty Unicode string, found {text!r:.80}")
             yield text, _domain(record, domain_field, where)
     if empty:
@@ -121,8 +122,15 @@ def _read_lines(path: Path, text_field: str, domain_field: str | None) -> Iterat
 def _domain(record: dict[str, Any], domain_field: str | None, where: str) -> str:
     if domain_field is None:
         labels = (_field(record, field) for field in DOMAIN_FIELDS)
-        return next((str(label) for label in labels if label is not None), DEFAULT_DOMAIN)
-    return str(_required(record, domain_field, "domain", where))
+        return _label(next((label for label in labels if label is not None), DEFAULT_DOMAIN), where)
+    return _label(_required(record, domain_field, "domain", where), where)
+
+
+def _label(value: object, where: str) -> str:
+    label = str(value)
+    if why := fault(label):
+        raise KlrayError(f"{where}: its domain {why}; give it a label that can be printed")
+    return label
 
 
 def _required(record: dict[str, Any], field: str, what: str, where: str) -> Any:

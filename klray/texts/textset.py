@@ -1,6 +1,7 @@
 """TextSet: texts, byte lengths, domains and a fingerprint; how documents become texts, and n of them are drawn."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from klray.errors import KlrayError
+from klray.errors import KlrayError, refuse_unfit
 
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 MAX_BYTES = 1024
 MIN_BYTES = 256
 
@@ -21,7 +23,7 @@ class TextSet:
     Two text sets with equal fingerprints give every model the same log-likelihoods, whatever their names and domains.
     The name is for people: where the texts come from and how they were drawn.
 
-    Raises KlrayError: there are no texts, or not as many domains as texts.
+    Raises KlrayError: there are no texts, or not as many domains as texts; the name or a domain cannot be printed.
     """
 
     name: str
@@ -31,6 +33,10 @@ class TextSet:
     def __post_init__(self) -> None:
         if not self.texts:
             raise KlrayError(f"text set '{self.name}' has no texts: a text set needs at least one")
+        wrong = next((number for number, text in enumerate(self.texts) if not is_unicode(text)), None)
+        if wrong is not None:
+            raise KlrayError(f"text set '{self.name}': text {wrong:,} is no Unicode string: it has no UTF-8 form")
+        refuse_unfit("text set", {"name": self.name, "domains": self.domains})
         if len(self.texts) != len(self.domains):
             raise KlrayError(
                 f"text set '{self.name}' has {len(self.texts):,} texts and {len(self.domains):,} domains: "
@@ -58,6 +64,11 @@ class TextSet:
             digest.update(len(data).to_bytes(8, "big"))
             digest.update(data)
         return digest.hexdigest()
+
+
+def is_unicode(text: object) -> bool:
+    """Whether it is a string without half of a surrogate pair, which has no UTF-8 form and so no number of bytes."""
+    return isinstance(text, str) and _HALF_PAIR.search(text) is None
 
 
 def chunk(document: str, max_bytes: int = MAX_BYTES, min_bytes: int = MIN_BYTES) -> list[str]:

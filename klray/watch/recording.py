@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from klray.errors import KlrayError
+from klray.errors import KlrayError, refuse_unfit
 from klray.likelihood import tokens
 from klray.likelihood.score import score
 from klray.store import Column, Identity, Store
@@ -39,6 +39,7 @@ class Run:
                 )
         if self.seed is not None:
             object.__setattr__(self, "seed", _whole_number("seed", self.seed))
+        refuse_unfit("run", dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)

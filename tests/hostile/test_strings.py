@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
 import os
 import pickle
 from contextlib import redirect_stdout
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from klray.errors import CheckpointError, KlrayError
+import klray
+from jobs.status import status
+from klray.config import Config
+from klray.errors import CheckpointError, KlrayError, StoreError
+from klray.store import Column, Commit, Failure, Store, layout
+from klray.store.columns import encode_column
+from klray.store.objects import open_objects
+from klray.store.root import claim
+from klray.store.seal import sealed, sha256_of
+from klray.store.text_facts import text_facts
+from klray.store.twins import take_over
+from klray.texts import TextSet, from_folder, from_jsonl
 from klray.words.outside import DEEPEST, LONGEST, contents, fault, fit, one_line, parsed, printable, whole_number
 from klray.words.secrets import Discreet
 from klray.words.tables import say, text_table
+from tests.stores import TEXTS, column
 
 # Escapes that clear the screen, set the title and write to the clipboard, a forged line, HTML, half of a surrogate
 # pair, a byte order mark, marks that turn the direction of writing, C1 controls, breaks of lines and paragraphs.
@@ -162,3 +177,160 @@ def test_only_regular_files_are_read_and_no_more_of_them_than_wanted(tmp_path: P
     with pytest.raises(FileNotFoundError):
         contents(tmp_path / "gone", 1000)
     assert contents(tmp_path / "small", 1000) == b"x" * 1000
+
+
+def stored(commit: Commit, **changes: Any) -> bytes:
+    """A commit as another program writes it: whatever it says, sealed."""
+    fields = {**dataclasses.asdict(commit), **changes}
+    if "identity" in changes:
+        fields["identity"] = dataclasses.asdict(changes["identity"])
+    return sealed(fields)
+
+
+def write_by_another(store: Store, column: Column, **facts: object) -> Commit:
+    """Commit a column whose facts no klray of now would take."""
+    bodies, commit = encode_column(column, "e" * 32)
+    store.objects.put_many(bodies)
+    store.objects.put(layout.commit_path(commit.key), stored(commit, facts={**commit.facts, **facts}))
+    return commit
+
+
+ODD_FACTS: dict[str, dict[str, object]] = {
+    "surrogate": {"base_model": "lab/base-\ud83d"},
+    "escapes": {"revision": "step1\x1b[31m\nforged", "family": HOSTILE["escapes"]},
+    "megabyte": {"parents": "x" * 2**20},
+    "step": {"step": 10**20},
+    "words for numbers": {"parameters": "many", "seed": "1e400", "tokens": [1]},
+    "floats": {"parameters": 1e300, "seed": float("inf"), "step": 1.5},
+    "lists for labels": {"run": ["a", "b"], "size": {"a": 1}, "architecture": 7},
+}
+
+
+@pytest.mark.slow
+def test_one_commit_stops_nobody_and_verify_has_a_way_out(folder_store: Store) -> None:
+    folder_store.add_column(column("sound", 1))
+    odd = {write_by_another(folder_store, column(name, 2), **facts).key: facts for name, facts in ODD_FACTS.items()}
+    manifest, _ = folder_store.publish()
+    assert manifest.n_models == len(odd) + 1
+    with klray.open_dataset(folder_store.url) as dataset:
+        rows = {name: values.values.tolist() for name, values in dataset.coords.items()}
+    assert fault(rows) == ""
+    catalog = folder_store.catalog()
+    assert len(catalog) == len(odd) + 1
+    damaged = {damage.key: damage.message for damage in folder_store.audit().damages}
+    assert set(damaged) == {key for key, facts in odd.items() if fault(facts)}
+    assert len(damaged) == 4
+    assert all("verify.repair=true" in words and words.isprintable() for words in damaged.values())
+    removed = folder_store.repair(folder_store.audit(), timedelta(0))
+    assert {layout.commit_path(key) for key in damaged} <= set(removed)
+    assert folder_store.audit().damages == ()
+    assert folder_store.publish()[0].n_models == len(odd) + 1 - len(damaged)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ({"identity": {"repository": "lab/a\ud83d"}}, r"repository holds the character U\+D83D"),
+        ({"identity": {"commit": "a\x1b"}}, r"commit holds the character U\+001B"),
+        ({"facts": {"step": 2**63}}, "facts step is beyond 64 bits"),
+        ({"facts": {"base_model": "x" * 5000}}, "facts base_model has 5,000 characters"),
+        ({"facts": {"a": {"b": ["\u202e"]}}}, r"facts a b item 0 holds the character U\+202E"),
+        ({"facts": {"a": {1, 2}}}, "facts a is a set"),
+        ({"versions": {"torch": "\ufeff2"}}, r"versions torch holds the character U\+FEFF"),
+    ],
+)
+def test_commit_is_refused_by_the_name_of_its_field(
+    folder_store: Store, place: dict[str, dict[str, Any]], words: str
+) -> None:
+    sound = column("a", 1)
+    changes: dict[str, Any] = {
+        name: dataclasses.replace(sound.identity, **values)
+        if name == "identity"
+        else {**getattr(sound, name), **values}
+        for name, values in place.items()
+    }
+    before = folder_store.objects.walk("")
+    with pytest.raises(KlrayError, match=words):
+        folder_store.add_column(dataclasses.replace(sound, **changes))
+    assert folder_store.objects.walk("").keys() == before.keys()
+    if "identity" in changes:
+        with pytest.raises(KlrayError, match=words):
+            folder_store.record_failure(changes["identity"], "main", "gated", "no", "1" * 32)
+        with pytest.raises(KlrayError, match=words):
+            take_over(folder_store.objects, sound.identity.key, changes["identity"], {})
+
+
+def test_what_is_taken_over_from_another_is_made_fit(folder_store: Store) -> None:
+    odd = write_by_another(folder_store, column("a", 1), base_model="lab/\x1b", step=10**20)
+    taken = take_over(folder_store.objects, odd.key, column("b", 2).identity, {"revision": "step2", "step": 2})
+    assert taken is not None
+    assert taken[0].unfit == ""
+    assert taken[0].facts["step"] == 2
+
+
+@each_hostile
+def test_record_of_a_failure_is_shown_as_it_is(folder_store: Store, hostile: str) -> None:
+    folder_store.record_failure(column("a", 1).identity, f"step1{hostile}", "load_failed", f"its {hostile}", "1" * 32)
+    settings = Config()
+    settings.store.url = folder_store.url
+    with redirect_stdout(io.StringIO()) as said:
+        status(settings)
+    assert_clean(said.getvalue())
+    (failure,) = folder_store.failures()
+    assert fault(dataclasses.asdict(failure)) == ""
+
+
+def test_plan_and_failure_that_another_wrote_are_printed_clean(folder_store: Store) -> None:
+    hostile = "".join(HOSTILE.values())
+    identity = column("a", 1).identity
+    failure = Failure(identity.key, hostile, hostile, "gated", hostile, "1" * 32, "2026")
+    folder_store.objects.put(layout.failure_path(identity.key, "1" * 32), sealed(dataclasses.asdict(failure)))
+    body = json.dumps({"family": "odd\x1b[2J\nfamily", "keys": ["0" * 64]}).encode()
+    folder_store.objects.put(layout.plan_path("odd\x1b[2J\nfamily", sha256_of(body)), body)
+    settings = Config()
+    settings.store.url = folder_store.url
+    with redirect_stdout(io.StringIO()) as said:
+        status(settings)
+    assert_clean(said.getvalue())
+    assert "odd" in said.getvalue()
+
+
+def test_texts_that_no_store_can_keep_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    for line, words in (
+        (r'{"text": "a", "domain": "\ud83d"}', r"line 1: its domain holds the character U\+D83D"),
+        (r'{"text": "a", "domain": "a\u001b[2J"}', r"line 1: its domain holds the character U\+001B"),
+        ('{"text": "a", "meta": ' + "[" * 100_000 + "}", "line 1 is not JSON .*levels deep"),
+        (r'{"text": "\ud83d"}', "line 1: 'text' must be a non-empty Unicode string"),
+    ):
+        (tmp_path / "texts.jsonl").write_text(line)
+        with pytest.raises(KlrayError, match=words):
+            from_jsonl(tmp_path / "texts.jsonl")
+    with pytest.raises(KlrayError, match="domains item 0 holds"):
+        TextSet("t", ("a",), ("\ufeff",))
+    with pytest.raises(KlrayError, match="text 0 is no Unicode"):
+        TextSet("t", ("\ud83d",), ("x",))
+    (tmp_path / "odd\u202e").mkdir()
+    (tmp_path / "odd\u202e" / "a.txt").write_text("word " * 100)
+    with pytest.raises(KlrayError, match=r"odd\\u202e': its domain holds"):
+        from_folder(tmp_path)
+
+
+def test_byte_order_marks_are_no_part_of_a_text(tmp_path: Path) -> None:
+    line = b'\xef\xbb\xbf{"text": "a"}\n'
+    (tmp_path / "two.jsonl").write_bytes(line + line)
+    assert from_jsonl(tmp_path / "two.jsonl").texts == ("a", "a")
+    (tmp_path / "a.txt").write_text("word " * 100, encoding="utf-8-sig")
+    assert from_folder(tmp_path).texts == ("word " * 100,)
+
+
+def test_store_that_was_half_made_with_odd_domains_goes_on_with_mended_ones(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    odd = dataclasses.replace(text_facts(TEXTS), domains=("\ud83d",) * len(TEXTS))
+    claim(open_objects(url), odd)  # a klray before this one wrote the root, and could not write the texts
+    store = Store.create(url, TEXTS)
+    store.add_column(column("a", 1))
+    assert Store.open(url).texts.domains == TEXTS.domains
+    other = TextSet("t", TEXTS.texts, ("other",) * len(TEXTS))
+    (tmp_path / "store" / "texts" / "zarr.json").unlink()
+    with pytest.raises(StoreError, match="other domains"):
+        Store.create(url, other)
