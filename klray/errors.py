@@ -20,6 +20,9 @@ Reason = Literal[
     "download_failed",  # network, after the retries
     "disk_full",
     "load_failed",  # unknown architecture, broken config or broken weights
+    "not_causal",  # an encoder, a masked model, a classifier: what it gives is no probability of the next token
+    "text_lost",  # a text is not in its tokens
+    "timed_out",  # tokenising took too long
     "text_too_long",  # a text has more tokens than the model's context
     "non_finite",  # a log-likelihood came out as NaN or infinity
     "out_of_memory",

@@ -134,7 +134,7 @@ def test_the_head_of_a_model_gives_the_model_s_own_logits(
     model = tiny_models.tiny_model(architecture, dtype=dtype)
     ids = torch.arange(40, 72)
     with torch.no_grad():
-        head = find_head(model, ids, longest=100)
+        head, _ = find_head(model, ids, longest=100)
         assert head is not None
         hidden = hidden_states(model, ids[None])[0]
         own = own_logits(model, ids[None])[0].float()
@@ -148,7 +148,7 @@ def test_a_head_of_zeros_still_has_the_scale_of_its_config() -> None:
     model = tiny_models.tiny_model("cohere")
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
-        head = find_head(model, torch.arange(9), longest=9)
+        head, _ = find_head(model, torch.arange(9), longest=9)
     assert head is not None
     assert head.scale == 0.25
 
@@ -224,10 +224,12 @@ def test_models_that_the_head_cannot_stand_for_are_told(
     make: Any, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "klray"), torch.no_grad():
-        assert find_head(make(), torch.arange(40, 72), longest=65) is None
+        head, why = find_head(make(), torch.arange(40, 72), longest=65)
+    assert head is None
     (record,) = [record for record in caplog.records if record.name == "klray"]
     assert record.levelno == logging.WARNING
     assert re.search(words, record.getMessage())
+    assert why and why in record.getMessage()
     assert "one text per forward pass" in record.getMessage()
 
 
@@ -235,4 +237,4 @@ def test_not_finite_models_are_left_to_the_log_likelihoods_to_report() -> None:
     model = tiny_models.tiny_model("gpt_neox")
     with torch.no_grad():
         model.get_output_embeddings().weight[3] = math.nan
-        assert find_head(model, torch.arange(9), longest=9) is not None
+        assert find_head(model, torch.arange(9), longest=9)[0] is not None

@@ -1,7 +1,7 @@
 """What a checkpoint's folder holds, as it is stored, and what is said where it cannot be read."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +56,23 @@ def _unpickled(file: Path) -> dict[str, torch.Tensor]:
     ):
         raise pickle.UnpicklingError(f"{file.name} is no dictionary of tensors by name")
     return found
+
+
+def is_coded(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds codes of numbers, which are known only together with scales: 8 bits of float and fewer."""
+    return tensor.is_floating_point() and tensor.element_size() < 2
+
+
+def refuse_coded(stored: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Raise CheckpointError (load_failed) for codes among the tensors of a checkpoint that is not said to have any."""
+    if coded := [name for name, tensor in stored.items() if is_coded(tensor)]:
+        dtype = str(stored[coded[0]].dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{folder} holds {len(coded)} tensors in {dtype}, {coded[0]} among them, and its config.json has no "
+            "quantization_config that says how they are scaled: take the config that they were published with, or the "
+            "unquantised original",
+            "load_failed",
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

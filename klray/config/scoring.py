@@ -1,7 +1,7 @@
 """Groups ``scoring`` and ``plan``: how checkpoints are scored, and at which rates what that costs is estimated."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class ScoringConfig:
     tokens_per_batch: int | None = ScoringSettings.tokens_per_batch  # default: 1,024 on a CPU, 16,384 on a GPU
     cache_dir: str | None = None  # downloaded checkpoints; default below the user's cache folder
     cache_gigabytes: float = CACHE_GIGABYTES  # of one worker
+    # Patterns of stored tensors that a model need not take, such as model.extra.*; you know that they change nothing
+    allow_unused: list[str] = field(default_factory=list)
     # Buckets of the weight sketch kept with a column, a multiple of 64; 0: none
     sketch: int = ScoringSettings.sketch
 

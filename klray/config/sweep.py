@@ -63,6 +63,7 @@ def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> Sco
         lens=lens,
         lens_folder=folder,
         lens_norm=lens_norm,
+        allow_unused=tuple(config.allow_unused),
         sketch=config.sketch,
     )
 

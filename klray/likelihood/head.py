@@ -30,7 +30,7 @@ _LARGEST_SHIFT = 1e30  # beyond every logit of a model that works, and finite in
 _HEAD_TOLERANCE = {torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float32: 1e-4, torch.float64: 1e-4}
 # Greatest relative change of a hidden state when other tokens follow it and other rows stand beside it: the median over
 # tokens, as a mixture of experts may send one token elsewhere on a rounding error; by the dtype of the hidden states.
-_CAUSAL_TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-3, torch.float64: 1e-3}
+_COMPANY_TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-3, torch.float64: 1e-3}
 
 # Names in a config, with the architecture whose logits they shape.
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma 2, RecurrentGemma, xLSTM
@@ -131,9 +131,17 @@ def text_config(model: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def last_states(model: Any, ids_NT: torch.Tensor) -> torch.Tensor | None:
+    """Last hidden states (N, T, D) of the base model for rows of token ids (N, T); None where there are none."""
+    base = getattr(model, "base_model", None)
+    if base is None or base is model:
+        return None
+    return getattr(base(input_ids=ids_NT, use_cache=False), "last_hidden_state", None)
+
+
 def hidden_states(model: Any, ids_NT: torch.Tensor) -> torch.Tensor:
     """What the output head reads for rows of token ids (N, T): the base model's last hidden states, (N, T, D)."""
-    states = getattr(model.base_model(input_ids=ids_NT, use_cache=False), "last_hidden_state", None)
+    states = last_states(model, ids_NT)
     if states is None:
         raise _Unfit("its base model gives no hidden states")
     return states
@@ -151,14 +159,13 @@ def own_logits(model: Any, ids_NT: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def find_head(model: Any, probe_T: torch.Tensor, longest: int) -> OutputHead | None:
-    """The output head of ``model`` if it may stand for the model's own logits; else None, and a warning says why.
+def find_head(model: Any, probe_T: torch.Tensor, longest: int) -> tuple[OutputHead | None, str]:
+    """The output head of ``model`` if it may stand for the model's own logits; else None and why, of which it warns.
 
     Scale and softcap are read from the model's config; then a short text ``probe_T`` (T,) of token ids decides, on
-    every call: the head's logits must equal the model's own, and a hidden state must not depend on what follows it or
-    stands beside it in a batch (as it does in a bidirectional model, or in one that reads the padding). That takes two
-    short forward passes. ``longest`` is the length in tokens of the longest text to be scored. To be called in eval
-    mode without gradients.
+    every call: the head's logits must equal the model's own, and a hidden state must not depend on what stands beside
+    it in a batch (as it does in a model that reads the padding). That takes two short forward passes. ``longest`` is
+    the length in tokens of the longest text to be scored. To be called in eval mode without gradients.
     """
     try:
         if longest > (limit := _short_context(model)):
@@ -172,17 +179,17 @@ def find_head(model: Any, probe_T: torch.Tensor, longest: int) -> OutputHead | N
             ours_TV = heads[0].logits(alone_TD.to(heads[0].weight_VD.device)).to(own_TV.device)
             if ours_TV.shape != own_TV.shape or (torch.isneginf(own_TV) & torch.isfinite(ours_TV)).any():
                 raise _Unfit("it gives no probability to some tokens, to which its linear head gives some")
-            return heads[0]  # nothing can be compared; the log-likelihoods will say that they are not finite
+            return heads[0], ""  # nothing can be compared; the log-likelihoods will say that they are not finite
         head = _agreeing(heads, alone_TD, own_TV)
-        _check_causal(model, probe_T, alone_TD)
+        _check_company(model, probe_T, alone_TD)
     except _Unfit as reason:
         logger.warning(
             "%s: %s; scoring one text per forward pass through the model's own logits, which is slower",
             type(model).__name__,
             reason,
         )
-        return None
-    return head
+        return None, str(reason)
+    return head, ""
 
 
 def _states_and_logits(model: Any, ids_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,13 +217,13 @@ def _agreeing(heads: Sequence[OutputHead], hidden_TD: torch.Tensor, own_TV: torc
     raise _Unfit(f"its logits are {min(errors):.1e} off those of its linear head ({allowed:.0e} allowed)")
 
 
-def _check_causal(model: Any, probe_T: torch.Tensor, alone_TD: torch.Tensor) -> None:
+def _check_company(model: Any, probe_T: torch.Tensor, alone_TD: torch.Tensor) -> None:
     """Compare the hidden states of the probe's beginning with those that it has in a batch, before its other half."""
     followed_TD = hidden_states(model, torch.stack([probe_T, probe_T.flip(0)]))[0, : len(alone_TD)]
     change = ((followed_TD - alone_TD).float().norm(dim=-1) / alone_TD.float().norm(dim=-1)).median().item()
-    allowed = _CAUSAL_TOLERANCE[alone_TD.dtype]
+    allowed = _COMPANY_TOLERANCE[alone_TD.dtype]
     if change > allowed:
-        raise _Unfit(f"its hidden states change by {change:.1e} with what follows them ({allowed:.0e} allowed)")
+        raise _Unfit(f"its hidden states change by {change:.1e} with what is in their batch ({allowed:.0e} allowed)")
 
 
 def _candidates(model: Any) -> list[OutputHead]:

@@ -3,8 +3,7 @@
 import copy
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from klray.checkpoints import model_config
-from klray.checkpoints.tensors import explained, first_line, read_tensors, weight_files
+from klray.checkpoints.tensors import explained, first_line, read_tensors, refuse_coded, weight_files
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import quantization as quantizations
 from klray.likelihood.choices import NONE, Dtype, check_quantization, lacks_accelerate, lacks_quantization
+from klray.likelihood.kinds import check_kind
 from klray.likelihood.score import context_length
-
-logger = logging.getLogger("klray")
+from klray.likelihood.taken import find_slots, refuse_left_out
 
 # What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
 _TOKENIZER_FILES = (
@@ -48,6 +47,7 @@ class Loaded:
     parameters: int  # tied ones count once
     context: int | None  # most tokens that it reads at once; None for no limit
     stored_quantization: str  # how its files are quantised, such as bitsandbytes or gptq; "" if they are not
+    unused: tuple[str, ...]  # stored tensors that it does not take, as ``allow_unused`` says
     # All of a checkpoint but its numbers: where two are equal, one's numbers can take the place of the other's.
     _layout: tuple[Any, ...]
     _slots: dict[str, torch.Tensor] | None  # where each stored tensor went; None if not all of them can be told
@@ -61,6 +61,7 @@ def load(
     quantization: str = "none",
     reuse: Loaded | None = None,
     look: Callable[[Mapping[str, torch.Tensor]], None] | None = None,
+    allow_unused: Sequence[str] = (),
 ) -> Loaded:
     """Load a causal language model from a checkpoint's folder, in eval mode, never running code that it brings.
 
@@ -81,10 +82,13 @@ def load(
         memory is freed before the new model is built. Either way the result is the same, bit for bit.
     look
         Called with the stored tensors by name, in the files' own dtypes, before the model is made of them.
+    allow_unused
+        Patterns, as of file names, of stored tensors that the model need not take; ``taken.HARMLESS`` never count.
 
     Raises CheckpointError with reason load_failed (unknown architecture, broken config or weights, weights missing: a
-    parameter that the checkpoint does not hold would be random), no_safe_weights, or out_of_memory; KlrayError for
-    "auto" without accelerate, a quantisation that there is not, or one without its library.
+    parameter that the checkpoint does not hold would be random; weights that the model does not take as they are
+    stored), not_causal, no_safe_weights, or out_of_memory; KlrayError for "auto" without accelerate, a quantisation
+    that there is not, or one without its library.
     """
     check_quantization(quantization)
     if lacking := lacks_quantization(quantization):
@@ -97,6 +101,7 @@ def load(
     with _quiet(), explained(folder):
         files = weight_files(folder)
         config = model_config(folder)
+        check_kind(config, folder)
         method = quantizations.stored_method(config)
         if method and quantization != NONE:
             raise CheckpointError(
@@ -111,10 +116,12 @@ def load(
         if look is not None:
             look(read)
         stored = read if plain else {}
+        refuse_coded(stored, folder)
         tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in sorted(stored.items())]
         layout = (json.dumps(config, sort_keys=True), dtype, quantization, str(device), tensors)
+        known = reuse is not None and reuse._layout == layout
         if reuse is not None:
-            if reuse._layout == layout and reuse._slots is not None:
+            if known and reuse._slots is not None:
                 with torch.no_grad():
                     for name, slot in reuse._slots.items():
                         slot.copy_(stored[name])
@@ -124,15 +131,21 @@ def load(
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # other sizes would not fit into the blocks that the old model leaves
         with _quantized_explained(folder, method):
-            model = _build(folder, dtype, device, quantization, safetensors=files[0].suffix == ".safetensors")
+            model, unexpected = _build(
+                folder, dtype, device, quantization, safetensors=files[0].suffix == ".safetensors"
+            )
+        slots = find_slots(model, stored) if plain else None
+        unplaced = {name: tensor for name, tensor in stored.items() if not known and name not in (slots or {})}
+        unused = refuse_left_out(model, unplaced, unexpected, allow_unused, folder)
         return Loaded(
             model=model,
             architecture=type(model).__name__,
             parameters=model.num_parameters(),
             context=context_length(model),
             stored_quantization=method,
+            unused=unused,
             _layout=layout,
-            _slots=_find_slots(model, stored) if plain else None,
+            _slots=slots,
         )
 
 
@@ -196,7 +209,10 @@ def _config(folder: Path) -> Any:
     return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
-def _build(folder: Path, dtype: str, device: str | torch.device, quantization: str, safetensors: bool) -> Any:
+def _build(
+    folder: Path, dtype: str, device: str | torch.device, quantization: str, safetensors: bool
+) -> tuple[Any, set[str]]:
+    """The model, and the names of stored tensors that transformers did not take."""
     config = _config(folder)
     # A config.json may name an attention kernel to be fetched from the hub: only the built-in ones are used.
     config._attn_implementation = None
@@ -234,8 +250,6 @@ def _build(folder: Path, dtype: str, device: str | torch.device, quantization: s
             f"{', ...' if len(missing) > 5 else ''}; they would be random: use a complete checkpoint of a causal model",
             "load_failed",
         )
-    if info["unexpected_keys"]:
-        logger.info("%s: %d tensors are not part of the model", folder, len(info["unexpected_keys"]))
     if device == "auto":
         _check_places(model, folder)
     elif not more:
@@ -243,7 +257,7 @@ def _build(folder: Path, dtype: str, device: str | torch.device, quantization: s
     if next(model.parameters()).device.type == "cpu":
         model = _own_memory(model, stored_quantized)
     quantizations.settle(model)
-    return model.eval()
+    return model.eval(), set(info["unexpected_keys"])
 
 
 def _own_memory(model: Any, stored_quantized: bool) -> Any:
@@ -267,32 +281,6 @@ def _check_places(model: Any, folder: Path) -> None:
             "raise ray.gpus_per_worker, or choose a 16-bit dtype",
             "out_of_memory",
         )
-
-
-def _find_slots(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-    """Where transformers put each stored tensor, told from the values; None unless the whole model is accounted for.
-
-    A tensor of the same name in the model is the slot; a renamed one (``embed_out.weight`` of GPT-NeoX is
-    ``lm_head.weight`` in memory) is found by its values. Converted ones (fused, split, transposed) are not found, and
-    neither are two stored tensors that went to one place: whether those stay tied depends on the numbers.
-    """
-    state = model.state_dict()
-
-    def holds(slot: torch.Tensor, name: str) -> bool:
-        return slot.shape == stored[name].shape and torch.equal(slot, stored[name].to(slot.device, slot.dtype))
-
-    slots = {name: state[name] for name in stored if name in state}
-    filled = {slot.data_ptr() for slot in slots.values()}
-    if len(filled) < len(slots) or not all(holds(slot, name) for name, slot in slots.items()):
-        return None
-    empty = {slot.data_ptr(): slot for slot in state.values() if slot.data_ptr() not in filled}
-    for name in stored.keys() - slots.keys():
-        found = [address for address, slot in empty.items() if holds(slot, name)]
-        if len(found) > 1:
-            return None
-        if found:
-            slots[name] = empty.pop(found[0])
-    return None if empty else slots
 
 
 @contextmanager

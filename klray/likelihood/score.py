@@ -13,6 +13,7 @@ import torch
 
 from klray.checkpoints.tensors import is_out_of_memory
 from klray.errors import CheckpointError
+from klray.likelihood.causality import check_causal
 from klray.likelihood.forward import LayerReader, Predicted, Reader, on_device
 from klray.likelihood.head import find_head, text_config
 from klray.likelihood.streams import copies, in_streams
@@ -28,14 +29,15 @@ _PROBE_TOKENS = 32
 class LogLikelihoods:
     """One model's log-likelihoods of N texts, and how they were computed.
 
-    ``head`` is "tiled" for klray's head, "model" for the model's own logits, one text per forward pass (a warning said
-    why); ``tokens_per_batch`` the budget that the computation ended with, halved each time that memory ran out.
+    ``head`` is "tiled" for klray's head, "model" for the model's own logits, one text per forward pass, and ``why``;
+    ``tokens_per_batch`` the budget that the computation ended with, halved each time that memory ran out.
     """
 
     values: np.ndarray  # (N,) float64, nats: sum of log p(token | tokens before it) over a text's tokens but the first
     n_tokens: np.ndarray  # (N,) int64, the tokens counted in each text
     head: Literal["tiled", "model"]
     tokens_per_batch: int
+    why: str = ""  # it was not "tiled"
     layers: np.ndarray | None = None  # (L + 1, N) float64, nats: the same after each layer, ``values`` last
 
 
@@ -60,7 +62,8 @@ def log_likelihood(
     tokens_per_batch
         Tokens in a forward pass; None for 1,024 on a CPU and 16,384 elsewhere. It changes values by rounding only.
 
-    Raises CheckpointError: text_too_long, non_finite, out_of_memory, or load_failed if tokenizer and model do not fit.
+    Raises CheckpointError: text_too_long, not_causal, non_finite, out_of_memory, or load_failed if tokenizer and model
+    do not fit.
     """
     return score(model, encode(tokenizer, texts), tokens_per_batch=tokens_per_batch).values
 
@@ -132,7 +135,7 @@ def _score(model: Any, tokens: Tokens, budget: int, device: torch.device, lens: 
     if not batches:
         rows = np.zeros((1, len(tokens)))
         return LogLikelihoods(rows[0], tokens.counted, "tiled", budget)
-    readers = _readers(model, tokens, ids, batches, lens)
+    readers, why = _readers(model, tokens, ids, batches, lens)
     tiled = readers[0].head is not None
     if not tiled:  # one text per forward pass: the definition of the log-likelihood, and free of padding
         batches = plan(tokens.lengths, 1)
@@ -163,30 +166,33 @@ def _score(model: Any, tokens: Tokens, budget: int, device: torch.device, lens: 
         n_tokens=tokens.counted,
         head="tiled" if tiled else "model",
         tokens_per_batch=budget,
+        why=why,
         layers=rows if lens is not None else None,
     )
 
 
 def _readers(
     model: Any, tokens: Tokens, ids: torch.Tensor, batches: Sequence[np.ndarray], lens: LayerReader | None
-) -> list[Reader]:
-    """A reader for each stream; only one where the model computes its own logits."""
+) -> tuple[list[Reader], str]:
+    """A reader for each stream; only one where the model computes its own logits, and why it does."""
     modules = copies(model, len(batches))
     longest = int(batches[0][0])
     start, length = int(tokens.offsets[longest]), int(tokens.lengths[longest])
     probe_T = ids[start : start + min(length, _PROBE_TOKENS)]
-    head = find_head(modules[0], probe_T, length)
+    check_causal(modules[0], probe_T, _vocabulary_size(model))
+    head, why = find_head(modules[0], probe_T, length)
     if head is None:
         if lens is not None:
             raise CheckpointError(
-                f"{type(model).__name__} has no output head that klray can use (a warning says why), and a lens "
-                "reads every layer through it: score this model with scoring.lens=none",
+                f"{type(model).__name__} has no output head that klray can use ({why}), and a lens reads every layer "
+                "through it: score this model with scoring.lens=none",
                 "load_failed",
             )
-        return [Reader(model, None, None, tokens, ids)]
-    return [
+        return [Reader(model, None, None, tokens, ids)], why
+    readers = [
         Reader(each, head, lens.reader(each, probe_T) if lens is not None else None, tokens, ids) for each in modules
     ]
+    return readers, ""
 
 
 def _try_batches(readers: Sequence[Reader], batches: Sequence[np.ndarray]) -> list[Predicted | None]:

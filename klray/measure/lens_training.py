@@ -129,10 +129,10 @@ def _reading(model: Any, tokens: Tokens, norm: str | None, device: torch.device)
     longest = tokens[int(np.argmax(tokens.lengths))]
     probe_T = torch.from_numpy(longest[:_PROBE_TOKENS].astype(np.int64)).to(device)
     with undisturbed(model, device):
-        head = find_head(model, probe_T, len(longest))
+        head, why = find_head(model, probe_T, len(longest))
         if head is None:
             raise KlrayError(
-                f"{type(model).__name__} has no output head that klray can use (a warning says why): "
+                f"{type(model).__name__} has no output head that klray can use ({why}): "
                 "a tuned lens cannot be trained through it"
             )
         layers = find_layers(model, probe_T, norm)

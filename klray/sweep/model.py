@@ -57,6 +57,7 @@ class Compute:
                     quantization=settings.quantization,
                     reuse=self.model,
                     look=begin_sketch if settings.sketch else None,
+                    allow_unused=settings.allow_unused,
                 )
                 encoded = self._encode(checkpoint, directory)
             finally:
@@ -77,9 +78,12 @@ class Compute:
             "parameters": self.model.parameters,
             "stored_quantization": self.model.stored_quantization,
             "head": scores.head,
+            "head_why": scores.why,
             "tokens_per_batch": scores.tokens_per_batch,
             "sketch": sketched.label if sketched else "",
         }
+        if self.model.unused:
+            facts["unused_tensors"] = list(self.model.unused)
         if self.lens is not None and self.lens.translators is not None:
             facts["tuned_lens"] = self.lens.translators.facts
         rows = scores.values[None, :] if scores.layers is None else scores.layers

@@ -35,6 +35,7 @@ class ScoringSettings:
     lens: str = NONE  # "logit" or the name of a tuned lens: a row for every layer
     lens_folder: str = ""  # of a tuned lens, where every worker can read it
     lens_norm: str | None = None  # path to the final norm, where it cannot be found
+    allow_unused: tuple[str, ...] = ()  # patterns of stored tensors that a model need not take
     sketch: int = 65_536  # buckets of the weight sketch, 0 for none; no part of a column's identity
 
     def identity(self, checkpoint: "Checkpoint", text_set: str) -> "Identity":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from klray.checkpoints.tensors import is_coded
 from klray.errors import KlrayError
 
 # Constants that older files hold beside the parameters: masks, their fill value, rotary frequencies.
@@ -17,7 +18,7 @@ def parameters(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The floating-point parameters among ``stored`` tensors, sorted by name; tied ones once, constants left out.
 
     Two names are tied if they share memory, or if one is an output head that equals another tensor of its shape.
-    Raises KlrayError for weights that are stored as integers: their values are known only together with their scales.
+    Raises KlrayError for weights stored as integers or float8: their values are known only together with their scales.
     """
     kept: dict[str, torch.Tensor] = {}
     places: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
@@ -25,7 +26,7 @@ def parameters(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         tensor = stored[name]
         if name.endswith(_BUFFERS) or tensor.dtype == torch.bool or tensor.numel() == 0:
             continue
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or is_coded(tensor):
             raise KlrayError(
                 f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}: weights that were quantised before "
                 "they were stored have no place in weight space; take the checkpoint that they were made from"

@@ -1,0 +1,124 @@
+"""Which of a checkpoint's stored tensors its model has taken up, and what may be left out."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.core_model_loading import revert_weight_conversion
+
+from klray.errors import CheckpointError
+
+# What older or larger files hold beside the parameters: no probability of a next token depends on it.
+HARMLESS = (
+    (r"inv_freq$", "rotary frequencies, computed from the config"),
+    (r"\.(attn|attention)\.(bias|masked_bias)$", "the causal mask and what it is filled with"),
+    (r"(^|\.)position_ids$", "0, 1, 2, ..."),
+    (r"\.num_batches_tracked$", "a counter of training"),
+    (r"(^|\.)mtp(_layers)?\.", "predicts tokens after the next one"),
+)
+_SHOWN = 5
+
+
+def refuse_left_out(
+    model: Any, stored: Mapping[str, torch.Tensor], unexpected: Iterable[str], allowed: Sequence[str], folder: Path
+) -> tuple[str, ...]:
+    """Refuse a model that is not what its checkpoint stores; the names that were left out as ``allowed`` patterns say.
+
+    ``stored`` are the tensors that must be in memory as they are stored, ``unexpected`` what transformers did not take.
+    Raises CheckpointError (load_failed) with their names.
+    """
+    left = sorted({*unexpected, *_not_in_memory(model, stored)})
+    left = [name for name in left if not _is_harmless(name, stored.get(name), model)]
+    passed = tuple(name for name in left if any(fnmatchcase(name, pattern) for pattern in allowed))
+    if refused := [name for name in left if name not in passed]:
+        raise CheckpointError(
+            f"{folder} holds {len(refused)} tensors that {type(model).__name__} of its config.json does not take as "
+            f"they are stored: {shown(refused)}; what would be scored is another model than was saved: take config and "
+            "weights from one checkpoint, or, where you know that they change nothing, set "
+            f"scoring.allow_unused=['{refused[0]}']",
+            "load_failed",
+        )
+    return passed
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first of many names."""
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def find_slots(model: Any, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """Where transformers put each stored tensor, told from the values; None unless the whole model is accounted for.
+
+    A tensor of the same name in the model is the slot; a renamed one (``embed_out.weight`` of GPT-NeoX is
+    ``lm_head.weight`` in memory) is found by its values. Converted ones (fused, split, transposed) are not found, and
+    neither are two stored tensors that went to one place: whether those stay tied depends on the numbers.
+    """
+    state = model.state_dict()
+    slots = {name: state[name] for name in stored if name in state}
+    filled = {slot.data_ptr() for slot in slots.values()}
+    if len(filled) < len(slots) or not all(_holds(slot, stored[name]) for name, slot in slots.items()):
+        return None
+    empty = {slot.data_ptr(): slot for slot in state.values() if slot.data_ptr() not in filled}
+    for name in stored.keys() - slots.keys():
+        found = [address for address, slot in empty.items() if _holds(slot, stored[name])]
+        if len(found) > 1:
+            return None
+        if found:
+            slots[name] = empty.pop(found[0])
+    return None if empty else slots
+
+
+def _not_in_memory(model: Any, stored: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the stored tensors that no tensor in memory equals: by name, converted back, or by value."""
+    state = model.state_dict()
+    left = [name for name in stored if name not in state or not _holds(state[name], stored[name])]
+    if left:
+        converted = revert_weight_conversion(model, state)
+        left = [name for name in left if name not in converted or not _holds(converted[name], stored[name])]
+    return [name for name in left if not any(_holds(slot, stored[name]) for slot in state.values())]
+
+
+def _holds(slot: torch.Tensor, stored: torch.Tensor) -> bool:
+    """Equal in shape and, in the slot's dtype, in values; NaN equals itself."""
+    if slot.shape != stored.shape or slot.is_floating_point() != stored.is_floating_point():
+        return False
+    if slot.ndim and not _equal(slot[:1], stored[:1]):
+        return False
+    return _equal(slot, stored)
+
+
+def _equal(slot: torch.Tensor, stored: torch.Tensor) -> bool:
+    values = stored.to(slot.device, slot.dtype)
+    if torch.equal(slot, values):
+        return True
+    return slot.is_floating_point() and bool(torch.isclose(slot, values, rtol=0, atol=0, equal_nan=True).all())
+
+
+def _is_harmless(name: str, tensor: torch.Tensor | None, model: Any) -> bool:
+    if any(f"layers.{layer}." in name for layer in _layers_of_later_tokens(model.config.get_text_config())):
+        return True
+    if not any(re.search(pattern, name) for pattern, _ in HARMLESS):
+        return False
+    if tensor is not None and name.endswith("inv_freq"):
+        return _are_its_frequencies(tensor, model)
+    # A mask is a square, its filling a number; a bias is neither.
+    return tensor is None or not name.endswith("bias") or tensor.ndim in (0, 4)
+
+
+def _layers_of_later_tokens(config: Any) -> range:
+    """Numbers of the layers that DeepSeek-V3 and GLM-4 store after the last one, to predict tokens after the next."""
+    last = getattr(config, "num_hidden_layers", None) or 0
+    return range(last, last + (getattr(config, "num_nextn_predict_layers", None) or 0))
+
+
+def _are_its_frequencies(stored: torch.Tensor, model: Any) -> bool:
+    """Whether stored rotary frequencies are those of the model, up to 16 bits; scaled ones are stored as it happens."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    own = [each for name, each in model.named_buffers() if name.endswith("inv_freq") and each.shape == stored.shape]
+    if rope.get("rope_type", "default") != "default" or not own:
+        return True
+    values = stored.float()
+    return any(torch.allclose(values, each.float().cpu(), rtol=0.02, atol=1e-6) for each in own)
