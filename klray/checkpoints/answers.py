@@ -1,7 +1,6 @@
 """A hub's answers within bounds of bytes, seconds and places: whoever answers may be anybody."""
 
 import ipaddress
-import json
 import socket
 import threading
 import time
@@ -11,6 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from huggingface_hub.utils import get_session
+
+from klray.words import outside
 
 ANSWER_BYTES = 1 << 25  # 100,000 revisions with names of 40 characters take half of it
 CONTAINERS = 1_000_000  # objects and arrays in an answer, some 100 bytes of memory each
@@ -55,11 +56,11 @@ def opened(
     parameters: Mapping[str, str] | None = None,
     stops: Callable[[Any], bool] = lambda response: False,
 ) -> Any:
-    """The answer to a GET within ``seconds``, its body to be read and closed; an error's is whole.
+    """The answer to a GET after ``seconds`` of silence at most, its body to be read and closed; an error's is whole.
 
     Redirects are followed, without the token to another host, until one that ``stops``. Raises OddAnswerError: they
     lead nowhere, or from a hub on the internet, or one with https, to where a stranger's answer may not lead;
-    TimeoutError: headers that drip pass every limit on silence.
+    TimeoutError: its headers are not there after twice the ``seconds``, in which there was no silence.
     """
     client = get_session()
     request = client.build_request("GET", url, params=dict(parameters or {}), headers=dict(headers), timeout=seconds)
@@ -78,7 +79,7 @@ def opened(
                 response.close()
         raise OddAnswerError(f"leads on and on, after {REDIRECTS} redirects to {urlsplit(str(following.url)).netloc}")
 
-    response = _within(seconds, follow)
+    response = _within(2 * seconds, follow)
     return _whole(response) if response.status_code >= HTTP_ERROR else response
 
 
@@ -90,8 +91,8 @@ def parsed(response: Any) -> Any:
     if body.count(b"{") + body.count(b"[") > CONTAINERS:
         raise OddAnswerError(f"answered with more than {CONTAINERS:,} objects, which no repository needs")
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return outside.parsed(body)
+    except ValueError as error:
         raise OddAnswerError(f"did not answer in JSON ({type(error).__name__}: {error})") from error
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,7 @@ class _Entry:
     files: tuple[RemoteFile, ...]
     users: int
     complete: bool
+    proved: bool = True  # False: an earlier process left it, and whoever could write there
 
     @property
     def bytes(self) -> int:
@@ -45,8 +47,8 @@ class Cache:
     not fit beside the folders in use waits until one is released.
 
     Each process has a folder ``worker-0``, ``worker-1``, ... of its own below ``root``, locked while the cache is open,
-    so ``max_bytes`` is per process. What is complete there is found again by the next process that takes the folder.
-    Downloads pause as ``patience`` says, which caches may share.
+    so ``max_bytes`` is per process. What is complete there is found again by the next process that takes the folder,
+    and hashed before it is used. Downloads pause as ``patience`` says, which caches may share.
     """
 
     def __init__(self, root: Path, max_bytes: int, patience: Patience | None = None):
@@ -146,7 +148,10 @@ class Cache:
                 entry = self._entries.get(folder)
                 if entry and entry.complete and (entry.users or delivered(folder) == checkpoint.files):
                     entry.users += 1
-                    return None
+                    if entry.proved:
+                        return None
+                    entry.complete, entry.proved = False, True  # as if it were fetched: what is right there is kept
+                    return entry
                 if entry and not entry.users:  # damaged, or of other files than those asked for now
                     self._remove(folder)
                     continue
@@ -187,15 +192,18 @@ class Cache:
     def _recover(self) -> None:
         """Take over complete folders of an earlier process, the least recently used first, and remove the rest."""
         complete = []
+        for parent, folders, files in os.walk(self.root):
+            for link in (place for name in (*folders, *files) if (place := Path(parent, name)).is_symlink()):
+                link.unlink()  # klray makes none: it would lead out of the cache
         for folder in self.root.glob("*/*"):
-            files = delivered(folder)
-            if files is None:
+            left = delivered(folder)
+            if left is None:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                complete.append(((folder / MARKER).stat().st_mtime_ns, folder, files))
+                complete.append(((folder / MARKER).stat().st_mtime_ns, folder, left))
         with self._changed:
-            for _, folder, files in sorted(complete):
-                self._entries[folder] = _Entry(files, users=0, complete=True)
+            for _, folder, left in sorted(complete):
+                self._entries[folder] = _Entry(left, users=0, complete=True, proved=False)
             self._make_room(0)
 
     def _disk_full(self, checkpoint: Checkpoint, limit: str) -> CheckpointError:
@@ -256,19 +264,45 @@ def _bytes_on_disk(files: Iterable[RemoteFile]) -> int:
 
 
 def _claim(root: Path) -> tuple[Path, TextIO]:
-    """First folder worker-<n> below ``root`` that no other cache holds, and its lock, which ends with the process."""
+    """First folder worker-<n> below ``root`` that is this user's alone and no other cache's, and its lock, which ends
+    with the process.
+    """
     number = 0
-    while True:
-        folder = root / f"worker-{number}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = folder.with_suffix(".lock").open("a")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return folder, lock
-        except BlockingIOError:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        while True:
+            folder = root / f"worker-{number}"
+            if _own(folder) and (lock := _locked(folder.with_suffix(".lock"))):
+                return folder, lock
             number += 1
-        except OSError as error:
-            raise KlrayError(
-                f"cache folder {root} cannot be used ({error}): set scoring.cache_dir to a folder on a local disk "
-                "that this user may write"
-            ) from error
+    except OSError as error:
+        raise KlrayError(
+            f"cache folder {root} cannot be used ({error}): set scoring.cache_dir to a folder on a local disk "
+            "that this user may write"
+        ) from error
+
+
+def _own(folder: Path) -> bool:
+    """Make ``folder``, or take it if it is this user's and no link: nobody else may write there from now on."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            return False
+        folder.chmod(0o700)
+    return True
+
+
+def _locked(path: Path) -> TextIO | None:
+    """The lock at ``path``, None when another process or user has it."""
+    try:
+        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
+    except PermissionError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock

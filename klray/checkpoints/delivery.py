@@ -10,8 +10,10 @@ from pathlib import Path
 
 from klray.checkpoints.checkpoint import Checkpoint, RemoteFile
 from klray.checkpoints.download import Downloader, other_content, verify
+from klray.checkpoints.files import is_plain
 from klray.checkpoints.hub import Hub
 from klray.errors import CheckpointError
+from klray.words.outside import parsed
 
 FILES_AT_ONCE = 4
 MARKER = ".klray.json"
@@ -23,11 +25,13 @@ def deliver(downloader: Downloader, hub: Hub, checkpoint: Checkpoint, folder: Pa
     """Fill ``folder`` with the files of ``checkpoint``, each verified, and write the marker of completeness last.
 
     A file is copied from ``twin(file)``, a path of equal content that is on this disk already, or else downloaded by
-    commit: along a training run only the weights change, and one request a checkpoint remains of about six.
+    commit: along a training run only the weights change, and one request a checkpoint remains of about six. What an
+    earlier process left there is kept where it is that content.
 
     Raises CheckpointError: ``checksum_mismatch`` when a file is wrong twice, and as ``Downloader.download``.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).unlink(missing_ok=True)
     largest_first = sorted(checkpoint.files, key=lambda file: -file.size_bytes)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         futures = [pool.submit(_obtain, downloader, hub, checkpoint, file, folder, twin) for file in largest_first]
@@ -45,9 +49,9 @@ def deliver(downloader: Downloader, hub: Hub, checkpoint: Checkpoint, folder: Pa
 def delivered(folder: Path) -> tuple[RemoteFile, ...] | None:
     """Files of a complete and verified folder, or None when it is not: no marker, or a file gone or of another size."""
     try:
-        files = tuple(RemoteFile(**file) for file in json.loads((folder / MARKER).read_text()))
-        whole = all((folder / file.path).stat().st_size == file.size_bytes for file in files)
-    except (OSError, ValueError, TypeError):
+        files = tuple(RemoteFile(**file) for file in parsed((folder / MARKER).read_bytes()))
+        whole = all(is_plain(file.path) and (folder / file.path).stat().st_size == file.size_bytes for file in files)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     return files if whole else None
 
@@ -74,6 +78,10 @@ def _obtain(
     downloader: Downloader, hub: Hub, checkpoint: Checkpoint, file: RemoteFile, folder: Path, twin: Twin
 ) -> None:
     path = folder / file.path
+    if file.content and path.is_file() and not verify(path, file):
+        return
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if source := twin(file):
         with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
             shutil.copyfile(source, path)

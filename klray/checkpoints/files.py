@@ -1,6 +1,5 @@
 """Which files of a repository are needed to load it: config, tokenizer, and weights in one safe format."""
 
-import json
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import PurePosixPath
 from klray.checkpoints.checkpoint import RemoteFile
 from klray.errors import CheckpointError
 from klray.words.numbers import listed
-from klray.words.outside import printable
+from klray.words.outside import parsed, printable
 
 CONFIG = "config.json"
 
@@ -165,11 +164,11 @@ def _shards(offered: Listed, index: RemoteFile, suffix: str) -> list[str]:
             "load_failed",
         )
     try:
-        named = json.loads(offered.read(index))["weight_map"].values()
+        named = parsed(offered.read(index))["weight_map"].values()
         shards = sorted(set(named))
         if not shards or not all(isinstance(path, str) for path in shards):
             raise ValueError("its weight_map names no files")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{where} is no index of shards, JSON with a weight_map of tensors to files "
             f"({type(error).__name__}: {printable(str(error))}): fetch it again, or choose another revision",

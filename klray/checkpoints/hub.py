@@ -116,7 +116,7 @@ def contact(hub: Hub) -> Contact:
     route, parameters = ("whoami-v2", {}) if hub.token else ("models", {"limit": "1"})
     try:
         start = time.monotonic()
-        response = _ask(hub, f"/api/{route}", parameters, CONTACT_SECONDS)
+        response = _ask(hub, f"{hub.address}/api/{route}", parameters, CONTACT_SECONDS)
         seconds, status = time.monotonic() - start, response.status_code
         if status not in (401, 403, TOO_MANY):
             response.raise_for_status()

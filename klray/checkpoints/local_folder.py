@@ -11,9 +11,10 @@ import yaml
 from huggingface_hub.repocard import metadata_load
 
 from klray.checkpoints.checkpoint import RemoteFile
-from klray.checkpoints.files import CONFIG, Listed, loadable_files
+from klray.checkpoints.files import CONFIG, INDEX_BYTES, Listed, loadable_files
 from klray.checkpoints.parents import Lineage, lineage_of
 from klray.errors import CheckpointError
+from klray.words.outside import contents
 
 _NOTES = ("_name_or_path", "transformers_version")  # parts of a config.json that change nothing in the model
 
@@ -86,7 +87,7 @@ def read_folder(folder: Path) -> tuple[str, tuple[RemoteFile, ...]]:
 def offered_by(folder: Path) -> Listed:
     """What a folder offers to be loaded."""
     names = [path.name for path in folder.iterdir() if not path.is_dir()] if folder.is_dir() else []
-    return Listed(str(folder), names, partial(file_in, folder), lambda file: (folder / file.path).read_bytes())
+    return Listed(str(folder), names, partial(file_in, folder), lambda file: contents(folder / file.path, INDEX_BYTES))
 
 
 def file_in(folder: Path, path: str) -> RemoteFile | None:
