@@ -8,6 +8,6 @@ from klray.checkpoints.cache import Cache, Fetcher, larger_than_cache
 from klray.checkpoints.checkpoint import Checkpoint, Facts, RemoteFile, Unavailable, step_of
 from klray.checkpoints.files import CONFIG
 from klray.checkpoints.hub import Hub, contact
-from klray.checkpoints.local_folder import architecture, model_config
+from klray.checkpoints.local_folder import architecture, check_small_files, model_config
 from klray.checkpoints.patience import Patience
 from klray.checkpoints.selection import RepositorySpec, Selection, resolve

@@ -59,6 +59,7 @@ class Facts:
 
     ``base_model`` is the single parent, "" when there is none or several; ``base_revision`` its revision, if one is
     named; ``parents`` all parents, joined by ", "; ``relation`` how the model was made from them (see ``lineage``).
+    ``card`` says why the model card could not be read, "" as a rule.
     """
 
     family: str = ""
@@ -70,6 +71,7 @@ class Facts:
     base_revision: str = ""
     parents: str = ""
     relation: str = ""
+    card: str = ""
 
 
 @dataclass(frozen=True)

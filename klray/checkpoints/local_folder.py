@@ -2,22 +2,33 @@
 
 import hashlib
 import json
+import logging
 import stat
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub.repocard import metadata_load
-
+from klray.checkpoints.cards import CARD, CardError, card_metadata
 from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.files import CONFIG, INDEX_BYTES, Listed, loadable_files
 from klray.checkpoints.parents import Lineage, lineage_of
 from klray.errors import CheckpointError
-from klray.words.outside import contents
+from klray.words.outside import contents, parsed
 
+log = logging.getLogger("klray")
+
+CONFIG_BYTES = 1 << 24  # of a JSON file beside the weights that is no list of tokens or tensors; most have a few kB
 _NOTES = ("_name_or_path", "transformers_version")  # parts of a config.json that change nothing in the model
 
+SMALL_JSON = (
+    CONFIG,
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 LOCAL_REVISION = "local"
 PATH_PREFIXES = ("/", "./", "../", "~")
 
@@ -40,31 +51,64 @@ def folder_revisions(folder: Path) -> dict[str, Path]:
 
 
 def model_config(folder: Path) -> dict[str, Any]:
-    """What config.json says of the model; {} without one. ValueError if it is no JSON."""
+    """What config.json says of the model; {} without one. ValueError if it is no JSON object, too large or too deep."""
     file = folder / CONFIG
-    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    config = parsed(contents(file, CONFIG_BYTES)) if file.is_file() else {}
+    if not isinstance(config, dict):
+        raise ValueError(f"{CONFIG} holds a {type(config).__name__}")
     return {key: value for key, value in config.items() if key not in _NOTES}
 
 
-def folder_lineage(folder: Path, run: Path) -> Lineage:
-    """Lineage from the card (README.md) in a model's folder, else in that of its run; a broken card says none."""
-    siblings = [{"rfilename": path.name} for path in folder.iterdir()]
-    for each in dict.fromkeys((folder, run)):
+def check_small_files(folder: Path) -> None:
+    """Look at the JSON files that libraries read whole, however large and deep they are.
+
+    Raises CheckpointError (load_failed): one is no JSON, has more than `CONFIG_BYTES`, or is too deep.
+    """
+    for name in SMALL_JSON:
         try:
-            card = metadata_load(each / "README.md") or {}
-        except (OSError, ValueError, yaml.YAMLError):
-            card = {}
-        found = lineage_of(str(each), {"cardData": card, "siblings": siblings})
-        if found != Lineage():
-            return found
-    return Lineage()
+            if file_in(folder, name):
+                parsed(contents(folder / name, CONFIG_BYTES))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder}: its {name} cannot be read ({error}): take the file as it was published, or leave this "
+                "checkpoint out",
+                "load_failed",
+            ) from error
+
+
+def folder_lineages(models: Mapping[str, Path], run: Path) -> dict[str, Lineage]:
+    """Lineage of each model in the folder of a run, from the card (README.md) in its own folder, else in the run's.
+
+    A card that cannot be read costs the lineage alone, and says why (``unread``).
+    """
+    of_run = _card(run)
+    found = {}
+    for name, folder in models.items():
+        siblings = [{"rfilename": path.name} for path in folder.iterdir()]
+        cards = {folder: of_run if folder == run else _card(folder), run: of_run}
+        lineages = [
+            replace(lineage_of(str(place), {"cardData": card, "siblings": siblings}), unread=why)
+            for place, (card, why) in cards.items()
+        ]
+        found[name] = next((each for each in lineages if each != Lineage()), Lineage())
+    return found
+
+
+def _card(folder: Path) -> tuple[dict[str, Any], str]:
+    """Metadata of the card in a folder, {} without one, and why they cannot be read, "" where they can."""
+    try:
+        return card_metadata(folder / CARD) if file_in(folder, CARD) else {}, ""
+    except (CardError, CheckpointError) as error:
+        why = str(error) if isinstance(error, CheckpointError) else f"{folder / CARD} {error}"
+        log.warning("%s; the lineage that it tells is not recorded", why)
+        return {}, why
 
 
 def architecture(folder: Path) -> str:
     """A name that is equal for folders whose models differ in numbers alone, or "" if config.json cannot be read."""
     try:
         return json.dumps(model_config(folder), sort_keys=True)
-    except (ValueError, AttributeError, OSError):
+    except (ValueError, OSError):
         return ""
 
 

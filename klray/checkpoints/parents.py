@@ -16,12 +16,14 @@ class Lineage:
     """The parents of a model: repositories in the card's order, each once and without the model itself.
 
     ``relation`` is one of ``RELATIONS`` or "": several parents are a merge, whatever else is said of them. ``revision``
-    is that of the single parent, when one is named (``org/name@revision``), else "".
+    is that of the single parent, when one is named (``org/name@revision``), else ""; ``unread`` why a card could not be
+    read, else "".
     """
 
     parents: tuple[str, ...] = ()
     relation: str = ""
     revision: str = ""
+    unread: str = ""
 
     @property
     def single(self) -> str:

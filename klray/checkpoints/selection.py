@@ -23,7 +23,7 @@ from klray.checkpoints.hub import (
     references,
     repositories_of,
 )
-from klray.checkpoints.local_folder import LOCAL_REVISION, folder_lineage, folder_revisions, local_folder, read_folder
+from klray.checkpoints.local_folder import LOCAL_REVISION, folder_lineages, folder_revisions, local_folder, read_folder
 from klray.checkpoints.parents import Lineage, parsed_parents
 from klray.errors import CheckpointError, KlrayError, refuse_unfit
 from klray.words.numbers import counted
@@ -199,8 +199,11 @@ def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
         _no_match(str(folder), each, list(models), "models (folders with a config.json)") for each in unmatched
     ]
     want = partial(_Wanted, spec, str(folder), commit="")
-    lineages = {name: _lineage(spec, folder_lineage(models[name], folder)) for name in names}
-    return [*(want(name, lineage=lineages[name], directory=models[name]) for name in names), *unavailable]
+    lineages = folder_lineages({name: models[name] for name in names}, folder)
+    return [
+        *(want(name, lineage=_lineage(spec, known), directory=models[name]) for name, known in lineages.items()),
+        *unavailable,
+    ]
 
 
 def _expand_repository(hub: Hub, spec: RepositorySpec) -> _Expansion:
@@ -297,6 +300,7 @@ def _complete(hub: Hub, family: str, indexes: _Indexes, wanted: _Wanted) -> Chec
         base_revision=wanted.lineage.revision,
         parents=", ".join(wanted.lineage.parents),
         relation=wanted.lineage.relation,
+        card=wanted.lineage.unread,
     )
     revision = fit(wanted.revision)  # of anybody; what is scored is the commit
     make = partial(Checkpoint, wanted.repository, revision, facts=facts)

@@ -13,6 +13,7 @@ from klray.checkpoints import model_config
 from klray.checkpoints.files import weights_of
 from klray.checkpoints.local_folder import offered_by
 from klray.errors import CheckpointError, Reason
+from klray.words.outside import printable
 
 _ZIP = b"PK\x03\x04"
 
@@ -106,8 +107,8 @@ def explained(folder: Path, what: str = "model") -> Iterator[None]:
 def _architecture(folder: Path) -> str:
     try:
         config = model_config(folder)
-        return str((config.get("architectures") or [config.get("model_type", "no config.json")])[0])
-    except (ValueError, AttributeError):
+        return printable(str((config.get("architectures") or [config.get("model_type", "no config.json")])[0]))
+    except (ValueError, LookupError, TypeError, OSError):
         return "config.json cannot be read"
 
 

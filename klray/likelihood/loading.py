@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from klray.checkpoints import model_config
+from klray.checkpoints import check_small_files, model_config
 from klray.checkpoints.tensors import explained, first_line, read_tensors, refuse_coded, weight_files
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import quantization as quantizations
@@ -167,6 +167,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     """The tokenizer in a checkpoint's folder, never running code that it brings; CheckpointError (load_failed)."""
     folder = Path(directory)
     with _quiet(), explained(folder, "tokenizer"):
+        check_small_files(folder)
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
@@ -187,7 +188,9 @@ def tokenizer_fingerprint(directory: str | Path) -> str:
             )
         digest = hashlib.sha256(json.dumps(model_config(folder).get("model_type")).encode())
         for file in files:
-            digest.update(json.dumps([file.name, hashlib.sha256(file.read_bytes()).hexdigest()]).encode())
+            with file.open("rb") as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest.update(json.dumps([file.name, sha256]).encode())
         return digest.hexdigest()
 
 
@@ -206,6 +209,7 @@ def _free(model: Any) -> None:
 
 
 def _config(folder: Path) -> Any:
+    check_small_files(folder)
     return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 

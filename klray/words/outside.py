@@ -117,14 +117,20 @@ def parsed(body: str | bytes) -> Any:
     return found
 
 
-def contents(path: Path, limit: int) -> bytes:
-    """A file that others wrote, whole. Raises ValueError: it is a device, a pipe or a folder, or has more bytes than
-    ``limit``; OSError: it cannot be read.
+def beginning(path: Path, limit: int) -> bytes:
+    """The first ``limit`` bytes of a file that others wrote.
+
+    Raises ValueError: it is a device, a pipe or a folder, where reading may never end; OSError: it cannot be read.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path} is not a regular file")
     with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-        body = file.read(limit + 1)
+        return file.read(limit)
+
+
+def contents(path: Path, limit: int) -> bytes:
+    """A file that others wrote, whole. Raises as `beginning`; ValueError: it has more bytes than ``limit``."""
+    body = beginning(path, limit + 1)
     if len(body) > limit:
         raise ValueError(f"{path} has more than {limit:,} bytes")
     return body

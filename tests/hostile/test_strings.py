@@ -17,6 +17,8 @@ import pytest
 
 import klray
 from jobs.status import status
+from klray.checkpoints import RepositorySpec, Selection, step_of
+from klray.checkpoints.parents import lineage_of
 from klray.config import Config
 from klray.errors import CheckpointError, KlrayError, StoreError
 from klray.store import Column, Commit, Failure, Store, layout
@@ -27,32 +29,12 @@ from klray.store.seal import sealed, sha256_of
 from klray.store.text_facts import text_facts
 from klray.store.twins import take_over
 from klray.texts import TextSet, from_folder, from_jsonl
+from klray.watch.recording import Run
 from klray.words.outside import DEEPEST, LONGEST, contents, fault, fit, one_line, parsed, printable, whole_number
 from klray.words.secrets import Discreet
 from klray.words.tables import say, text_table
+from tests.hostile.strings import HOSTILE, assert_clean, each_hostile
 from tests.stores import TEXTS, column
-
-# Escapes that clear the screen, set the title and write to the clipboard, a forged line, HTML, half of a surrogate
-# pair, a byte order mark, marks that turn the direction of writing, C1 controls, breaks of lines and paragraphs.
-HOSTILE = {
-    "escapes": "\x1b[2J\x1b]0;owned\x07\x1b]52;c;b3duZWQ=\x07",
-    "forged line": "\n12:00:00 all 1,000 checkpoints are scored",
-    "carriage return": "bad\rgood",
-    "surrogate": "lab/base-\ud83d",
-    "byte order mark": "\ufeffbase",
-    "direction": "\u202eesab/bal\u2066",
-    "C1": "\x9b31m",
-    "separators": "a\u2028b\u2029c\x85d",
-    "nothing": "\x00\x7f",
-}
-each_hostile = pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
-
-
-def assert_clean(text: str) -> None:
-    for line in text.split("\n"):
-        assert line.isprintable(), ascii(line)
-        assert not line.startswith("12:00:00")
-    text.encode()
 
 
 @each_hostile
@@ -334,3 +316,28 @@ def test_store_that_was_half_made_with_odd_domains_goes_on_with_mended_ones(tmp_
     (tmp_path / "store" / "texts" / "zarr.json").unlink()
     with pytest.raises(StoreError, match="other domains"):
         Store.create(url, other)
+
+
+def test_steps_of_strangers_are_of_64_bits() -> None:
+    assert step_of(f"step{2**63 - 1}") == 2**63 - 1
+    for odd in (f"step{2**63}", "step99999999999999999999", "step" + "9" * 5000):
+        assert step_of(odd) is None
+
+
+@each_hostile
+def test_parents_that_a_card_names_are_fit_to_be_kept(hostile: str) -> None:
+    names = ["org/" + hostile, "x" * 2**20, "org/a@" + hostile]
+    lineage = lineage_of("org/child", {"cardData": {"base_model": names}})
+    assert fault(dataclasses.asdict(lineage)) == ""
+
+
+@pytest.mark.parametrize(
+    "field", [{"repository": "org/a\x1b"}, {"revisions": "step*\ud83d"}, {"base_model": "\u202e"}, {"seed": 2**64}]
+)
+def test_what_a_user_asks_for_is_refused_by_name(field: dict[str, Any]) -> None:
+    with pytest.raises(KlrayError, match=f"models: {next(iter(field))} (item 0 )?(holds|is beyond)"):
+        RepositorySpec(**{"repository": "org/a", **field})
+    with pytest.raises(KlrayError, match="models: family holds"):
+        Selection("\ud83d", (RepositorySpec("org/a"),))
+    with pytest.raises(KlrayError, match="run: size holds"):
+        Run("org/a", size="\x07")
