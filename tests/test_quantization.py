@@ -310,3 +310,31 @@ def test_other_architectures(tmp_path: Path, architecture: str, name: str) -> No
         for each in ("none", name)
     )
     assert np.isfinite(quantised).all() and np.abs(quantised - plain).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "words"),
+    [
+        ("olmoe", "nf4", r"OlmoeForCausalLM keeps 89% of .*mlp.experts.gate_up_proj.*called nf4 and be none"),
+        ("jamba", "int8", r"JambaForCausalLM keeps 81% of .*called int8"),
+        ("rwkv", "int8", r"RwkvForCausalLM .* own code reads rwkv.blocks.0.attention.output.weight"),
+        ("rwkv", "nf4", r"RwkvForCausalLM .* own code fails \(RuntimeError"),
+        ("mamba", "int8", r"MambaForCausalLM .* own code"),
+    ],
+)
+def test_a_name_that_would_be_a_false_one_is_refused(tmp_path: Path, architecture: str, name: str, words: str) -> None:
+    folder = tiny_models.save_checkpoint(tmp_path, architecture)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        models.load(folder, quantization=name)
+    assert caught.value.reason == "load_failed"
+
+
+@pytest.mark.parametrize(("name", "bits"), [("none", 32), ("int8", 8), ("fp4", 4), ("nf4", 4)])
+def test_bits_are_counted(tmp_path: Path, name: str, bits: int) -> None:
+    loaded = models.load(tiny_models.save_checkpoint(tmp_path, "llama", width=64), quantization=name)
+    layers = sum(each.numel() for each in tiny_models.tiny_model("llama", width=64).model.layers.parameters())
+    norms = 2 * 2 * 64
+    total = 32 * (loaded.parameters - layers + norms) + (layers - norms) * bits
+    scales = {32: 0, 8: 32 / 64, 4: 32 / 64}[bits] * (layers - norms)  # a row of 64 is a block of 64, but for down_proj
+    assert loaded.bits_per_parameter == pytest.approx((total + scales) / loaded.parameters, rel=0.02)
+    assert loaded.quantised_share == (name != "none")

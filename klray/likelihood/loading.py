@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from klray.checkpoints import check_small_files, model_config
 from klray.checkpoints.tensors import explained, first_line, read_tensors, refuse_coded, weight_files
 from klray.errors import CheckpointError, KlrayError
+from klray.likelihood import quantised
 from klray.likelihood import quantization as quantizations
 from klray.likelihood.choices import NONE, Dtype, check_quantization, lacks_accelerate, lacks_quantization
 from klray.likelihood.kinds import check_kind
@@ -47,6 +48,8 @@ class Loaded:
     parameters: int  # tied ones count once
     context: int | None  # most tokens that it reads at once; None for no limit
     stored_quantization: str  # how its files are quantised, such as bitsandbytes or gptq; "" if they are not
+    bits_per_parameter: float | None  # as it is in memory, scales included; None where the files' method is not known
+    quantised_share: float  # of the weights of its layers, embeddings and output head apart
     unused: tuple[str, ...]  # stored tensors that it does not take, as ``allow_unused`` says
     # All of a checkpoint but its numbers: where two are equal, one's numbers can take the place of the other's.
     _layout: tuple[Any, ...]
@@ -137,12 +140,19 @@ def load(
         slots = find_slots(model, stored) if plain else None
         unplaced = {name: tensor for name, tensor in stored.items() if not known and name not in (slots or {})}
         unused = refuse_left_out(model, unplaced, unexpected, allow_unused, folder)
+        counted = quantised.count(model)
+        if quantization != NONE:
+            quantised.refuse_mostly_left(model, quantization, counted)
+        if counted.share:
+            quantised.refuse_read(model)
         return Loaded(
             model=model,
             architecture=type(model).__name__,
             parameters=model.num_parameters(),
             context=context_length(model),
             stored_quantization=method,
+            bits_per_parameter=counted.bits_per_parameter if method in ("", "bitsandbytes") else None,
+            quantised_share=counted.share,
             unused=unused,
             _layout=layout,
             _slots=slots,

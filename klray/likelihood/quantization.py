@@ -62,10 +62,10 @@ def settle(model: Any) -> None:
             layer.support_avx512bf16_for_cpu = False
             state = layer.weight.quant_state
             if state.shape[-1] % state.blocksize:
-                model.set_submodule(name, _Dequantized(layer))
+                model.set_submodule(name, Dequantized(layer))
 
 
-class _Dequantized(torch.nn.Linear):
+class Dequantized(torch.nn.Linear):
     """A 4-bit layer with its weights dequantised, multiplied in the layer's compute dtype as bitsandbytes does."""
 
     def __init__(self, layer: Any):

@@ -77,6 +77,8 @@ class Compute:
             "architecture": self.model.architecture,
             "parameters": self.model.parameters,
             "stored_quantization": self.model.stored_quantization,
+            "bits_per_parameter": self.model.bits_per_parameter,
+            "quantised_share": self.model.quantised_share,
             "head": scores.head,
             "head_why": scores.why,
             "tokens_per_batch": scores.tokens_per_batch,
