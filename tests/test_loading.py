@@ -101,7 +101,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     with_other_config(folder, model_type="new", auto_map={
         "AutoConfig": "modeling_new.NewConfig", "AutoModelForCausalLM": "modeling_new.NewModel"
     })  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"\(GPTNeoXForCausalLM\) cannot be loaded") as caught:
+    with pytest.raises(CheckpointError, match=r"code of its own \(modeling_new.NewConfig") as caught:
         models.load(folder)
     assert caught.value.reason == "load_failed"
     assert not mark.exists()
@@ -162,10 +162,10 @@ def add_adapter(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words", "reason"),
     [
-        (truncate, r"\(GPTNeoXForCausalLM\) .*: SafetensorError", "load_failed"),
-        (break_config, r"\(config.json cannot be read\)", "load_failed"),
+        (truncate, r"model.safetensors is not whole: by its header it has [\d,]+ bytes", "load_failed"),
+        (break_config, r"config.json cannot be read as JSON .* download it again", "load_failed"),
         (change_width, r"\d+ weights of other shapes than GPTNeoX", "load_failed"),
-        (change_type, r"\(ViTForImageClassification\) cannot be loaded: .*", "load_failed"),
+        (change_type, r"ViTForImageClassification is no causal language model", "not_causal"),
         (
             leave_only_tensorflow,
             r"pytorch_model\*.bin\); found: tf_model.h5",
@@ -232,7 +232,7 @@ def test_the_tokenizer_comes_back_whole(tmp_path: Path) -> None:
     assert models.load_tokenizer(folder)(texts)["input_ids"] == expected
     assert expected[0][0] == tiny_models.tokenizer_for("llama").bos_token_id
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"its tokenizer \(LlamaForCausalLM\)") as caught:
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is no tokenizer") as caught:
         models.load_tokenizer(folder)
     assert caught.value.reason == "load_failed"
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from klray.checkpoints.checkpoint import RemoteFile
+from klray.checkpoints.soundness import instead
 from klray.errors import CheckpointError
 from klray.words.numbers import listed
 from klray.words.outside import parsed, printable
@@ -163,8 +164,11 @@ def _shards(offered: Listed, index: RemoteFile, suffix: str) -> list[str]:
             "revision, or save the model again with larger shards",
             "load_failed",
         )
+    body = offered.read(index)
+    if why := instead(body):
+        raise CheckpointError(f"{where} {why}", "load_failed")
     try:
-        named = parsed(offered.read(index))["weight_map"].values()
+        named = parsed(body.decode())["weight_map"].values()
         shards = sorted(set(named))
         if not shards or not all(isinstance(path, str) for path in shards):
             raise ValueError("its weight_map names no files")

@@ -14,12 +14,12 @@ from klray.checkpoints.cards import CARD, CardError, card_metadata
 from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.files import CONFIG, INDEX_BYTES, Listed, loadable_files
 from klray.checkpoints.parents import Lineage, lineage_of
+from klray.checkpoints.soundness import CONFIG_BYTES, fault_of
 from klray.errors import CheckpointError
 from klray.words.outside import contents, parsed
 
 log = logging.getLogger("klray")
 
-CONFIG_BYTES = 1 << 24  # of a JSON file beside the weights that is no list of tokens or tensors; most have a few kB
 _NOTES = ("_name_or_path", "transformers_version")  # parts of a config.json that change nothing in the model
 
 SMALL_JSON = (
@@ -62,18 +62,11 @@ def model_config(folder: Path) -> dict[str, Any]:
 def check_small_files(folder: Path) -> None:
     """Look at the JSON files that libraries read whole, however large and deep they are.
 
-    Raises CheckpointError (load_failed): one is no JSON, has more than `CONFIG_BYTES`, or is too deep.
+    Raises CheckpointError (load_failed): one is no JSON object, has more than ``CONFIG_BYTES``, or is too deep.
     """
     for name in SMALL_JSON:
-        try:
-            if file_in(folder, name):
-                parsed(contents(folder / name, CONFIG_BYTES))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{folder}: its {name} cannot be read ({error}): take the file as it was published, or leave this "
-                "checkpoint out",
-                "load_failed",
-            ) from error
+        if file_in(folder, name) and (why := fault_of(folder / name)):
+            raise CheckpointError(f"{folder / name} {why}", "load_failed")
 
 
 def folder_lineages(models: Mapping[str, Path], run: Path) -> dict[str, Lineage]:

@@ -1,19 +1,16 @@
-"""What a checkpoint's folder holds, as it is stored, and what is said where it cannot be read."""
+"""What a checkpoint's folder holds, as it is stored."""
 
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from klray.checkpoints import model_config
+from klray.checkpoints.causes import explained
 from klray.checkpoints.files import weights_of
-from klray.checkpoints.local_folder import offered_by
-from klray.errors import CheckpointError, Reason
-from klray.words.outside import printable
+from klray.checkpoints.local_folder import model_config, offered_by
+from klray.errors import CheckpointError
 
 _ZIP = b"PK\x03\x04"
 
@@ -36,7 +33,15 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} holds an adapter (adapter_config.json): merge it into its base model and save the whole model",
             "load_failed",
         )
-    return [folder / path for path in weights_of(offered_by(folder)).files]
+    weights = weights_of(offered_by(folder))
+    elsewhere = model_config(folder).get("transformers_weights")
+    if elsewhere not in (None, weights.index or weights.files[0]):
+        raise CheckpointError(
+            f"{folder}/config.json says that its weights are in {elsewhere} (transformers_weights), where klray does "
+            f"not look: take that line out if they are in {weights.files[0]}, or rename what it names to that",
+            "load_failed",
+        )
+    return [folder / path for path in weights.files]
 
 
 def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
@@ -74,44 +79,3 @@ def refuse_coded(stored: Mapping[str, torch.Tensor], folder: Path) -> None:
             "unquantised original",
             "load_failed",
         )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; a CPU's allocator raises a plain RuntimeError, known by its words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-@contextmanager
-def explained(folder: Path, what: str = "model") -> Iterator[None]:
-    """Turn whatever transformers raises into a CheckpointError that names the folder and its architecture."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{folder} has weights that hold more than tensors, and reading them could run code: refused; "
-            f"convert them to safetensors where you trust them ({first_line(error)})",
-            "no_safe_weights",
-        ) from error
-    except Exception as error:
-        reason: Reason = "out_of_memory" if is_out_of_memory(error) else "load_failed"
-        raise CheckpointError(
-            f"{folder}: its {what} ({_architecture(folder)}) cannot be loaded: {type(error).__name__}: "
-            f"{first_line(error)}; check that its files are complete and that transformers {version('transformers')} "
-            "knows its architecture without remote code",
-            reason,
-        ) from error
-
-
-def _architecture(folder: Path) -> str:
-    try:
-        config = model_config(folder)
-        return printable(str((config.get("architectures") or [config.get("model_type", "no config.json")])[0]))
-    except (ValueError, LookupError, TypeError, OSError):
-        return "config.json cannot be read"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's words, 300 characters at most."""
-    return next(iter(str(error).strip().splitlines()), "")[:300]

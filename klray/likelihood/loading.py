@@ -14,7 +14,8 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from klray.checkpoints import check_small_files, model_config
-from klray.checkpoints.tensors import explained, first_line, read_tensors, refuse_coded, weight_files
+from klray.checkpoints.causes import explained, first_line
+from klray.checkpoints.tensors import read_tensors, refuse_coded, weight_files
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import quantised
 from klray.likelihood import quantization as quantizations

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from klray.checkpoints.tensors import first_line, is_out_of_memory
+from klray.checkpoints.causes import first_line, is_out_of_memory
 from klray.errors import CheckpointError
 from klray.likelihood.quantization import Dequantized
 from klray.likelihood.taken import shown

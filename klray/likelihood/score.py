@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from klray.checkpoints.tensors import is_out_of_memory
+from klray.checkpoints.causes import is_out_of_memory
 from klray.errors import CheckpointError
 from klray.likelihood.causality import check_causal
 from klray.likelihood.forward import LayerReader, Predicted, Reader, on_device

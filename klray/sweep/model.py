@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from klray.checkpoints import Checkpoint
+from klray.checkpoints.causes import explained
 from klray.errors import KlrayError
 from klray.likelihood import loading, tokens
 from klray.likelihood.choices import LOGIT, NONE
@@ -66,7 +67,8 @@ class Compute:
             start = time.monotonic()
             if self.model is not before:
                 self._tokens_per_batch = settings.tokens_per_batch
-            scores = score(self.model.model, encoded, tokens_per_batch=self._tokens_per_batch, lens=self.lens)
+            with explained(directory, doing="run"):
+                scores = score(self.model.model, encoded, tokens_per_batch=self._tokens_per_batch, lens=self.lens)
             timings["score_seconds"] = time.monotonic() - start
         finally:
             wait(beside)  # nothing of this checkpoint goes on beside the next one

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from klray.checkpoints.tensors import first_line
+from klray.checkpoints.causes import first_line
 from klray.errors import CheckpointError, KlrayError
 
 FACTS = "lens.json"
