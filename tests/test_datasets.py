@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import pytest
 import xarray as xr
 from zarr.storage import MemoryStore
 
-from klray.errors import StoreError
+from klray.errors import StoreDamagedError, StoreError
 from klray.store.datasets import encode_dataset, write_dataset
-from klray.store.objects import FolderObjects
+from klray.store.objects import JSON_BYTES, FolderObjects
 
 
 def dataset() -> xr.Dataset:
@@ -57,9 +58,9 @@ def test_threads_that_write_at_once_warn_of_nothing_and_leave_the_filters_alone(
 
 def test_result_whose_objects_were_removed_while_it_was_written_is_not_finished(tmp_path: Path) -> None:
     class Removed(FolderObjects):
-        def get_many(self, keys: list[str]) -> list[bytes | None]:
+        def get_many(self, keys: list[str], most: int = JSON_BYTES) -> Iterator[bytes | StoreDamagedError | None]:
             self.delete_tree("result/z")
-            return super().get_many(keys)
+            return super().get_many(keys, most)
 
     with pytest.raises(StoreError, match="result was removed meanwhile; run"):
         write_dataset(Removed(tmp_path), "result", dataset())

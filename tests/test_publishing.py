@@ -16,7 +16,7 @@ import pytest
 
 from klray.errors import StoreError
 from klray.store import Column, Store, layout, publishing
-from klray.store.objects import FolderObjects
+from klray.store.objects import JSON_BYTES, FolderObjects
 from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, assert_holds, column
 
 
@@ -28,9 +28,9 @@ class Watched(FolderObjects):
         self.read: list[str] = []
         self.copied: list[str] = []
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, most: int = JSON_BYTES) -> bytes | None:
         self.read.append(key)
-        return super().get(key)
+        return super().get(key, most)
 
     def copy(self, source: str, target: str, fingerprint: str) -> bool:
         self.copied.append(target)

@@ -11,7 +11,7 @@ from klray.store import layout
 from klray.store.columns import Commit, committed, find_commits, read_column
 from klray.store.objects import Objects, is_temporary, probe
 from klray.store.results import damaged_results, read_marker
-from klray.store.seal import read_whole
+from klray.store.seal import damaged, most_of
 from klray.store.snapshots import damaged_objects, last_finished, read_manifest, snapshot_ids
 
 COLUMNS_AT_ONCE = 32  # checked by one thread; each has five objects
@@ -49,9 +49,10 @@ class Audit:
     leftovers: tuple[Leftover, ...]
 
 
-def audit(objects: Objects, report: Callable[[int, int], None] | None = None) -> Audit:
+def audit(objects: Objects, n_texts: int, report: Callable[[int, int], None] | None = None) -> Audit:
     """Hash every object of every committed column and snapshot again, and list what nothing visible names.
 
+    Columns must have values for ``n_texts`` texts.
     ``report`` is told how many of how many columns were checked, from the first 0 on.
     """
     listing = objects.walk("")  # before the commits: what is written from now on is not looked at
@@ -62,7 +63,9 @@ def audit(objects: Objects, report: Callable[[int, int], None] | None = None) ->
     told = report or (lambda done, of: None)
     told(0, len(keys))
     with ThreadPoolExecutor(THREADS) as threads:
-        for number, (commits, found) in enumerate(threads.map(lambda part: _check(objects, part), parts), start=1):
+        for number, (commits, found) in enumerate(
+            threads.map(lambda part: _check(objects, part, n_texts), parts), start=1
+        ):
             named.update(commit.path for commit in commits)
             damages += found
             told(min(number * COLUMNS_AT_ONCE, len(keys)), len(keys))
@@ -89,7 +92,8 @@ def audit(objects: Objects, report: Callable[[int, int], None] | None = None) ->
 def repair(objects: Objects, found: Audit, grace: timedelta) -> list[str]:
     """Take damaged columns out, so that they are scored again, and remove leftovers that are older than ``grace``.
 
-    Work that goes on now writes to folders that look like leftovers: ``grace`` must be longer than it may take.
+    Work that goes on now writes to folders that look like leftovers: ``grace`` must be longer than it may take. It
+    counts by the store's own clock: that of this machine may be days ahead.
     Damaged snapshots stay as they are: their ids are cited. Returns what was removed.
     """
     removed = []
@@ -97,7 +101,8 @@ def repair(objects: Objects, found: Audit, grace: timedelta) -> list[str]:
         if damage.key and _stands(objects, damage):
             objects.delete_tree(layout.commit_path(damage.key))
             removed.append(layout.commit_path(damage.key))
-    now, keys = datetime.now(UTC), sorted(committed(objects))
+    now = probe.store_time(objects) if found.leftovers else datetime.min.replace(tzinfo=UTC)
+    keys = sorted(committed(objects))
     for leftover in found.leftovers:
         if now - leftover.written >= grace and not _is_named(objects, leftover, keys):
             objects.delete_tree(leftover.path)
@@ -141,7 +146,7 @@ def _result_paths(objects: Objects, markers: Iterable[str]) -> set[str]:
         except StoreDamagedError:
             named.add(path.removesuffix(".json"))
         else:
-            named.update([str(marker["path"])] if marker else [])
+            named.update([marker.path] if marker else [])
     return named
 
 
@@ -179,7 +184,7 @@ def _newest(listing: Mapping[str, datetime], prefix: str, depth: int) -> dict[st
     return dict(newest)
 
 
-def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Damage]]:
+def _check(objects: Objects, keys: Sequence[str], n_texts: int) -> tuple[list[Commit], list[Damage]]:
     """The commits of ``keys`` that can be read, and what is wrong with them or their columns."""
     commits: list[Commit] = []
     damages: list[Damage] = []
@@ -189,7 +194,8 @@ def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Da
         except StoreDamagedError as error:
             damages.append(Damage(key, "", str(error)))
     paths = {f"{commit.path}/{name}": sha256 for commit in commits for name, sha256 in commit.objects.items()}
-    _, wrong = read_whole(objects, paths)
+    sizes = {layout.values_path(commit.path): 4 * len(commit.layers) * n_texts for commit in commits}
+    wrong = damaged(objects, paths, most_of(max(sizes.values(), default=0)), sizes)
     for commit in commits:
         found = [f"{name} {wrong[path]}" for name in commit.objects if (path := f"{commit.path}/{name}") in wrong]
         where = f"store {objects.url}: column {commit.path} of {commit.identity.repository}"
@@ -200,7 +206,7 @@ def _check(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], list[Da
             damages.append(Damage(commit.key, commit.path, words))
         elif not commit.objects:  # klray 0.1.0 before its first release
             try:
-                read_column(objects, commit)
+                read_column(objects, commit, n_texts)
             except StoreDamagedError as error:
                 damages.append(Damage(commit.key, commit.path, str(error)))
     return commits, damages

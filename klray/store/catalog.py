@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import json
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
@@ -17,16 +18,20 @@ import numpy as np
 from klray.errors import StoreError, StoreUnreachableError
 from klray.store import layout
 from klray.store.columns import Commit, StoredColumn, committed, find_commits
+from klray.store.datasets import UNREADABLE
+from klray.store.fields import SHA256, form, shown
 from klray.store.objects import Listed, Objects
 from klray.store.seal import read_whole, sha256_of
 from klray.store.snapshots import Manifest, open_snapshot
-from klray.words.outside import LONGEST, fault, printable
+from klray.words.outside import LONGEST, fault, parsed, printable
 
 log = logging.getLogger("klray")
 
 Rows = dict[str, np.ndarray]  # name of a coordinate: (model,) values
 
 COMMITS_AT_ONCE = 512
+CATALOG_BYTES = 256 * 2**20  # unpacked; a row has 800
+SMALL_CATALOG, ROW_BYTES, ROW_COMMAS = 2**16, 8192, 64
 NO_NUMBER = "-1 when there is none"
 
 
@@ -203,14 +208,10 @@ def _rows_of(objects: Objects, base: Manifest) -> Rows:
     # klray 0.1.0 before its first release kept no catalog
     whole, _ = read_whole(objects, {path: base.objects[layout.CATALOG]} if layout.CATALOG in base.objects else {})
     if path in whole:
-        values = json.loads(gzip.decompress(whole[path]))
-        missing = [None] * len(values["key"])  # a fact that klray did not keep when the snapshot was made
-        values = {**dict.fromkeys(COORDINATES, missing), **values}
-        return {
-            name: each.array(values[name])
-            for name, each in _ALL.items()
-            if name in values  # klray 0.1.0 before its first release kept no marks
-        }
+        try:
+            return _unpacked(whole[path], base.n_models)
+        except UNREADABLE as error:
+            log.warning("%s is no catalog (%s)", path, shown(str(error)))
     if base.objects:
         log.warning("%s of the snapshot before is missing or damaged: reading every commit", path)
     try:
@@ -220,6 +221,26 @@ def _rows_of(objects: Objects, base: Manifest) -> Rows:
     except (StoreError, ValueError, KeyError, RuntimeError, OSError) as error:
         log.warning("snapshot %s does not say the order of its models (%s): they are sorted anew", base.id, error)
         return {"key": _LABELS.array([])}
+
+
+def _unpacked(body: bytes, n_models: int) -> Rows:
+    """Inverse of ``Catalog.to_json``. One of UNREADABLE: it is no catalog of ``n_models`` rows."""
+    most = min(CATALOG_BYTES, SMALL_CATALOG + n_models * ROW_BYTES)
+    unpacked = zlib.decompressobj(wbits=31).decompress(body, most + 1)
+    if len(unpacked) > most or unpacked.count(b",") > SMALL_CATALOG + n_models * ROW_COMMAS:
+        raise ValueError(f"it holds more than {n_models:,} models need")
+    values = parsed(unpacked)
+    missing = [None] * n_models  # a fact that klray did not keep when the snapshot was made
+    values = {**dict.fromkeys(COORDINATES, missing), **values}
+    # klray 0.1.0 before its first release kept no marks
+    rows = {name: each.array(values[name]) for name, each in _ALL.items() if name in values}
+    if {len(row) for row in rows.values()} != {n_models}:
+        raise ValueError("its rows are not of the same models")
+    for key, sha256, path in zip(rows["key"].tolist(), rows["sha256"].tolist(), rows["path"].tolist(), strict=True):
+        form(SHA256, key=key, sha256=sha256)
+        if not layout.is_column_path(path, key):
+            raise ValueError(f"a path is {shown(path)}")
+    return rows
 
 
 def _rows(commits: Sequence[Commit], listed: Mapping[str, Listed]) -> Rows:

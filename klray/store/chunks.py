@@ -36,7 +36,7 @@ def write_chunks(
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
         writing: deque[Future[None]] = deque()  # chunks are written while the next is put together
         copying = [
-            readers.submit(_copied, objects, catalog, identifier, number, start, stop, chunk_models)
+            readers.submit(_copied, objects, catalog, identifier, number, start, stop, (chunk_models, n_texts))
             for number, (start, stop) in enumerate(ranges)
         ]
         try:
@@ -68,13 +68,13 @@ def write_chunks(
 
 
 def _copied(
-    objects: Objects, catalog: Catalog, identifier: str, number: int, start: int, stop: int, chunk_models: int
+    objects: Objects, catalog: Catalog, identifier: str, number: int, start: int, stop: int, shape: tuple[int, int]
 ) -> str | None:
     """Copy the same chunk of the snapshot before if it holds the same models; its SHA-256, or None."""
     base = catalog.base
-    if base is None or base.chunk_models != chunk_models or not catalog.unchanged[start:stop].all():
+    if base is None or (base.chunk_models, base.n_texts) != shape or not catalog.unchanged[start:stop].all():
         return None
-    if min(start + chunk_models, base.n_models) != stop:  # there it ended earlier
+    if min(start + shape[0], base.n_models) != stop:  # there it ended earlier
         return None
     chunk = base.chunks[number]
     source, target = layout.chunk_path(base.id, number), layout.chunk_path(identifier, number)
@@ -101,10 +101,11 @@ def _gather(
         if not done[max(row, start) - start : min(row + column.n_layers, stop) - start].all()
     ]
     yield int(done.sum())
+    n_texts = block.shape[1]
 
     def read(part: list[tuple[int, StoredColumn]]) -> int:
         filled = 0
-        for (row, column), values in zip(part, read_columns(objects, [column for _, column in part]), strict=True):
+        for (row, column), values in zip(part, read_columns(objects, [each for _, each in part], n_texts), strict=True):
             first, last = max(row, start), min(row + column.n_layers, stop)
             block[first - start : last - start] = values[first - row : last - row]
             filled += int((~done[first - start : last - start]).sum())
@@ -130,8 +131,8 @@ def _rows_before(
     if not wanted.any():
         return done
     source = layout.chunk_path(base.id, number)
-    whole, wrong = read_whole(objects, {source: base.chunks[number].sha256})
-    if wrong:
+    whole, wrong = read_whole(objects, {source: base.chunks[number].sha256}, base.chunk_bytes)
+    if wrong or base.n_texts != block.shape[1]:
         log.warning("%s is missing or damaged: reading columns", source)
         return done
     before = np.frombuffer(whole[source], "<f4").reshape(base.chunk_models, -1)

@@ -5,7 +5,6 @@ leaves a folder that no commit names; a writer that comes second finds the commi
 """
 
 import dataclasses
-import json
 import logging
 import time
 import uuid
@@ -15,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError, refuse_unfit
 from klray.store import layout
-from klray.store.datasets import encode_group
+from klray.store.datasets import UNREADABLE, encode_group, read_arrays
+from klray.store.fields import ATTEMPT, MOST_LAYERS, SHA256, bounded, form, objects_of, record, shown
 from klray.store.identity import Identity
-from klray.store.objects import Listed, Objects
+from klray.store.objects import LARGEST_OBJECT, Listed, Objects
 from klray.store.seal import read_parsed, read_whole, sealed, sha256_of, unsealed
-from klray.store.zarr_store import ZarrStore
 from klray.words.outside import fault
 
 log = logging.getLogger("klray")
@@ -87,18 +85,23 @@ class Commit:
     def from_json(cls, path: str, body: bytes) -> "Commit":
         """Inverse of ``to_json``, for the object at ``path``.
 
-        Raises ValueError, TypeError, KeyError: the bytes are not what was written.
+        Raises ValueError: the bytes are not what was written.
         """
-        fields = unsealed(json.loads(body))
-        fields["identity"] = Identity(**fields["identity"])
-        fields["layers"] = tuple(fields["layers"])
-        commit = cls(**fields)
-        if not isinstance(commit.facts, dict) or not all(type(layer) is int for layer in commit.layers):
-            raise ValueError("its facts or layers are none")
+        commit = record(cls, unsealed(body))
+        form(SHA256, sha256=commit.sha256)
+        form(ATTEMPT, attempt=commit.attempt)
         if commit.key != commit.identity.key:
             raise ValueError("its key is not that of its identity")
         if path != layout.commit_path(commit.key):
             raise ValueError(f"it is the commit of {commit.key}")
+        if not layout.is_column_path(commit.path, commit.key) or not commit.path.endswith(f"-{commit.attempt[:8]}"):
+            raise ValueError(f"its path is {shown(commit.path)}")
+        objects_of(commit.objects, layout.COLUMN_OBJECT)
+        if commit.objects and commit.objects.get(layout.values_path("")[1:]) != commit.sha256:
+            raise ValueError("its objects are not those of its values")
+        if not commit.layers or len(set(commit.layers)) < len(commit.layers):
+            raise ValueError("it has no layer, or one of them twice")
+        bounded(MOST_LAYERS, -1, layers=min(commit.layers), layer=max(commit.layers))
         return commit
 
 
@@ -213,18 +216,27 @@ def find_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
     return commits
 
 
-def read_columns(objects: Objects, columns: Sequence[StoredColumn]) -> list[npt.NDArray[np.float32]]:
+def read_columns(objects: Objects, columns: Sequence[StoredColumn], n_texts: int) -> list[npt.NDArray[np.float32]]:
     """Log-likelihoods (layer, text) of several columns, in nats, each checked against its commit's SHA-256.
 
-    Raises StoreError: a column's objects are missing or hold other bytes than were committed.
+    Raises StoreError: a column's objects are missing, or hold other bytes than were committed or another number of
+    texts.
     """
-    whole, _ = read_whole(objects, {layout.values_path(column.path): column.sha256 for column in columns})
-    return [
-        _decoded(objects, column)
+    most = min(LARGEST_OBJECT, 4 * n_texts * max((column.n_layers for column in columns), default=0))
+    whole, _ = read_whole(objects, {layout.values_path(column.path): column.sha256 for column in columns}, most)
+    values = [
+        _decoded(objects, column, n_texts)
         if (body := whole.get(layout.values_path(column.path))) is None
-        else np.frombuffer(body, "<f4").reshape(column.n_layers, -1)
+        else np.frombuffer(body, "<f4")
         for column in columns
     ]
+    for column, found in zip(columns, values, strict=True):
+        if found.size != column.n_layers * n_texts:
+            raise StoreDamagedError(
+                f"store {objects.url}: column {column.path} of {column.repository} has {found.size:,} values, and "
+                f"{column.n_layers:,} x {n_texts:,} belong there; {_requeue(objects, column.key)}"
+            )
+    return [found.reshape(column.n_layers, n_texts) for column, found in zip(columns, values, strict=True)]
 
 
 def read_sketches(objects: Objects, keys: Iterable[str]) -> dict[str, npt.NDArray[np.float32]]:
@@ -239,28 +251,30 @@ def read_sketches(objects: Objects, keys: Iterable[str]) -> dict[str, npt.NDArra
     whole, wrong = read_whole(objects, {path: each.objects[layout.SKETCH_CHUNK] for path, each in there.items()})
     for path, what in wrong.items():
         raise StoreDamagedError(f"store {objects.url}: {path} {what}; {_requeue(objects, there[path].key)}")
+    for path in (path for path, body in whole.items() if len(body) % 4):
+        raise StoreDamagedError(f"store {objects.url}: {path} is no sketch; {_requeue(objects, there[path].key)}")
     return {there[path].key: np.frombuffer(body, "<f4") for path, body in whole.items()}
 
 
-def read_column(objects: Objects, commit: Commit) -> npt.NDArray[np.float32]:
+def read_column(objects: Objects, commit: Commit, n_texts: int) -> npt.NDArray[np.float32]:
     """Log-likelihoods (layer, text) float32 of a committed column, in nats, checked against its SHA-256."""
-    return read_columns(objects, [commit.stored])[0]
+    return read_columns(objects, [commit.stored], n_texts)[0]
 
 
-def _decoded(objects: Objects, column: StoredColumn) -> npt.NDArray[np.float32]:
+def _decoded(objects: Objects, column: StoredColumn, n_texts: int) -> npt.NDArray[np.float32]:
     """A column whose bytes are not its values: klray 0.1.0 before its first release compressed them."""
     where = f"store {objects.url}: column {column.path} of {column.repository}"
     try:
-        group = zarr.open_group(ZarrStore(objects, column.path, read_only=True), mode="r", zarr_format=3)
-        values = np.asarray(group["log_likelihood"][:], dtype=np.float32)
+        sizes = {"layer": column.n_layers, "text": n_texts}
+        values = read_arrays(objects, column.path, ("log_likelihood",), sizes)["log_likelihood"].astype(np.float32)
         found = values_sha256(values)
-    except (FileNotFoundError, KeyError) as error:
+    except FileNotFoundError as error:
         raise StoreDamagedError(
             f"{where} is committed but its objects are missing; {_requeue(objects, column.key)}"
         ) from error
     except StoreUnreachableError:
         raise
-    except (ValueError, TypeError, RuntimeError) as error:  # metadata that is no JSON, a chunk that does not decompress
+    except UNREADABLE as error:  # metadata that is no JSON, a chunk that does not decompress
         values, found = np.empty(0, np.float32), f"unreadable bytes ({error})"
     if found != column.sha256:
         raise StoreDamagedError(

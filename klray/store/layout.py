@@ -31,9 +31,22 @@ ARRAYS: Final = {
 }
 
 
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+_PART = r"(?!\.)[A-Za-z0-9_.=+@%~-]{1,128}"
+# What objects may be called that a record names: below a column, below a snapshot, below a result.
+COLUMN_OBJECT = re.compile(r"zarr\.json|(log_likelihood|status|weight_sketch)/(zarr\.json|c/0(/0)?)")
+DATASET_OBJECT = re.compile(rf"catalog\.json\.gz|zarr\.json|{_NAME}/(zarr\.json|c(/\d{{1,9}}){{0,8}})")
+_SNAPSHOT = re.compile(r"2[01]\d{6}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
+
+
 def column_path(repository: str, revision: str, key: str, attempt: str) -> str:
     """Folder of one attempt at one column: unique, so that no two writers ever share an object."""
     return f"columns/{_part(repository.replace('/', '--'))}/{_part(revision)}/{key[:8]}-{attempt[:8]}"
+
+
+def is_column_path(path: str, key: str) -> bool:
+    """Whether ``path`` can be that of an attempt at the column of ``key``."""
+    return re.fullmatch(rf"columns/{_PART}/{_PART}/{key[:8]}-[0-9a-f]{{8}}", path) is not None
 
 
 def values_path(column: str) -> str:
@@ -104,12 +117,23 @@ def result_marker_path(snapshot: str, name: str) -> str:
 
 def is_result_marker(path: str) -> bool:
     """Whether an object says which attempt at an analysis is the result."""
-    return re.fullmatch(rf"{RESULTS}/[^/]+/[^/.][^/]*\.json", path) is not None
+    return re.fullmatch(rf"{RESULTS}/{_NAME}/{_NAME}\.json", path) is not None
+
+
+def is_result_path(path: str, marker: str) -> bool:
+    """Whether ``path`` can be that of an attempt at the analysis whose marker is at ``marker``."""
+    folder = marker.removesuffix(".json")
+    return is_result_marker(marker) and re.fullmatch(rf"{re.escape(folder)}/[0-9a-f]{{8}}", path) is not None
+
+
+def is_snapshot_id(text: str) -> bool:
+    """Whether ``text`` is the id of a snapshot: time and content."""
+    return _SNAPSHOT.fullmatch(text) is not None
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` can name a snapshot or an analysis: letters, digits, dot, dash and underscore."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text) is not None
+    """Whether ``text`` can name an analysis: letters, digits, dot, dash and underscore."""
+    return re.fullmatch(_NAME, text) is not None
 
 
 def _part(text: str) -> str:

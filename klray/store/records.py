@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from klray.errors import Reason, refuse_unfit
 from klray.store import layout
 from klray.store.columns import committed
+from klray.store.fields import ATTEMPT, SHA256, form, names, record
 from klray.store.identity import Identity
 from klray.store.objects import Objects
 from klray.store.seal import read_parsed, sealed, sha256_of, unsealed
-from klray.words.outside import printable, sentence
+from klray.words.outside import parsed, printable, sentence
 from klray.words.secrets import without_secrets
 
 log = logging.getLogger("klray")
@@ -69,12 +70,12 @@ def standing_failures(objects: Objects) -> list[Failure]:
 
 
 def _failure(path: str, body: bytes) -> Failure:
-    """The record in the object at ``path``; ValueError or TypeError if it is not what was written."""
-    failure = Failure(**unsealed(json.loads(body)))
-    wrong = [field for field, value in dataclasses.asdict(failure).items() if not isinstance(value, str)]
-    if wrong:
-        raise ValueError(f"its {', '.join(wrong)} is no text")
-    if not path.startswith(f"{layout.FAILURES}/{failure.key}-"):
+    """The record in the object at ``path``; ValueError if it is not what was written."""
+    failure = record(Failure, unsealed(body))
+    names(repository=failure.repository, revision=failure.revision, reason=failure.reason, created=failure.created)
+    form(SHA256, key=failure.key)
+    form(ATTEMPT, attempt=failure.attempt)
+    if path != layout.failure_path(failure.key, failure.attempt):
         raise ValueError(f"it is the record of {failure.key}")
     return failure
 
@@ -109,9 +110,15 @@ def wanted_keys(objects: Objects) -> dict[str, set[str]]:
     return dict(wanted)
 
 
-def _plan(path: str, body: bytes) -> tuple[str, list[str]]:
-    plan = json.loads(body)
-    family, keys = str(plan["family"]), list(map(str, plan["keys"]))
-    if layout.plan_path(family, sha256_of(body)) != path:
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    family: str
+    keys: tuple[str, ...]
+
+
+def _plan(path: str, body: bytes) -> tuple[str, tuple[str, ...]]:
+    plan = record(_Plan, parsed(body))
+    names(family=plan.family)
+    if layout.plan_path(plan.family, sha256_of(body)) != path:
         raise ValueError("it is not what was written")
-    return family, keys
+    return plan.family, plan.keys

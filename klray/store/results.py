@@ -1,19 +1,18 @@
 """Results: what analyses of a snapshot wrote, as Zarr that plain xarray opens."""
 
+import dataclasses
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
 
 import xarray as xr
 
 from klray.errors import StoreDamagedError, StoreError
 from klray.store import layout
 from klray.store.datasets import open_dataset_below, write_dataset
+from klray.store.fields import SHA256, form, names, record
 from klray.store.objects import Objects
-from klray.store.seal import sealed, unsealed
-
-_SHA256 = 64  # hex digits; an ETag has 32
+from klray.store.seal import read_parsed, sealed, unsealed
 
 
 def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset) -> str:
@@ -35,21 +34,35 @@ def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset)
     return path
 
 
-def read_marker(objects: Objects, path: str) -> dict[str, Any] | None:
-    """A result's marker: where the result is, and the fingerprints of its objects; None if there is no marker.
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """Which attempt at an analysis is the result, and the fingerprints of its objects by their keys."""
 
-    Raises StoreError: the marker is damaged.
-    """
-    found = objects.get_json(path)
-    if found is None:
-        return None
-    try:
-        marker = unsealed(found)
-        if str(marker["path"]).startswith(path.removesuffix(".json")):
-            return marker
-        raise ValueError("it names another place")
-    except (ValueError, KeyError) as error:
-        raise StoreDamagedError(f"store {objects.url}: {path} is damaged ({error}); run klray analyze again") from error
+    path: str
+    created: str
+    objects: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, path: str, body: bytes) -> "Marker":
+        """Of the object at ``path``. Raises ValueError: the bytes are not what was written."""
+        found = record(cls, unsealed(body))
+        if not layout.is_result_path(found.path, path):
+            raise ValueError("it names another place")
+        for key, fingerprint in found.objects.items():
+            folder, _, name = key.partition(f"{found.path}/")
+            form(layout.DATASET_OBJECT, objects=name)
+            names(objects=folder + fingerprint)
+            if folder:
+                raise ValueError("it names objects of another place")
+        return found
+
+
+def read_marker(objects: Objects, path: str) -> Marker | None:
+    """A result's marker; None if there is none. Raises StoreError: the marker is damaged."""
+    found = next((each for _, each in read_parsed(objects, [path], Marker.from_json)), None)
+    if isinstance(found, Exception):
+        raise StoreDamagedError(f"store {objects.url}: {path} is damaged ({found}); run klray analyze again") from found
+    return found
 
 
 def damaged_results(objects: Objects, markers: Iterable[str]) -> dict[str, str]:
@@ -57,12 +70,14 @@ def damaged_results(objects: Objects, markers: Iterable[str]) -> dict[str, str]:
     wrong = {}
     for path in markers:
         try:
-            marker = read_marker(objects, path) or {}
+            marker = read_marker(objects, path)
         except StoreDamagedError as error:
             wrong[path] = str(error)
             continue
-        there = objects.fingerprints(str(marker["path"])) if "objects" in marker else {}
-        for name, before in marker.get("objects", {}).items():
+        if marker is None or not marker.objects:
+            continue
+        there = objects.fingerprints(marker.path)
+        for name, before in marker.objects.items():
             now = there.get(name)
             if now is None:
                 wrong[name] = "is missing"
@@ -73,28 +88,29 @@ def damaged_results(objects: Objects, markers: Iterable[str]) -> dict[str, str]:
 
 def result_names(objects: Objects, snapshot: str) -> list[str]:
     """Names of the finished analyses of a snapshot."""
-    names = objects.names(f"{layout.RESULTS}/{snapshot}")
-    return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+    folder = f"{layout.RESULTS}/{snapshot}"
+    found = [name for name in objects.names(folder) if layout.is_result_marker(f"{folder}/{name}")]
+    return [name.removesuffix(".json") for name in found]
 
 
 def open_finished(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
     """A finished analysis, Dask-backed. Raises StoreError: there is none of this name for this snapshot."""
-    marker = read_marker(objects, layout.result_marker_path(snapshot, name))
+    marker = read_marker(objects, layout.result_marker_path(snapshot, name)) if layout.is_name(name) else None
     if marker is None:
         there = f" ({', '.join(result_names(objects, snapshot)) or 'none'} there)" if objects.listable else ""
         raise StoreError(
             f"analysis.name={name}: snapshot {snapshot} of store {objects.url} has no such result{there}; "
             f"run: klray analyze store.url={objects.url} analysis.name={name}"
         )
-    path = str(marker["path"])
     # A folder's fingerprints are SHA-256: what they name is read as it was written, or not at all; ETags are none.
     hashes = {
-        key.removeprefix(f"{path}/"): each for key, each in marker.get("objects", {}).items() if len(each) == _SHA256
+        key.removeprefix(f"{marker.path}/"): each for key, each in marker.objects.items() if SHA256.fullmatch(each)
     }
     return open_dataset_below(
         objects,
-        path,
+        marker.path,
         "the command that wrote it makes another result (klray analyze with analysis.recipe=fit)",
         hashes=hashes,
-        whole=".*" if "objects" in marker else "",
+        n_objects=len(marker.objects),
+        whole=".*" if marker.objects else "",
     )

@@ -5,6 +5,7 @@ damaged is written again by whoever comes with the same texts, and by nobody els
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import uuid
@@ -15,18 +16,31 @@ import numpy as np
 from klray.errors import StoreDamagedError, StoreError
 from klray.store import layout
 from klray.store.columns import Commit
+from klray.store.fields import MOST_TEXTS, bounded, names, record, shown
 from klray.store.objects import Objects, probe
 from klray.store.seal import read_parsed, sealed, unsealed
 from klray.store.snapshots import read_manifests, snapshot_ids
 from klray.store.text_facts import AGAIN, MARKER, TextFacts, find_texts
+from klray.words.outside import parsed
 
 log = logging.getLogger("klray")
 
+ROOT_BYTES = 2**20
 WITNESSES = 32  # commits that are asked for their text set: every one has the store's, and some may be damaged too
 
 
 class DamagedRootError(StoreDamagedError):
     """The root is there and cannot be believed, or is missing where a store is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Root:
+    """What the root must say, and how."""
+
+    text_set: str
+    text_set_name: str
+    n_texts: int
+    texts_sha256: str = ""
 
 
 def find_root(objects: Objects) -> dict[str, Any] | None:
@@ -35,11 +49,11 @@ def find_root(objects: Objects) -> dict[str, Any] | None:
     Raises DamagedRootError: it is not what was written, or is missing from a store that has texts; StoreError: it is of
     a newer schema, or was not made by klray.
     """
-    body = objects.get(layout.ROOT)
+    body = objects.get(layout.ROOT, ROOT_BYTES)
     if body is None:
         if objects.get(MARKER) is None:
             return None
-        body = objects.get(layout.ROOT)  # another job may have created the store between the two looks
+        body = objects.get(layout.ROOT, ROOT_BYTES)  # another job may have created the store between the two looks
         if body is None:
             raise DamagedRootError(f"store {objects.url}: its {layout.ROOT} is missing; {AGAIN}")
     try:
@@ -149,11 +163,13 @@ def check_text_set(objects: Objects, root: dict[str, Any], facts: TextFacts) -> 
 
 
 def _attributes(objects: Objects, body: bytes) -> dict[str, Any]:
-    root = json.loads(body)
-    if not isinstance(root, dict):
+    root = parsed(body)
+    if not isinstance(root, dict) or not isinstance(root.get("attributes", {}), dict):
         raise ValueError(f"it holds a {type(root).__name__}")
     attributes = root.get("attributes", {})
     schema = attributes.get("klray_schema")
+    if schema is not None and (not isinstance(schema, int) or isinstance(schema, bool)):
+        raise ValueError(f"its schema is {shown(schema)}")
     if schema is None and objects.get(MARKER) is not None:
         raise ValueError("it is not klray's")
     if schema is None:
@@ -162,11 +178,14 @@ def _attributes(objects: Objects, body: bytes) -> dict[str, Any]:
         )
     if schema > layout.SCHEMA_VERSION:  # before the seal, which may be another then
         raise StoreError(
-            f"store {objects.url} has schema {schema}, this klray reads up to schema {layout.SCHEMA_VERSION}; "
+            f"store {objects.url} has schema {shown(schema)}, this klray reads up to schema {layout.SCHEMA_VERSION}; "
             "upgrade klray to open it"
         )
     kept = unsealed(attributes)
-    if not (isinstance(kept["text_set"], str) and isinstance(kept["n_texts"], int) and kept["text_set_name"]):
+    known = record(_Root, {name: value for name, value in kept.items() if name in _Root.__annotations__})
+    names(text_set=known.text_set, text_set_name=known.text_set_name, texts_sha256=known.texts_sha256)
+    bounded(MOST_TEXTS, 1, n_texts=known.n_texts)
+    if not known.text_set_name:
         raise ValueError("it names no text set")
     return kept
 
@@ -181,5 +200,5 @@ def _witnessed(objects: Objects) -> set[str]:
     if not found:
         body = objects.get(MARKER) or b""
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            found.add(str(json.loads(body)["attributes"]["text_set"]))
+            found.add(str(parsed(body)["attributes"]["text_set"]))
     return found

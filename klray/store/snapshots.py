@@ -7,7 +7,6 @@ old snapshot or the new one, never a part.
 import dataclasses
 import json
 import logging
-from typing import Any
 
 import xarray as xr
 
@@ -15,10 +14,13 @@ from klray.errors import StoreDamagedError, StoreError
 from klray.store import layout
 from klray.store.columns import committed
 from klray.store.datasets import open_dataset_below
-from klray.store.objects import Objects
-from klray.store.seal import read_parsed, read_whole, sealed, unsealed
+from klray.store.fields import MOST_MODELS, MOST_TEXTS, SHA256, bounded, form, objects_of, record, shown
+from klray.store.objects import LARGEST_OBJECT, Objects
+from klray.store.seal import damaged, read_parsed, sealed, unsealed
 
 log = logging.getLogger("klray")
+
+MOVES = 100  # of LATEST by one publisher: every other publisher that finishes meanwhile costs one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,26 +57,43 @@ class Manifest:
         return sealed(dataclasses.asdict(self))
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> "Manifest":
-        """Inverse of ``to_json``, its JSON parsed; fields that this klray does not know are passed over.
+    def from_json(cls, path: str, body: bytes) -> "Manifest":
+        """Inverse of ``to_json``, for the object at ``path``; fields that this klray does not know are passed over.
 
-        Raises ValueError, TypeError: the fields are not those that were written.
+        Raises ValueError: the bytes are not what was written.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        kept = {name: value for name, value in unsealed(fields).items() if name in known}
-        return cls(**{**kept, "chunks": tuple(Chunk(**chunk) for chunk in kept.get("chunks", ()))})
+        found = record(cls, {name: value for name, value in unsealed(body).items() if name in known})
+        if not layout.is_snapshot_id(found.id) or path != layout.manifest_path(found.id):
+            raise ValueError(f"it is the manifest of {shown(found.id)}")
+        form(SHA256, content=found.content, text_set=found.text_set)
+        bounded(MOST_MODELS, 1, n_models=found.n_models)
+        bounded(MOST_MODELS, 0, n_columns=found.n_columns, generation=found.generation)
+        bounded(MOST_TEXTS, 1, n_texts=found.n_texts)
+        bounded(min(found.n_models, LARGEST_OBJECT // (4 * found.n_texts)), 0, chunk_models=found.chunk_models)
+        if len(found.chunks) != (-(-found.n_models // found.chunk_models) if found.chunk_models else 0):
+            raise ValueError(f"it has {len(found.chunks):,} chunks for {found.n_models:,} models")
+        for chunk in found.chunks:
+            form(SHA256, sha256=chunk.sha256)
+        objects_of(found.objects, layout.DATASET_OBJECT)
+        return found
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk of the log-likelihoods."""
+        return 4 * self.chunk_models * self.n_texts
 
 
 def snapshot_ids(objects: Objects) -> list[str]:
     """Ids of the finished snapshots, oldest first."""
-    names = objects.names(layout.SNAPSHOTS)
-    return [name.removesuffix(".json") for name in names if name.endswith(".json") and name != "LATEST.json"]
+    names = [name.removesuffix(".json") for name in objects.names(layout.SNAPSHOTS) if name.endswith(".json")]
+    return [name for name in names if layout.is_snapshot_id(name)]
 
 
 def latest_id(objects: Objects) -> str | None:
     """Id of the newest snapshot, or None before the first publication. Raises StoreError: LATEST is damaged."""
     found = objects.get_json(layout.LATEST)
-    if found is not None and not layout.is_name(str(found.get("id"))):
+    if found is not None and not layout.is_snapshot_id(str(found.get("id"))):
         raise StoreDamagedError(f"store {objects.url}: {layout.LATEST} names no snapshot; run klray publish to mend it")
     return None if found is None else str(found["id"])
 
@@ -102,11 +121,12 @@ def move_latest(objects: Objects, own: Manifest | None = None) -> Manifest | Non
     Every publisher does so after it has finished, and looks again after it has written: whoever writes last has seen
     all the others. A publisher that died before is made up for by the next one.
     """
-    while True:
+    for _ in range(MOVES):
         last, settled = last_finished(objects, own)
         if last is None or settled:
             return last
         objects.put(layout.LATEST, json.dumps({"id": last.id}).encode())
+    raise StoreError(f"store {objects.url}: {layout.LATEST} does not stay as it is written; is the place sound?")
 
 
 def read_manifest(objects: Objects, snapshot: str = "latest") -> Manifest:
@@ -118,24 +138,25 @@ def read_manifest(objects: Objects, snapshot: str = "latest") -> Manifest:
     if found is None:
         there = f" ({len(committed(objects)):,} columns are committed)" if objects.listable else ""
         raise StoreError(f"store {objects.url} has no snapshot yet{there}; run: klray publish store.url={objects.url}")
-    fields = objects.get_json(layout.manifest_path(found)) if layout.is_name(found) else None
-    if fields is None:
+    path = layout.manifest_path(found)
+    asked = [path] if layout.is_snapshot_id(found) else []
+    manifest = next((each for _, each in read_parsed(objects, asked, Manifest.from_json)), None)
+    if manifest is None:
         there = f"; it has {', '.join(snapshot_ids(objects)[-5:]) or 'none'} (newest last)" if objects.listable else ""
-        raise StoreError(f"snapshot {found}: store {objects.url} has no such snapshot{there}")
-    try:
-        return Manifest.from_fields(fields)
-    except (ValueError, TypeError) as error:
+        raise StoreError(f"snapshot {shown(found)[1:-1]}: store {objects.url} has no such snapshot{there}")
+    if isinstance(manifest, Exception):
         raise StoreDamagedError(
-            f"store {objects.url}: {layout.manifest_path(found)} is damaged ({error}); name another snapshot, or run "
-            "klray publish for a new one"
-        ) from error
+            f"store {objects.url}: {path} is damaged ({manifest}); name another snapshot, or run klray publish for a "
+            "new one"
+        ) from manifest
+    return manifest
 
 
 def read_manifests(objects: Objects, ids: list[str]) -> list[Manifest]:
     """Manifests of snapshots, several at a time; those that are not there, or cannot be read, are left out."""
     manifests = []
     paths = [layout.manifest_path(each) for each in ids]
-    for path, found in read_parsed(objects, paths, lambda _, body: Manifest.from_fields(json.loads(body))):
+    for path, found in read_parsed(objects, paths, Manifest.from_json):
         if isinstance(found, Exception):
             log.warning("%s of store %s cannot be read (%s)", path, objects.url, found)
         else:
@@ -149,12 +170,12 @@ def damaged_objects(objects: Objects, manifest: Manifest) -> dict[str, str]:
     Small objects are hashed; chunks must have the fingerprint that they had.
     """
     folder = layout.snapshot_path(manifest.id)
-    _, found = read_whole(objects, {f"{folder}/{name}": sha256 for name, sha256 in manifest.objects.items()})
+    found = damaged(objects, {f"{folder}/{name}": sha256 for name, sha256 in manifest.objects.items()})
     prints = objects.fingerprints(f"{folder}/log_likelihood/c") if manifest.chunks else {}
     for number, chunk in enumerate(manifest.chunks):
         path = layout.chunk_path(manifest.id, number)
         if prints.get(path) != chunk.fingerprint:  # a store that was moved has others; its bytes are what counts
-            found.update(read_whole(objects, {path: chunk.sha256})[1])
+            found.update(damaged(objects, {path: chunk.sha256}, manifest.chunk_bytes))
     return found
 
 
@@ -166,6 +187,8 @@ def open_snapshot(objects: Objects, snapshot: str = "latest") -> xr.Dataset:
         objects,
         layout.snapshot_path(manifest.id),
         "klray publish makes another snapshot from the columns",
+        sizes={"model": manifest.n_models, "text": manifest.n_texts},
         hashes=hashes,
-        whole="log_likelihood",
+        n_objects=len(hashes),
+        whole=".*" if hashes else "log_likelihood",
     )

@@ -4,13 +4,15 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from klray.errors import StoreDamagedError, StoreError
 from klray.store import audit as audits
 from klray.store import columns, layout, publishing, records, results, snapshots
 from klray.store import root as roots
-from klray.store.audit import Leftover
+from klray.store.audit import Audit, Leftover
 from klray.store.catalog import Catalog, read_catalog
 from klray.store.columns import Column, Commit
 from klray.store.objects import FolderObjects, Objects, open_objects, probe
@@ -122,7 +124,10 @@ class Store:
             )
         return columns.add_column(self.objects, column)
 
-    read_column = _of_objects(columns.read_column)
+    def read_column(self, commit: Commit) -> npt.NDArray[np.float32]:
+        """Log-likelihoods (layer, text) float32 of a committed column, in nats, checked against its SHA-256."""
+        return columns.read_column(self.objects, commit, len(self.texts.text_bytes))
+
     read_sketches = _of_objects(columns.read_sketches)
     record_failure = _of_objects(records.record_failure)
     failures = _of_objects(records.standing_failures)
@@ -150,7 +155,11 @@ class Store:
     write_result = _of_objects(results.write_result)
     result_names = _of_objects(results.result_names)
     result = _of_objects(results.open_finished)
-    audit = _of_objects(audits.audit)
+
+    def audit(self, report: Callable[[int, int], None] | None = None) -> Audit:
+        """What is damaged, and what is left over; ``report`` is told how many of how many columns were looked at."""
+        return audits.audit(self.objects, len(self.texts.text_bytes), report)
+
     repair = _of_objects(audits.repair)
 
     def leftovers(self, catalog: Catalog) -> list[Leftover]:

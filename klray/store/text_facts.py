@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.store import layout
-from klray.store.datasets import encode_group
+from klray.store.datasets import UNREADABLE, encode_group, read_arrays
+from klray.store.fields import MOST_TEXTS, bounded, names
 from klray.store.objects import Objects
 from klray.store.seal import sha256_of
-from klray.store.zarr_store import ZarrStore
 from klray.texts import TextSet
+from klray.words.outside import parsed
 
 MARKER = f"{layout.TEXTS}/zarr.json"  # written last: its being there says that the others are
-UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError)
 AGAIN = "run klray score on it once more, with the same texts="
 
 
@@ -51,7 +50,7 @@ def read_texts(objects: Objects, root: Mapping[str, Any]) -> TextFacts:
     if objects.get(MARKER) is None:
         raise StoreDamagedError(f"store {objects.url}: its creation was cut short; {AGAIN}")
     try:
-        facts = _read(objects, root["text_set_name"], root["text_set"])
+        facts = _read(objects, root["text_set_name"], root["text_set"], {"text": root["n_texts"]})
     except StoreUnreachableError:
         raise
     except UNREADABLE as error:
@@ -64,21 +63,25 @@ def read_texts(objects: Objects, root: Mapping[str, Any]) -> TextFacts:
 def find_texts(objects: Objects) -> TextFacts | None:
     """What ``texts/`` says, whatever the root says; None when it cannot be read."""
     try:
-        attributes = json.loads(objects.get(MARKER) or b"")["attributes"]
-        return _read(objects, attributes["text_set_name"], attributes["text_set"])
+        attributes = parsed(objects.get(MARKER) or b"")["attributes"]
+        return _read(objects, str(attributes["text_set_name"]), str(attributes["text_set"]), {})
     except StoreUnreachableError:
         raise
     except UNREADABLE:
         return None
 
 
-def _read(objects: Objects, name: str, fingerprint: str) -> TextFacts:
-    group = zarr.open_group(ZarrStore(objects, layout.TEXTS, read_only=True), mode="r", zarr_format=3)
+def _read(objects: Objects, name: str, fingerprint: str, sizes: Mapping[str, int]) -> TextFacts:
+    names(text_set_name=name, text_set=fingerprint)
+    found = read_arrays(objects, layout.TEXTS, ("text_bytes", "domain"), sizes)
+    if found["text_bytes"].ndim != 1 or found["text_bytes"].shape != found["domain"].shape:
+        raise ValueError("bytes and domains are not those of the same texts")
+    bounded(MOST_TEXTS, 1, n_texts=len(found["text_bytes"]))
     return TextFacts(
         name=name,
         fingerprint=fingerprint,
-        text_bytes=np.asarray(group["text_bytes"][:], dtype=np.int32),
-        domains=tuple(str(domain) for domain in group["domain"][:]),
+        text_bytes=found["text_bytes"].astype(np.int32),
+        domains=tuple(map(str, found["domain"])),
     )
 
 

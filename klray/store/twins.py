@@ -13,7 +13,8 @@ from klray.store import layout
 from klray.store.columns import Commit, find_commits, put_and_commit
 from klray.store.identity import Identity
 from klray.store.objects import Objects
-from klray.store.seal import read_whole
+from klray.store.root import read_root
+from klray.store.seal import most_of, read_whole
 from klray.words.outside import fit
 
 log = logging.getLogger("klray")
@@ -36,7 +37,11 @@ def take_over(
         known = None
     if known is None or not known.objects:  # klray 0.1.0 before its first release kept no hashes of objects
         return None
-    whole, wrong = read_whole(objects, {f"{known.path}/{name}": sha256 for name, sha256 in known.objects.items()})
+    values = 4 * len(known.layers) * read_root(objects)["n_texts"]
+    hashes = {f"{known.path}/{name}": sha256 for name, sha256 in known.objects.items()}
+    whole, wrong = read_whole(objects, hashes, most_of(values))
+    if len(whole.get(place := layout.values_path(known.path), b"")) != values:
+        wrong.setdefault(place, "has another number of texts")
     for where, what in wrong.items():
         log.warning("store %s: %s %s: not taken over", objects.url, where, what)
         return None

@@ -9,7 +9,8 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from klray.errors import StoreDamagedError
-from klray.store.objects import Objects
+from klray.store.arrays import StoredGroup
+from klray.store.objects import OBJECT_BYTES, Objects
 from klray.store.seal import sha256_of
 
 
@@ -18,7 +19,8 @@ class ZarrStore(Store):
 
     ``hashes``: SHA-256 of objects that were written once: one that is missing or holds other bytes raises StoreError.
     ``whole``: of arrays whose names match this pattern every chunk was written, so that a missing one raises StoreError
-    in place of reading as fill values. ``cure`` is what to do then.
+    in place of reading as fill values. ``cure`` is what to do then. ``group``, for reading: what was declared of the
+    arrays there, and looked at; nothing else is read, and of no chunk more than that.
     """
 
     supports_writes = True
@@ -33,11 +35,12 @@ class ZarrStore(Store):
         hashes: Mapping[str, str] | None = None,
         whole: str = "",
         cure: str = "",
+        group: StoredGroup | None = None,
         read_only: bool = False,
     ):
         super().__init__(read_only=read_only)
         self._objects, self._prefix, self._cure = objects, prefix, cure
-        self._hashes, self._whole = hashes or {}, whole
+        self._hashes, self._whole, self._group = hashes or {}, whole, group
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -58,19 +61,31 @@ class ZarrStore(Store):
         return None if body is None else prototype.buffer.from_bytes(_part(body, byte_range))
 
     def _read(self, key: str) -> bytes | None:
-        body = self._objects.get(self._key(key))
+        if self._group is None:
+            return self._objects.get(self._key(key), OBJECT_BYTES)
+        if key == "zarr.json":
+            return self._group.metadata
+        array = self._group.arrays.get(key.partition("/c")[0])
+        if array is None:
+            return None
+        body = self._objects.get(self._key(key), array.stored_bytes)
         sha256 = self._hashes.get(key)
-        wrong = ""
-        if body is None and (sha256 or re.fullmatch(f"(?:{self._whole})/c(?:/.*)?", key)):
+        if body is None:
+            if not sha256 and not re.fullmatch(f"(?:{self._whole})/c(?:/.*)?", key):
+                return None
             wrong = "is missing: it was written and is gone"
-        elif body is not None and sha256 and sha256_of(body) != sha256:
+        elif sha256 and sha256_of(body) != sha256:
             wrong = "holds other bytes than were written"
-        if wrong:
-            raise StoreDamagedError(
-                f"store {self._objects.url}: {self._key(key)} {wrong}; klray verify says what else is damaged, and "
-                f"{self._cure}"
-            )
-        return body
+        else:
+            try:
+                array.check(body)
+                return body
+            except ValueError as error:
+                wrong = f"is no chunk of its array: {error}"
+        raise StoreDamagedError(
+            f"store {self._objects.url}: {self._key(key)} {wrong}; klray verify says what else is damaged, and "
+            f"{self._cure}"
+        )
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]

@@ -40,7 +40,7 @@ class Ending:
         assert {damage.key for damage in found.damages if damage.key} == self.model.tainted & set(self.model.stands)
         paths = {damage.path for damage in found.damages if not damage.key}
         last = max(
-            (Manifest.from_fields(json.loads(path.read_bytes())) for path in self._finished()),
+            (Manifest.from_json(f"snapshots/{path.name}", path.read_bytes()) for path in self._finished()),
             key=lambda each: each.order,
             default=None,
         )

@@ -5,14 +5,20 @@ tries at the same moment. Everything that becomes visible in a store becomes vis
 """
 
 import abc
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from klray.errors import StoreDamagedError
+from klray.errors import StoreDamagedError, StoreError
+from klray.words.outside import parsed
 
 TEMPORARY = ".tmp"  # end of the name of a file that is being written
+JSON_BYTES = 16 * 2**20  # a manifest of 80,000 chunks, a plan of 240,000 keys; parsed, 20 times as much at the worst
+OBJECT_BYTES = 64 * 2**20  # of what is no JSON and whose size does not follow from what is known of it
+LARGEST_OBJECT = 2**30  # of any: 100 layers of 2,600,000 texts
+LONGEST_KEY, LONGEST_PART = 1024, 255  # bytes, of S3 and of file systems
+ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\?]")  # in no key that klray makes
 
 
 class Listed(NamedTuple):
@@ -28,8 +34,22 @@ def is_temporary(key: str) -> bool:
     return name.startswith(".") and name.endswith(TEMPORARY)
 
 
+def is_key(key: str) -> bool:
+    """Whether ``key`` can be that of an object: relative, without parts that lead elsewhere or are none."""
+    parts = key.split("/")
+    return (
+        not ODD.search(key)
+        and not {"", ".", ".."}.intersection(parts)
+        and len(key.encode()) <= LONGEST_KEY
+        and all(len(part.encode()) <= LONGEST_PART for part in parts)
+    )
+
+
 class Objects(abc.ABC):
-    """Objects below one URL; keys are relative, with ``/`` between their parts."""
+    """Objects below one URL; keys are relative, with ``/`` between their parts (``is_key``).
+
+    A place asks for no other key, and lists none: keys may stand in objects that anybody wrote.
+    """
 
     url: str
     listable = True
@@ -71,8 +91,8 @@ class Objects(abc.ABC):
         """Keys of all objects below ``prefix``, each with a short text that changes when its content does."""
 
     @abc.abstractmethod
-    def get(self, key: str) -> bytes | None:
-        """The object's bytes, or None when there is none."""
+    def get(self, key: str, most: int = JSON_BYTES) -> bytes | None:
+        """The object's bytes, or None when there is none. Raises StoreDamagedError: it has more than ``most`` bytes."""
 
     def get_json(self, key: str) -> dict[str, Any] | None:
         """The object parsed as a JSON object, or None when there is none.
@@ -81,7 +101,7 @@ class Objects(abc.ABC):
         """
         body = self.get(key)
         try:
-            found = None if body is None else json.loads(body)
+            found = None if body is None else parsed(body)
             if found is not None and not isinstance(found, dict):
                 raise ValueError(f"it holds a {type(found).__name__}")
             return found
@@ -91,8 +111,28 @@ class Objects(abc.ABC):
             ) from error
 
     @abc.abstractmethod
-    def get_many(self, keys: list[str]) -> list[bytes | None]:
-        """``get`` of several keys, several at a time."""
+    def get_many(self, keys: list[str], most: int = JSON_BYTES) -> Iterable[bytes | StoreDamagedError | None]:
+        """``get`` of several keys, several at a time; what it raised of one that is damaged stands in its place."""
+
+    def _get_or_damage(self, key: str, most: int) -> bytes | StoreDamagedError | None:
+        try:
+            return self.get(key, most)
+        except StoreDamagedError as error:
+            return error
+
+    def _checked(self, key: str) -> str:
+        """``key``, or "" for the place itself. Raises StoreError: it is none."""
+        if key and not is_key(key):
+            shown = ascii(key[:LONGEST_PART])
+            raise StoreError(f"store {self.url}: {shown} is no key of an object in a store: it could lead out of it")
+        return key
+
+    def _check_size(self, key: str, size: int, most: int) -> None:
+        if size > most:
+            raise StoreDamagedError(
+                f"store {self.url}: {key} has {size:,} bytes or more, and klray writes at most {most:,} there: it is "
+                "not read; klray verify says what else is damaged"
+            )
 
     @abc.abstractmethod
     def names(self, prefix: str) -> list[str]:

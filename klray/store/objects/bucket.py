@@ -5,16 +5,17 @@ Credentials, endpoint and region come from the usual environment variables and p
 
 import abc
 import functools
+import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 from botocore.session import Session
 
-from klray.errors import Pauses, StoreUnreachableError
-from klray.store.objects.base import Listed, Objects
+from klray.errors import Pauses, StoreDamagedError, StoreUnreachableError
+from klray.store.objects.base import JSON_BYTES, Listed, Objects, is_key
 from klray.store.objects.endpoint import check_endpoint
 from klray.store.objects.retry import Trouble, patiently
 from klray.store.objects.roles import Action, who_may
@@ -25,6 +26,7 @@ T = TypeVar("T")
 log = logging.getLogger("klray")
 
 REQUESTS_AT_ONCE = 32
+MOST_LISTED = 20_000_000  # objects: of 3,000,000 columns
 PAUSES = Pauses(first=0.1, attempts=8, spread=2.0)  # 0.2 s ... 12.8 s in the mean, 25 s in all
 REFUSED = {"PreconditionFailed", "412"}
 BUSY = {
@@ -62,8 +64,8 @@ class BucketObjects(Objects):
         """Put an object; with ``new`` only if there is none."""
 
     @abc.abstractmethod
-    def _fetch(self, key: str) -> bytes:
-        """The object's bytes."""
+    def _fetch(self, key: str, most: int) -> bytes:
+        """The object's bytes; StoreDamagedError, before more of them are read, if there are more than ``most``."""
 
     @abc.abstractmethod
     def _copy(self, source: str, target: str, fingerprint: str) -> bool:
@@ -108,10 +110,12 @@ class BucketObjects(Objects):
     def put_many(self, bodies: Mapping[str, bytes]) -> None:
         list(_threads().map(self.put, bodies.keys(), bodies.values()))
 
-    def get_many(self, keys: list[str]) -> list[bytes | None]:
-        return list(_threads().map(self.get, keys))
+    def get_many(self, keys: list[str], most: int = JSON_BYTES) -> Iterator[bytes | StoreDamagedError | None]:
+        return _threads().map(self._get_or_damage, keys, itertools.repeat(most))
 
     def copy(self, source: str, target: str, fingerprint: str) -> bool:
+        self._checked(source)
+
         def attempt() -> bool:
             try:
                 return self._copy(source, target, fingerprint)
@@ -125,12 +129,12 @@ class BucketObjects(Objects):
     def fingerprints(self, prefix: str) -> dict[str, str]:
         return {key: each.mark for key, each in self.listing(prefix).items()}
 
-    def get(self, key: str) -> bytes | None:
-        return self._look(lambda: self._fetch(key), None, key, "read")
+    def get(self, key: str, most: int = JSON_BYTES) -> bytes | None:
+        return self._look(lambda: self._fetch(key, most), None, key, "read")
 
     def names(self, prefix: str) -> list[str]:
         found: list[str] = self._look(lambda: self._list(prefix), [], prefix, "list")
-        return sorted(found)
+        return sorted(filter(is_key, found))
 
     def _look(self, attempt: Callable[[], T], nothing: T, key: str, action: Action) -> T:
         """What ``attempt`` finds, or ``nothing`` where there is none."""
@@ -148,9 +152,13 @@ class BucketObjects(Objects):
     def listing(self, prefix: str) -> dict[str, Listed]:
         found, mark = self._patiently(lambda: self._page(prefix, ""), prefix, "list")
         while mark:
+            before = len(found)
             page, mark = self._patiently(functools.partial(self._page, prefix, mark), prefix, "list")
             found |= page
-        return found
+            if not before < len(found) < MOST_LISTED and mark:
+                raise StoreUnreachableError(f"store {self.url}: the server lists {prefix} without end; ask another")
+        below = f"{prefix}/" if prefix else ""
+        return {key: each for key, each in found.items() if is_key(key) and key.startswith(below)}
 
     def delete_tree(self, prefix: str) -> None:
         # One by one: of a bulk deletion s3fs passes over what S3 answers for single keys, such as that it is forbidden.
@@ -176,6 +184,7 @@ class BucketObjects(Objects):
 
     def _patiently(self, attempt: Callable[[], T], key: str, action: Action = "write") -> T:
         """Repeat while the server is busy; put what it refuses into words."""
+        self._checked(key)
         if self._anonymous and not self._options.get("anon") and action not in ("read", "list"):
             raise self._no_credentials()
 

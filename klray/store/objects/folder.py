@@ -3,20 +3,26 @@
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from klray.errors import StoreError
-from klray.store.objects.base import TEMPORARY, Listed, Objects, is_temporary
+from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
+from klray.store.objects.base import JSON_BYTES, LARGEST_OBJECT, TEMPORARY, Listed, Objects, is_key, is_temporary
 
 
 class FolderObjects(Objects):
-    """Objects in a local folder; ``conditional_put`` is an atomic hard link."""
+    """Objects in a local folder; ``conditional_put`` is an atomic hard link.
+
+    The folder may be a link. A link within it that leads out of it is refused, and so is what is no file: a pipe would
+    be waited for.
+    """
 
     def __init__(self, root: Path):
         self.root = root.expanduser().resolve()
@@ -24,30 +30,43 @@ class FolderObjects(Objects):
         if self.root.exists() and not self.root.is_dir():
             raise StoreError(f"store.url={self.url} is a file; name a folder, there already or not")
 
+    def _path(self, key: str) -> Path:
+        path = self.root / self._checked(key)
+        real = os.path.realpath(path)
+        if real != self.url and not real.startswith(f"{self.url.rstrip('/')}/"):
+            raise StoreError(f"store {self.url}: {key} leads to {real}, out of the store; remove that link")
+        return path
+
     def conditional_put(self, key: str, body: bytes) -> bool:
-        path = self.root / key
+        path = self._path(key)
         temporary = self._write_beside(path, body)
         try:
             os.link(temporary, path)
-            self._settle({path.parent})
-        except FileExistsError:
-            return False
         except OSError as error:
-            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+            if temporary.stat().st_nlink == 2:  # it was made, and the answer of the server of files was lost
+                pass
+            elif isinstance(error, FileExistsError):
+                return self.get(key, max(len(body), JSON_BYTES)) == body
+            elif error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
                 raise StoreError(
                     f"store {self.url}: this file system has no hard links ({error.strerror}), so that two jobs could "
                     "overwrite each other; put the store on a local disk or on S3"
                 ) from error
-            raise
+            else:
+                raise
         finally:
             temporary.unlink()
+        self._settle({path.parent})
         return True
 
     def put(self, key: str, body: bytes | bytearray) -> None:
         self.put_many({key: body})
 
     def _write_beside(self, path: Path, body: bytes | bytearray) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise self._in_the_way(path.parent) from error
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
         try:
             with temporary.open("xb") as file:
@@ -60,10 +79,18 @@ class FolderObjects(Objects):
         return temporary
 
     def put_many(self, bodies: Mapping[str, bytes | bytearray]) -> None:
-        for key, body in bodies.items():
-            path = self.root / key
-            self._write_beside(path, body).replace(path)
-        self._settle({(self.root / key).parent for key in bodies})
+        paths = {self._path(key): body for key, body in bodies.items()}
+        for path, body in paths.items():
+            temporary = self._write_beside(path, body)
+            try:
+                temporary.replace(path)
+            except IsADirectoryError as error:
+                temporary.unlink()
+                raise self._in_the_way(path) from error
+        self._settle({path.parent for path in paths})
+
+    def _in_the_way(self, path: Path) -> StoreDamagedError:
+        return StoreDamagedError(f"store {self.url}: {path} is not what klray puts there; look at it, and remove it")
 
     def _settle(self, folders: set[Path]) -> None:
         """Bring names in ``folders``, and the folders themselves, to the disk."""
@@ -76,52 +103,85 @@ class FolderObjects(Objects):
                 os.close(descriptor)
 
     def copy(self, source: str, target: str, fingerprint: str) -> bool:
-        body = self.get(source)
-        if body is None or _fingerprint(body) != fingerprint:
+        body = self.get(source, LARGEST_OBJECT)
+        if body is None or hashlib.sha256(body).hexdigest() != fingerprint:
             return False
         self.put(target, body)  # not a hard link: what befalls one copy must not befall the other
         return True
 
     def fingerprints(self, prefix: str) -> dict[str, str]:
-        return {key: _fingerprint((self.root / key).read_bytes()) for key in self.walk(prefix)}
+        found = {}
+        for key in self.walk(prefix):
+            with self._opened(key) as file:
+                if file is not None:
+                    large = os.fstat(file.fileno()).st_size > LARGEST_OBJECT  # sparse, it costs its owner nothing
+                    found[key] = "too large" if large else hashlib.file_digest(file, "sha256").hexdigest()
+        return found
 
-    def get(self, key: str) -> bytes | None:
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[io.BufferedReader | None]:
+        """The file of an object, open; None where there is none."""
         try:
-            return (self.root / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            yield None
+            return
+        except OSError as error:
+            raise self._unreadable(key, error) from error
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind):
+            os.close(descriptor)
+            if not stat.S_ISDIR(kind):
+                raise StoreDamagedError(f"store {self.url}: {key} is no file; remove it, klray makes none such")
+            yield None
+            return
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+            yield file
 
-    def get_many(self, keys: list[str]) -> list[bytes | None]:
-        return [self.get(key) for key in keys]
+    def _unreadable(self, key: str, error: OSError) -> StoreUnreachableError:
+        words = f"store {self.url}: {key} cannot be read ({error.strerror}); check the disk and the permissions"
+        return StoreUnreachableError(words)
+
+    def get(self, key: str, most: int = JSON_BYTES) -> bytes | None:
+        with self._opened(key) as file:
+            if file is None:
+                return None
+            size = os.fstat(file.fileno()).st_size
+            self._check_size(key, size, most)
+            try:
+                return file.read(size)
+            except OSError as error:
+                raise self._unreadable(key, error) from error
+
+    def get_many(self, keys: list[str], most: int = JSON_BYTES) -> Iterator[bytes | StoreDamagedError | None]:
+        return (self._get_or_damage(key, most) for key in keys)
 
     def names(self, prefix: str) -> list[str]:
-        folder = self.root / prefix
+        folder = self._path(prefix)
         if not folder.is_dir():
             return []
-        return sorted(entry.name for entry in folder.iterdir() if not is_temporary(entry.name))
+        return sorted(entry.name for entry in folder.iterdir() if is_key(entry.name) and not is_temporary(entry.name))
 
     def listing(self, prefix: str) -> dict[str, Listed]:
         found = {}
-        for folder, _, names in os.walk(self.root / prefix):
+        for folder, _, names in os.walk(self._path(prefix)):
             inside = Path(folder).relative_to(self.root).as_posix()
             for name in names:
+                key = f"{inside}/{name}".removeprefix("./")
                 with contextlib.suppress(FileNotFoundError):  # a temporary file that is gone by now
-                    facts = os.stat(f"{folder}/{name}")  # noqa: PTH116 - 100,000 of these are common
-                    found[f"{inside}/{name}".removeprefix("./")] = Listed(
-                        datetime.fromtimestamp(facts.st_mtime, UTC), f"{facts.st_ino}-{facts.st_mtime_ns}"
-                    )
+                    facts = os.lstat(f"{folder}/{name}")  # 100,000 of these are common
+                    if is_key(key):
+                        found[key] = Listed(
+                            datetime.fromtimestamp(facts.st_mtime, UTC), f"{facts.st_ino}-{facts.st_mtime_ns}"
+                        )
         return dict(sorted(found.items()))
 
     def delete_tree(self, prefix: str) -> None:
-        path = self.root / prefix
+        path = self._path(prefix)
         if path.is_dir():
             shutil.rmtree(path, onerror=_unless_gone)
         else:
             path.unlink(missing_ok=True)
-
-
-def _fingerprint(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
 
 
 def _unless_gone(_: Any, __: str, found: tuple[type[BaseException], BaseException, Any]) -> None:

@@ -104,6 +104,22 @@ def check_conditional(objects: Objects) -> None:
         _remove(objects, folder, missing)
 
 
+def store_time(objects: Objects) -> datetime:
+    """What the clock of the place shows now (UTC): the time of an object that is written and removed.
+
+    Raises StoreError: the place does not list what it was given.
+    """
+    folder = _new_folder()
+    try:
+        objects.put(f"{folder}/clock", _body())
+        written = objects.walk(folder)
+        if not written:
+            raise StoreError(f"store {objects.url}: what was written is not listed; {ANOTHER_SERVER}")
+        return max(written.values())
+    finally:
+        objects.delete_tree(folder)
+
+
 def create_in_turn(objects: Objects, folder: str) -> Outcome:
     """Two creates of one key, one after the other: the second must lose and change nothing."""
     key, first, second = f"{folder}/turn", _body(), _body()

@@ -11,6 +11,8 @@ from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
 from botocore.exceptions import ClientError as Refusal
 from botocore.utils import parse_timestamp
+from fsspec.asyn import sync
+from s3fs.core import S3_RETRYABLE_ERRORS, _error_wrapper
 
 from klray.store.objects.base import Listed
 from klray.store.objects.bucket import REQUESTS_AT_ONCE, BucketObjects
@@ -19,7 +21,7 @@ from klray.store.objects.bucket import REQUESTS_AT_ONCE, BucketObjects
 class S3Objects(BucketObjects):
     """Objects below ``s3://bucket/prefix``; options are those of s3fs."""
 
-    silence = (BotoCoreError, ClientError, *s3fs.core.S3_RETRYABLE_ERRORS)  # no connection, a broken answer
+    silence = (BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS)  # no connection, a broken answer
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]):
         super().__init__(
@@ -65,8 +67,20 @@ class S3Objects(BucketObjects):
         self._files.call_s3("copy_object", Bucket=bucket, Key=to, CopySource=place, CopySourceIfMatch=fingerprint)
         return True
 
-    def _fetch(self, key: str) -> bytes:
-        return bytes(self._files.cat_file(self._path(key)))  # not cat, to which [ and * are patterns
+    def _fetch(self, key: str, most: int) -> bytes:
+        bucket, _, prefix = self._root.partition("/")
+        place = {"Bucket": bucket, "Key": f"{prefix}/{key}".lstrip("/")}
+
+        async def read() -> bytes:
+            answer = await self._files._call_s3("get_object", **place)
+            try:
+                self._check_size(key, answer["ContentLength"], most)
+                return bytes(await answer["Body"].read())
+            finally:
+                answer["Body"].close()
+
+        # As s3fs reads an object, which would read one of any size.
+        return cast(bytes, sync(self._files.loop, _error_wrapper, read, retries=self._files.retries))
 
     def _list(self, prefix: str) -> list[str]:
         paths: list[str] = self._files.ls(self._path(prefix), detail=False, refresh=True)

@@ -112,9 +112,11 @@ class ObstoreObjects(BucketObjects):
             self._files.copy(source, target)
         return True
 
-    def _fetch(self, key: str) -> bytes:
+    def _fetch(self, key: str, most: int) -> bytes:
         with _in_words():
-            return self._files.get(key).bytes().to_bytes()
+            answer = self._files.get(key)
+            self._check_size(key, answer.meta["size"], most)
+            return answer.bytes().to_bytes()
 
     def _list(self, prefix: str) -> list[str]:
         with _in_words():
