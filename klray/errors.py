@@ -26,6 +26,7 @@ Reason = Literal[
     "text_too_long",  # a text has more tokens than the model's context
     "non_finite",  # a log-likelihood came out as NaN or infinity
     "out_of_memory",
+    "limit_exceeded",  # it took more seconds or more memory than a checkpoint of its size may
     "worker_died",  # the process that scored it was killed or crashed
     "unexpected",  # anything else: the message has the type of the error
 ]

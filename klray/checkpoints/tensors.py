@@ -1,6 +1,5 @@
 """What a checkpoint's folder holds, as it is stored."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,9 +9,8 @@ from safetensors.torch import load_file
 from klray.checkpoints.causes import explained
 from klray.checkpoints.files import weights_of
 from klray.checkpoints.local_folder import model_config, offered_by
+from klray.checkpoints.pickles import read_pickled
 from klray.errors import CheckpointError
-
-_ZIP = b"PK\x03\x04"
 
 
 def stored_tensors(directory: str | Path) -> dict[str, torch.Tensor]:
@@ -48,20 +46,8 @@ def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
     """Stored tensors by name, mapped from the files where their format allows: read when used."""
     stored: dict[str, torch.Tensor] = {}
     for file in files:
-        stored |= load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
+        stored |= load_file(file) if file.suffix == ".safetensors" else read_pickled(file)
     return stored
-
-
-def _unpickled(file: Path) -> dict[str, torch.Tensor]:
-    """Tensors that torch.save wrote; before PyTorch 1.6 that was no zip file, which alone can be mapped."""
-    with file.open("rb") as stream:
-        zipped = stream.read(len(_ZIP)) == _ZIP
-    found = torch.load(file, map_location="cpu", mmap=zipped, weights_only=True)
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
-    ):
-        raise pickle.UnpicklingError(f"{file.name} is no dictionary of tensors by name")
-    return found
 
 
 def is_coded(tensor: torch.Tensor) -> bool:

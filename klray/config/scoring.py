@@ -35,6 +35,9 @@ class ScoringConfig:
     cache_gigabytes: float = CACHE_GIGABYTES  # of one worker
     # Patterns of stored tensors that a model need not take, such as model.extra.*; you know that they change nothing
     allow_unused: list[str] = field(default_factory=list)
+    # What one checkpoint may take before its process is ended; default: in proportion to its files and the texts
+    limit_seconds: float | None = ScoringSettings.limit_seconds
+    limit_gigabytes: float | None = None
     # Buckets of the weight sketch kept with a column, a multiple of 64; 0: none
     sketch: int = ScoringSettings.sketch
 

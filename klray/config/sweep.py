@@ -48,7 +48,8 @@ def hub(config: ModelsConfig) -> contextlib.AbstractContextManager[Hub]:
 def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> ScoringSettings:
     """How checkpoints are scored; ``lens_norm`` is the path to the final norm, where it cannot be found."""
     check_quantization(config.quantization)
-    check_above_zero("scoring", config, "threads", "tokens_per_batch", "cache_gigabytes")
+    limits = ("limit_seconds", "limit_gigabytes")
+    check_above_zero("scoring", config, "threads", "tokens_per_batch", "cache_gigabytes", *limits)
     if config.sketch < 0 or config.sketch % 64:
         raise KlrayError(f"scoring.sketch={config.sketch}: a multiple of 64, such as 65536, or 0 for no weight sketch")
     lens, folder = _lens(config.lens)
@@ -65,6 +66,8 @@ def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> Sco
         lens_norm=lens_norm,
         allow_unused=tuple(config.allow_unused),
         sketch=config.sketch,
+        limit_seconds=config.limit_seconds,
+        limit_bytes=None if config.limit_gigabytes is None else config.limit_gigabytes * 1e9,
     )
 
 

@@ -17,7 +17,7 @@ from klray.checkpoints import check_small_files, model_config
 from klray.checkpoints.causes import explained, first_line
 from klray.checkpoints.tensors import read_tensors, refuse_coded, weight_files
 from klray.errors import CheckpointError, KlrayError
-from klray.likelihood import quantised
+from klray.likelihood import plausible, quantised
 from klray.likelihood import quantization as quantizations
 from klray.likelihood.choices import NONE, Dtype, check_quantization, lacks_accelerate, lacks_quantization
 from klray.likelihood.kinds import check_kind
@@ -116,7 +116,8 @@ def load(
         plain = not method and quantization == NONE
         if not plain:
             quantizations.import_library()
-        read = read_tensors(files) if plain or look is not None else {}
+        read = read_tensors(files)
+        plausible.check_config(folder, config, len(read))
         if look is not None:
             look(read)
         stored = read if plain else {}
@@ -135,9 +136,7 @@ def load(
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # other sizes would not fit into the blocks that the old model leaves
         with _quantized_explained(folder, method):
-            model, unexpected = _build(
-                folder, dtype, device, quantization, safetensors=files[0].suffix == ".safetensors"
-            )
+            model, unexpected = _build(folder, files, dtype, device, quantization)
         slots = find_slots(model, stored) if plain else None
         unplaced = {name: tensor for name, tensor in stored.items() if not known and name not in (slots or {})}
         unused = refuse_left_out(model, unplaced, unexpected, allow_unused, folder)
@@ -179,6 +178,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     folder = Path(directory)
     with _quiet(), explained(folder, "tokenizer"):
         check_small_files(folder)
+        plausible.check_tokenizer(folder)
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
@@ -220,17 +220,19 @@ def _free(model: Any) -> None:
 
 
 def _config(folder: Path) -> Any:
+    plausible.check_config(folder, model_config(folder))
     check_small_files(folder)
     return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _build(
-    folder: Path, dtype: str, device: str | torch.device, quantization: str, safetensors: bool
+    folder: Path, files: list[Path], dtype: str, device: str | torch.device, quantization: str
 ) -> tuple[Any, set[str]]:
     """The model, and the names of stored tensors that transformers did not take."""
     config = _config(folder)
     # A config.json may name an attention kernel to be fetched from the hub: only the built-in ones are used.
     config._attn_implementation = None
+    plausible.check_size(folder, config, sum(file.stat().st_size for file in files))
     stored_quantized = hasattr(config, "quantization_config")
     more: dict[str, Any] = {}
     if quantization != NONE:
@@ -245,7 +247,7 @@ def _build(
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         trust_remote_code=False,
         local_files_only=True,
-        use_safetensors=safetensors,
+        use_safetensors=files[0].suffix == ".safetensors",
         weights_only=True,
         ignore_mismatched_sizes=True,  # they are refused below: transformers only prints which
         output_loading_info=True,

@@ -22,12 +22,14 @@ from typing import Any
 
 from klray.checkpoints import Checkpoint, architecture
 from klray.errors import CheckpointError, KlrayError
+from klray.sweep.limits import Limits, limits_of
 from klray.sweep.settings import Computed, Computing, ScoringSettings
 from klray.texts import TextSet
 
 log = logging.getLogger("klray")
 
 _READ, _COMPUTED, _FAILED = "read", "computed", "failed"
+_LOOK_SECONDS = 0.2  # between two looks at what a process takes
 _IMPORTS = ("klray.sweep.preload", "klray.sweep.model_process")
 
 
@@ -50,20 +52,20 @@ class ModelProcess:
         return self._process.pid if self._process is not None else None
 
     def score(self, checkpoint: Checkpoint, directory: Path, read: Callable[[], None]) -> Computed:
-        """As ``Computing.score``; CheckpointError (worker_died) if the process ends before its answer."""
+        """As ``Computing.score``; CheckpointError (worker_died) if the process ends before its answer, (limit_exceeded)
+        if it is ended because it took more seconds or memory than ``limits_of`` gives the checkpoint.
+        """
         pending = [read]
         begun, before = time.monotonic(), self.pid
         try:
             pipe = self._for(architecture(directory))
             pipe.send((checkpoint, directory))
-            kind, value = pipe.recv()
-            while kind == _READ:
+            limits = limits_of(checkpoint, self._arguments[1], self._arguments[0])
+            while (answer := self._answer(pipe, limits, begun))[0] == _READ:
                 pending.pop()()
-                kind, value = pipe.recv()
+            kind, value = answer
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise CheckpointError(f"the process of its model {self._ended()}", "worker_died") from error
-        except CheckpointError:
-            raise
         except BaseException:
             self.close()  # its answer, still to come, is to nothing that will be asked
             raise
@@ -87,6 +89,13 @@ class ModelProcess:
         if self._pipe is not None:
             self._pipe.close()
         self._process = self._pipe = None
+
+    def _answer(self, pipe: connection.Connection, limits: Limits, begun: float) -> tuple[str, Any]:
+        """What the process says next, unless it takes more than it may."""
+        while not pipe.poll(_LOOK_SECONDS):
+            limits.check(self._process.pid, begun)
+        answer: tuple[str, Any] = pipe.recv()
+        return answer
 
     def _for(self, wanted: str) -> connection.Connection:
         """The pipe to a process that has had no other architecture."""

@@ -37,6 +37,8 @@ class ScoringSettings:
     lens_norm: str | None = None  # path to the final norm, where it cannot be found
     allow_unused: tuple[str, ...] = ()  # patterns of stored tensors that a model need not take
     sketch: int = 65_536  # buckets of the weight sketch, 0 for none; no part of a column's identity
+    limit_seconds: float | None = None  # of one checkpoint; None: in proportion to its files and the texts
+    limit_bytes: float | None = None  # memory of one checkpoint's process; None: as above
 
     def identity(self, checkpoint: "Checkpoint", text_set: str) -> "Identity":
         """Identity of the column that these settings give for ``checkpoint``."""

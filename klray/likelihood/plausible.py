@@ -1,0 +1,123 @@
+"""Whether a model can be what its config and its tokenizer claim: looked at before anything is built of them.
+
+A config is some lines of text, and a number in it can ask for any amount of memory and time. What it asks for is held
+against the bytes of the weights that lie beside it.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from klray.errors import CheckpointError
+from klray.words.outside import parsed
+
+_MOST = 1_000_000  # of labels, heads or experts: each is an object
+_COUNTED = re.compile(r"(label|head|expert|block|group|layer)s?($|_)|^num_|^n_(layer|head|block)")
+_NOT_COUNTED = re.compile(r"size|dim|position|token|param|length|ctx")
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+_BITS = 8  # of a stored byte: no parameter takes less than one
+_BUFFERS = 1 << 26  # numbers that a small model may hold beside its parameters: masks, tables of positions
+
+_GROWTH = 100.0  # times as many bytes after a normaliser: the widest forms of Unicode are 18 times as long
+_ADDED = 1000  # tokens around each text
+
+
+def check_config(folder: Path, config: dict[str, Any], tensors: int | None = None) -> None:
+    """Refuse (CheckpointError, load_failed) a config that counts more layers than there are ``tensors``, or more than a
+    million labels, heads or experts.
+    """
+    for name, value in _numbers(config):
+        layers = tensors is not None and name in _LAYERS
+        counted = _COUNTED.search(name) and not _NOT_COUNTED.search(name)
+        if (layers and value > (tensors or 0)) or (counted and value > _MOST):
+            found = f"the weights beside it are {tensors} tensors" if layers else f"{_MOST:,} is the limit"
+            raise CheckpointError(
+                f"{folder} has {name}={value:,} in its config.json, and {found}: take config and weights from one "
+                "checkpoint",
+                "load_failed",
+            )
+
+
+def check_size(folder: Path, config: Any, stored_bytes: int) -> None:
+    """Refuse (CheckpointError, load_failed) a ``config`` of transformers whose model has more numbers than
+    ``stored_bytes`` of weights can make. The model is built without memory.
+    """
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    most = _BITS * stored_bytes
+    for what, tensors, limit in (
+        ("parameters", model.parameters(), most),
+        ("numbers beside its parameters", model.buffers(), most + _BUFFERS),
+    ):
+        asked = sum(tensor.numel() for tensor in tensors)
+        if asked > limit:
+            raise CheckpointError(
+                f"{folder} asks in its config.json for {asked:,} {what}, and its weights have {stored_bytes:,} bytes: "
+                "take config and weights from one checkpoint",
+                "load_failed",
+            )
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuse (CheckpointError, load_failed) a tokenizer.json that makes of each text many times as much."""
+    file = folder / "tokenizer.json"
+    pipeline = parsed(file.read_bytes()) if file.is_file() else {}
+    if not isinstance(pipeline, dict):
+        return  # refused where it is loaded
+    growth = math.prod(map(_growth, _steps(pipeline.get("normalizer"), "normalizers")))
+    added = sum(map(_added, _steps(pipeline.get("post_processor"), "processors")))
+    for what, found, limit in (
+        (f"replaces parts of a text by up to {growth:.3g} times as much", growth, _GROWTH),
+        (f"adds {added:,} tokens to each text", added, _ADDED),
+    ):
+        if found > limit:
+            raise CheckpointError(
+                f"{folder} has a tokenizer.json that {what}, and {limit:g} is the limit: no language model was trained "
+                "so; take the tokenizer's files from where the model was published",
+                "load_failed",
+            )
+
+
+def _numbers(config: object, name: str = "") -> Iterator[tuple[str, int]]:
+    """Whole numbers in a config, at any depth, each with the key that it stands under."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _numbers(value, str(key))
+    elif isinstance(config, list):
+        for value in config:
+            yield from _numbers(value, name)
+    elif isinstance(config, int) and not isinstance(config, bool):
+        yield name, config
+
+
+def _steps(step: object, inside: str) -> Iterator[dict[str, Any]]:
+    """The steps of a part of a tokenizer, those of a sequence one after another."""
+    if isinstance(step, dict) and isinstance(step.get(inside), list):
+        for each in step[inside]:
+            yield from _steps(each, inside)
+    elif isinstance(step, dict):
+        yield step
+
+
+def _growth(step: dict[str, Any]) -> float:
+    """How many times as many bytes a normaliser makes of a text at most."""
+    if step.get("type") != "Replace":
+        return 1.0
+    pattern = step.get("pattern")
+    replaced = len(str(pattern.get("String") or "x").encode()) if isinstance(pattern, dict) else 1
+    return max(1.0, len(str(step.get("content")).encode()) / replaced)
+
+
+def _added(step: dict[str, Any]) -> int:
+    """How many tokens a post-processor puts around a text."""
+    single, special = step.get("single"), step.get("special_tokens")
+    if not isinstance(single, list) or not isinstance(special, dict):
+        return 0
+    ids = {name: len(value.get("ids", ())) for name, value in special.items() if isinstance(value, dict)}
+    named = [each["SpecialToken"].get("id") for each in single if isinstance(each, dict) and "SpecialToken" in each]
+    return sum(ids.get(name, 1) for name in named)
