@@ -63,7 +63,7 @@ def test_glob_expands_in_the_order_of_steps_with_two_requests_and_one_per_furthe
     assert [checkpoint.revision for checkpoint in checkpoints] == ["step0", "step2", "step10", "step100", "step1000"]
     assert checkpoints[1].facts == Facts("tiny", RUN, 2, "1k", 3, "tiny/parent", "", "tiny/parent", "finetune")
     assert len({checkpoint.commit for checkpoint in checkpoints}) == 5
-    assert server.requests == {"info": 5, "refs": 1}  # main is step1000
+    assert server.requests == {"info": 5, "refs": 1, "resolve HEAD": 1}  # main is step1000; HEAD: of the parent
 
 
 def test_glob_narrows(server: HubServer) -> None:
@@ -82,7 +82,7 @@ def test_stride_keeps_every_kth_and_the_last(server: HubServer, stride: int, ste
 def test_limit_bounds_requests_too(server: HubServer) -> None:
     checkpoints, _ = resolve(hub_of(server), select(RepositorySpec(RUN, "step*"), limit=2))
     assert [checkpoint.facts.step for checkpoint in checkpoints] == [0, 2]
-    assert server.requests == {"info": 3, "refs": 1}
+    assert server.requests == {"info": 3, "refs": 1, "resolve HEAD": 1}
 
 
 @pytest.mark.parametrize(("wrong", "right"), [("stride", "limit"), ("limit", "stride")])

@@ -55,15 +55,16 @@ def opened(
     *,
     parameters: Mapping[str, str] | None = None,
     stops: Callable[[Any], bool] = lambda response: False,
+    method: str = "GET",
 ) -> Any:
-    """The answer to a GET after ``seconds`` of silence at most, its body to be read and closed; an error's is whole.
+    """The answer after ``seconds`` of silence at most, its body to be read and closed; an error's is whole.
 
     Redirects are followed, without the token to another host, until one that ``stops``. Raises OddAnswerError: they
     lead nowhere, or from a hub on the internet, or one with https, to where a stranger's answer may not lead;
     TimeoutError: its headers are not there after twice the ``seconds``, in which there was no silence.
     """
     client = get_session()
-    request = client.build_request("GET", url, params=dict(parameters or {}), headers=dict(headers), timeout=seconds)
+    request = client.build_request(method, url, params=dict(parameters or {}), headers=dict(headers), timeout=seconds)
 
     def follow() -> Any:
         following = request

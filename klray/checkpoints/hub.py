@@ -23,12 +23,13 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
-from klray.checkpoints.answers import OddAnswerError, answer, parsed
+from klray.checkpoints.answers import OddAnswerError, answer, opened, parsed
 from klray.checkpoints.checkpoint import RemoteFile
+from klray.checkpoints.files import CONFIG
 from klray.checkpoints.parents import Lineage, lineage_of
 from klray.checkpoints.patience import NETWORK_ERRORS, TOO_MANY, asked_again, chain, response_of
 from klray.errors import CheckpointError, Reason
-from klray.words.outside import printable
+from klray.words.outside import fault, printable
 from klray.words.secrets import bare_address, without_secrets
 
 T = TypeVar("T")
@@ -85,10 +86,12 @@ class Hub:
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one revision; ``parameters`` is the number that its safetensors files have together, None when
+    """A repository at one revision; ``repository`` is its name as the hub answers it, which is another than it was
+    asked by where it was renamed; ``parameters`` is the number that its safetensors files have together, None when
     the hub does not say.
     """
 
+    repository: str
     commit: str
     files: tuple[RemoteFile, ...]
     lineage: Lineage
@@ -157,13 +160,43 @@ def _listing(repository: str, revision: str, data: dict[str, Any]) -> Listing:
     if len({file.path for file in files}) < len(files):
         raise OddAnswerError("listed a file twice")
     parameters = (data.get("safetensors") or {}).get("total")
+    name = data.get("id")
+    name = name if isinstance(name, str) and _is_name(name) else repository
     return Listing(
+        name,
         commit,
         files,
-        lineage_of(repository, data),
+        lineage_of(name, data),
         bool(data.get("gated")),
         _whole_number(parameters, "a number of parameters") or None,
     )
+
+
+def current_name(hub: Hub, repository: str) -> str:
+    """The name that a repository has now: the hub leads on from one that it had before; else, or where the hub does
+    not tell, the same. One request to what serves files, whose limits are wide.
+    """
+    if not _is_name(repository):
+        return repository
+    route = f"/resolve/main/{CONFIG}"
+    headers = build_hf_headers(token=hub.token or False, headers=hub.headers)
+    place = f"{hub.address}/{repository}{route}"
+    try:
+        response = opened(place, headers, CONTACT_SECONDS, stops=lambda _: True, method="HEAD")
+        response.close()
+    except (*NETWORK_ERRORS, ValueError):
+        return repository
+    led = str(response.next_request.url) if response.next_request is not None else ""
+    name = led.removeprefix(f"{hub.address}/").removesuffix(route)
+    return name if led == f"{hub.address}/{name}{route}" and _is_name(name) else repository
+
+
+def _is_name(repository: str) -> bool:
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        return False
+    return not fault(repository)
 
 
 def references(hub: Hub, repository: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from klray.checkpoints.hub import (
     Listing,
     SilentHubError,
     check_access,
+    current_name,
     is_there,
     listing,
     references,
@@ -103,9 +104,11 @@ _Indexes = dict[str, tuple[str, bytes]]
 def resolve(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unavailable]]:
     """Resolve a selection to checkpoints, in the order of repositories and steps, and to what is not available and why.
 
+    A repository is known under the name that the hub answers with, whatever older name it was asked by.
     Two revisions of a repository with the same commit are one checkpoint, named by the revision that has a step.
     No weights are downloaded; a repository costs one request when only ``main`` is asked for, else two and one for each
-    further commit, 8 at a time. Of weights in shards the index is read, once for checkpoints that have the same one.
+    further commit, 8 at a time. A parent that is not among them costs one request for a file, for it may have another
+    name now. Of weights in shards the index is read, once for checkpoints that have the same one.
     Content of local folders is hashed.
 
     Raises SilentHubError: the hub answers nothing, so that what it holds of the rest cannot be known either.
@@ -120,6 +123,7 @@ def resolve(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unav
             lambda item: (item.repository, item.commit or item.directory),
             lambda item: step_of(item.revision),
         )[: selection.limit]
+        wanted = _under_current_names(hub, pool, wanted)
         completed = list(pool.map(partial(_complete, hub, selection.family, indexes), wanted))
     unavailable += [item for item in completed if isinstance(item, Unavailable)]
     checkpoints = _distinct(
@@ -210,21 +214,38 @@ def _expand_repository(hub: Hub, spec: RepositorySpec) -> _Expansion:
     main = listing(hub, spec.repository)
     if main.gated:
         check_access(hub, spec.repository)
-    want = partial(_Wanted, spec, spec.repository, lineage=_lineage(spec, main.lineage), parameters=main.parameters)
+    name = main.repository
+    want = partial(_Wanted, spec, name, lineage=_lineage(spec, main.lineage), parameters=main.parameters)
     if spec.patterns == ("main",):
         return [want("main", main.commit, known=main)]
-    commits = references(hub, spec.repository)
+    commits = references(hub, name)
     names, unmatched = _match(spec.patterns, list(commits))
     commits |= {name: name for name in unmatched if COMMIT.fullmatch(name)}
     found: _Expansion = []
-    for name in [*names, *unmatched]:
-        if name in commits:
-            found.append(want(name, commits[name], known=main if commits[name] == main.commit else None))
-        elif known := None if _is_glob(name) else _unlisted(hub, spec.repository, name):
-            found.append(want(name, known.commit, known=known))
+    for revision in [*names, *unmatched]:
+        if revision in commits:
+            found.append(want(revision, commits[revision], known=main if commits[revision] == main.commit else None))
+        elif known := None if _is_glob(revision) else _unlisted(hub, name, revision):
+            found.append(want(revision, known.commit, known=known))
         else:
-            found.append(_no_match(spec.repository, name, list(commits), "branches and tags"))
+            found.append(_no_match(name, revision, list(commits), "branches and tags"))
     return found
+
+
+def _under_current_names(hub: Hub, pool: ThreadPoolExecutor, wanted: Sequence[_Wanted]) -> list[_Wanted]:
+    """The same, with single parents under the names that the hub has for them now: cards go on naming old ones."""
+    current = {item.spec.repository: item.repository for item in wanted}
+    named = {item.lineage.single for item in wanted if item.directory is None} - {"", *current, *current.values()}
+    current |= zip(sorted(named), pool.map(partial(current_name, hub), sorted(named)), strict=True)
+
+    def renamed(item: _Wanted) -> _Wanted:
+        single = current.get(item.lineage.single, item.lineage.single)
+        if item.lineage.single in ("", single):
+            return item
+        own = single == item.repository
+        return replace(item, lineage=Lineage() if own else replace(item.lineage, parents=(single,)))
+
+    return [renamed(item) for item in wanted]
 
 
 def _lineage(spec: RepositorySpec, known: Lineage) -> Lineage:

@@ -265,8 +265,9 @@ def test_record_of_a_failure_is_shown_as_it_is(folder_store: Store, hostile: str
 def test_plan_and_failure_that_another_wrote_are_printed_clean(folder_store: Store) -> None:
     hostile = "".join(HOSTILE.values())
     identity = column("a", 1).identity
-    failure = Failure(identity.key, hostile, hostile, "gated", hostile, "1" * 32, "2026")
-    folder_store.objects.put(layout.failure_path(identity.key, "1" * 32), sealed(dataclasses.asdict(failure)))
+    for number, name in (("1", "odd"), ("2", hostile)):
+        failure = Failure(identity.key, name, name, "gated", f"odd{hostile}", number * 32, "2026")
+        folder_store.objects.put(layout.failure_path(identity.key, number * 32), sealed(dataclasses.asdict(failure)))
     body = json.dumps({"family": "odd\x1b[2J\nfamily", "keys": ["0" * 64]}).encode()
     folder_store.objects.put(layout.plan_path("odd\x1b[2J\nfamily", sha256_of(body)), body)
     settings = Config()
@@ -274,7 +275,7 @@ def test_plan_and_failure_that_another_wrote_are_printed_clean(folder_store: Sto
     with redirect_stdout(io.StringIO()) as said:
         status(settings)
     assert_clean(said.getvalue())
-    assert "odd" in said.getvalue()
+    assert "odd@odd" in said.getvalue()
 
 
 def test_texts_that_no_store_can_keep_are_refused_before_anything_is_made(tmp_path: Path) -> None:
