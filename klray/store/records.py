@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from klray.errors import Reason, refuse_unfit
 from klray.store import layout
 from klray.store.columns import committed
-from klray.store.fields import ATTEMPT, SHA256, form, names, record
+from klray.store.fields import ATTEMPT, SHA256, form, record
 from klray.store.identity import Identity
 from klray.store.objects import Objects
 from klray.store.seal import read_parsed, sealed, sha256_of, unsealed
@@ -72,7 +72,6 @@ def standing_failures(objects: Objects) -> list[Failure]:
 def _failure(path: str, body: bytes) -> Failure:
     """The record in the object at ``path``; ValueError if it is not what was written."""
     failure = record(Failure, unsealed(body))
-    names(repository=failure.repository, revision=failure.revision, reason=failure.reason, created=failure.created)
     form(SHA256, key=failure.key)
     form(ATTEMPT, attempt=failure.attempt)
     if path != layout.failure_path(failure.key, failure.attempt):
@@ -118,7 +117,6 @@ class _Plan:
 
 def _plan(path: str, body: bytes) -> tuple[str, tuple[str, ...]]:
     plan = record(_Plan, parsed(body))
-    names(family=plan.family)
     if layout.plan_path(plan.family, sha256_of(body)) != path:
         raise ValueError("it is not what was written")
     return plan.family, plan.keys
