@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from klray.errors import KlrayError
-from klray.texts.textset import TextSet, chunk, draw, is_unicode
+from klray.texts.textset import TextSet, draw, is_unicode, pieces
 from klray.words.outside import fault, parsed, printable
 
 logger = logging.getLogger("klray")
 
 DEFAULT_DOMAIN = "text"
+_LINE_BYTES = 1 << 26  # of a document as JSON
+_BLOCK = 1 << 20
 # The Pile's chunks as published for arXiv 2502.16173, the Pile itself, and a plain name.
 DOMAIN_FIELDS = ("pile_set_name", "meta.pile_set_name", "domain")
 
@@ -42,8 +44,10 @@ def from_jsonl(
     if not path.is_file():
         raise KlrayError(f"no file {path}: set texts.path (in Python: path) to a JSON Lines file")
     documents = _read_lines(path, text_field, domain_field)
-    pieces = ((piece, label) for text, label in documents for piece in ([text] if chunked else chunk(text)))
-    return draw(printable(path.name), pieces, n=n, seed=seed, domain=domain)
+    labelled = (
+        (piece, label) for text, label in documents for piece in ([text] if chunked else pieces([text.encode()]))
+    )
+    return draw(printable(path.name), labelled, n=n, seed=seed, domain=domain)
 
 
 def from_folder(
@@ -70,17 +74,7 @@ def from_folder(
         raise KlrayError(
             f"no file in {root} matches '{pattern}': set texts.pattern (in Python: pattern=), for example '**/*.md'"
         )
-    pieces: list[tuple[str, str]] = []
-    not_utf8 = []
-    for name in names:
-        try:
-            document = (root / name).read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError:
-            not_utf8.append(name)
-            continue
-        first, slash, _ = name.partition("/")
-        label = _label(first if slash else DEFAULT_DOMAIN, f"{root}, folder {first!a}")
-        pieces.extend((piece, label) for piece in chunk(document))
+    not_utf8 = [name for name in names if not _is_utf8(root / name)]
     some = ", ".join(not_utf8[:10]) + (", ..." if len(not_utf8) > 10 else "")
     if len(not_utf8) == len(names):
         raise KlrayError(
@@ -89,14 +83,47 @@ def from_folder(
         )
     if not_utf8:
         logger.warning("%s: left out %d files that are not UTF-8: %s", root, len(not_utf8), some)
-    return draw(printable(root.name), pieces, n=n, seed=seed, domain=domain)
+    documents = _documents(root, [name for name in names if name not in set(not_utf8)])
+    return draw(printable(root.name), documents, n=n, seed=seed, domain=domain)
+
+
+def _documents(root: Path, names: list[str]) -> Iterator[tuple[str, str]]:
+    """(text, domain) of each piece of the files ``names`` of a folder."""
+    for name in names:
+        first, slash, _ = name.partition("/")
+        label = _label(first if slash else DEFAULT_DOMAIN, f"{root}, folder {first!a}")
+        yield from ((piece, label) for piece in pieces(_blocks(root / name)))
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    """A file as it is read, without a byte order mark."""
+    with file.open("rb") as stream:
+        block = stream.read(_BLOCK).removeprefix(codecs.BOM_UTF8)
+        while block:
+            yield block
+            block = stream.read(_BLOCK)
+
+
+def _is_utf8(file: Path) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for block in _blocks(file):
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _read_lines(path: Path, text_field: str, domain_field: str | None) -> Iterator[tuple[str, str]]:
     """(text, domain) of each line of a JSON-lines file."""
     empty = True
     with path.open("rb") as lines:
-        for number, read in enumerate(lines, start=1):
+        for number, read in enumerate(iter(lambda: lines.readline(_LINE_BYTES + 1), b""), start=1):
+            if len(read) > _LINE_BYTES:
+                raise KlrayError(
+                    f"{path}, line {number:,} has more than {_LINE_BYTES:,} bytes: put one document in each line"
+                )
             line = read.removeprefix(codecs.BOM_UTF8)  # of files that were put behind each other, each has one
             if not line.strip():
                 continue

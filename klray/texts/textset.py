@@ -1,9 +1,10 @@
 """TextSet: texts, byte lengths, domains and a fingerprint; how documents become texts, and n of them are drawn."""
 
 import hashlib
+import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,9 @@ from klray.errors import KlrayError, refuse_unfit
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 MAX_BYTES = 1024
 MIN_BYTES = 256
+TEXT_BYTES = 1 << 20  # of a text at most: no model's context holds as much, and tokenisers take minutes
+MOST_CHARACTERS = 1 << 30  # of all texts
+MOST_DOMAINS = 100_000
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class TextSet:
     Two text sets with equal fingerprints give every model the same log-likelihoods, whatever their names and domains.
     The name is for people: where the texts come from and how they were drawn.
 
-    Raises KlrayError: there are no texts, or not as many domains as texts; the name or a domain cannot be printed.
+    Raises KlrayError: there are no texts, or not as many domains as texts; a text is no Unicode or has over 1 MB; the
+    name or a domain cannot be printed.
     """
 
     name: str
@@ -36,6 +41,13 @@ class TextSet:
         wrong = next((number for number, text in enumerate(self.texts) if not is_unicode(text)), None)
         if wrong is not None:
             raise KlrayError(f"text set '{self.name}': text {wrong:,} is no Unicode string: it has no UTF-8 form")
+        sizes = (len(text.encode()) if len(text) > TEXT_BYTES // 4 else 0 for text in self.texts)
+        long = next(((number, size) for number, size in enumerate(sizes) if size > TEXT_BYTES), None)
+        if long is not None:
+            raise KlrayError(
+                f"text set '{self.name}': text {long[0]:,} has {long[1]:,} bytes, and a text may have {TEXT_BYTES:,}: "
+                "cut documents into texts (texts.chunked=false, in Python: klray.texts.chunk)"
+            )
         refuse_unfit("text set", {"name": self.name, "domains": self.domains})
         if len(self.texts) != len(self.domains):
             raise KlrayError(
@@ -79,20 +91,28 @@ def chunk(document: str, max_bytes: int = MAX_BYTES, min_bytes: int = MIN_BYTES)
 
     Raises KlrayError: ``max_bytes`` cannot hold every UTF-8 character.
     """
+    return list(pieces([document.encode()], max_bytes, min_bytes))
+
+
+def pieces(blocks: Iterable[bytes], max_bytes: int = MAX_BYTES, min_bytes: int = MIN_BYTES) -> Iterator[str]:
+    """The texts of a document, as :func:`chunk`, from its UTF-8 bytes as they are read."""
     if max_bytes < 4:
         raise KlrayError(f"max_bytes={max_bytes}: one UTF-8 character takes up to 4 bytes; set max_bytes to 4 or more")
-    data = document.encode()
-    pieces = []
-    start = 0
-    while start < len(data):
-        end = min(start + max_bytes, len(data))
-        # 0b10xxxxxx is the second or a later byte of a character: the cut has to move before its first byte.
-        while end < len(data) and data[end] & 0xC0 == 0x80:
-            end -= 1
-        if end - start > min_bytes:
-            pieces.append(data[start:end].decode())
-        start = end
-    return pieces
+    data = b""
+    for block in blocks:
+        data += block
+        start = 0
+        while len(data) - start > max_bytes:
+            end = start + max_bytes
+            # 0b10xxxxxx is the second or a later byte of a character: the cut has to move before its first byte.
+            while data[end] & 0xC0 == 0x80:
+                end -= 1
+            if end - start > min_bytes:
+                yield data[start:end].decode()
+            start = end
+        data = data[start:]
+    if len(data) > min_bytes:
+        yield data.decode()
 
 
 def allocate(available: Sequence[int], n: int) -> list[int]:
@@ -126,13 +146,20 @@ def draw(
 
     Raises KlrayError: no such domain, no texts, n < 1, or n larger than the number of texts.
     """
-    pairs = list(labelled)
-    if not pairs:
+    if n is not None and n < 1:
+        raise KlrayError(
+            f"texts.n={n}: a text set needs at least one text; set texts.n (in Python: n=) to 1 or more, or to "
+            "null (None) for all"
+        )
+    counts: Counter[str] = Counter()
+    found = _counted(name, labelled, counts)
+    of_domain = ((number, pair) for number, pair in enumerate(p for p in found if domain in (None, p[1])))
+    groups = _all(name, of_domain) if n is None else _smallest(of_domain, n, seed, evenly)
+    if not counts:
         raise KlrayError(
             f"{name} gives no texts: nothing is left after pieces of {MIN_BYTES} bytes or fewer are dropped; "
             "give longer documents or more of them"
         )
-    counts = Counter(label for _, label in pairs)
     if domain is not None:
         if domain not in counts:
             there = ", ".join(f"{label} ({count:,} texts)" for label, count in sorted(counts.items()))
@@ -140,28 +167,58 @@ def draw(
                 f"domain '{domain}' is not in {name}, which has: {there}; set texts.domain (in Python: domain=) to one "
                 "of them"
             )
-        pairs = [pair for pair in pairs if pair[1] == domain]
+        counts = Counter({domain: counts[domain]})
         name = f"{name} domain={domain}"
     if n is not None:
-        if n < 1:
+        if n > counts.total():
             raise KlrayError(
-                f"texts.n={n}: a text set needs at least one text; set texts.n (in Python: n=) to 1 or more, or to "
-                "null (None) for all"
+                f"texts.n={n:,} texts were asked for, {name} has {counts.total():,}: set texts.n (in Python: n=) to "
+                "that or less"
             )
-        if n > len(pairs):
-            raise KlrayError(
-                f"texts.n={n:,} texts were asked for, {name} has {len(pairs):,}: set texts.n (in Python: n=) to that "
-                "or less"
-            )
-        priority = np.random.default_rng(seed).random(len(pairs))
-        groups = sorted({label for _, label in pairs}) if evenly else [None]
-        members = [[i for i, pair in enumerate(pairs) if group in (None, pair[1])] for group in groups]
-        shares = allocate([len(group) for group in members], n)
-        chosen = sorted(
-            i
-            for group, share in zip(members, shares, strict=True)
-            for i in sorted(group, key=lambda i: priority[i])[:share]
-        )
-        pairs = [pairs[i] for i in chosen]
+        shares = allocate([counts[group] for group in sorted(counts)], n) if evenly else [n]
+        groups = [group[:share] for group, share in zip(groups, shares, strict=True)]
         name = f"{name} n={n} seed={seed}"
+    pairs = [pair for _, pair in sorted(each for group in groups for each in group)]
     return TextSet(name, tuple(text for text, _ in pairs), tuple(label for _, label in pairs))
+
+
+Numbered = tuple[int, tuple[str, str]]  # the place of a (text, domain) pair among those it is drawn from, and the pair
+
+
+def _counted(name: str, pairs: Iterable[tuple[str, str]], counts: Counter[str]) -> Iterator[tuple[str, str]]:
+    for pair in pairs:
+        counts[pair[1]] += 1
+        if len(counts) > MOST_DOMAINS:
+            raise KlrayError(
+                f"{name} has more than {MOST_DOMAINS:,} domains: a domain is a kind of text; set texts.domain_field "
+                "(in Python: domain_field=) to a field that many texts share"
+            )
+        yield pair
+
+
+def _all(name: str, pairs: Iterable[Numbered]) -> list[list[Numbered]]:
+    """All of them, in one group, as far as memory should go."""
+    kept, size = [], 0
+    for each in pairs:
+        kept.append(each)
+        size += len(each[1][0])
+        if size > MOST_CHARACTERS:
+            raise KlrayError(
+                f"{name} has more than {MOST_CHARACTERS:,} characters in {len(kept):,} texts, and each worker holds "
+                "them all: set texts.n (in Python: n=) to draw some"
+            )
+    return [kept]
+
+
+def _smallest(pairs: Iterable[Numbered], n: int, seed: int, by_domain: bool) -> list[list[Numbered]]:
+    """Those with the n smallest random numbers, smallest first: of all, or of each domain, by its name."""
+    random = np.random.default_rng(seed)
+    heaps: dict[str, list[tuple[float, int, Numbered]]] = {} if by_domain else {"": []}
+    for each in pairs:
+        heap = heaps.setdefault(each[1][1] if by_domain else "", [])
+        entry = (-random.random(), -each[0], each)
+        if len(heap) < n:
+            heapq.heappush(heap, entry)
+        elif entry > heap[0]:
+            heapq.heapreplace(heap, entry)
+    return [[each for _, _, each in sorted(heaps[name], reverse=True)] for name in sorted(heaps)]

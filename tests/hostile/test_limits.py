@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.checkpoints.pickles import read_pickled
-from klray.errors import CheckpointError
+from klray.errors import CheckpointError, KlrayError
 from klray.likelihood.loading import load, load_tokenizer
 from klray.sweep.limits import limits_of, memory_of
 from klray.sweep.model_process import ModelProcess
 from klray.sweep.settings import ScoringSettings
-from klray.texts import TextSet
+from klray.texts import TextSet, from_folder, from_jsonl, textset
 from tests import tiny_models
 
 TEXTS = TextSet("short", ("some words of a text",), ("a",))
@@ -179,3 +181,58 @@ def test_a_process_that_takes_more_than_it_may_is_ended_and_the_reason_is_its_ow
     assert again.score(checkpoint, tmp_path / "model", lambda: None).n_tokens.sum() > 0
     assert again.pid is not None and memory_of(again.pid) > 1e7
     again.close()
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most bytes that Python held while ``work`` was done."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_line_without_end_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    with file.open("wb") as stream:
+        stream.truncate(1 << 30)
+
+    def read() -> None:
+        with pytest.raises(KlrayError, match=r"line 1 has more than .* bytes"):
+            from_jsonl(file)
+
+    assert peak_bytes(read) < 300e6
+
+
+def test_one_character_ten_million_times_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text(json.dumps({"text": "a" * 10_000_000}) + "\n")
+    with pytest.raises(KlrayError, match=r"text 0 has 10,000,000 bytes.*texts\.chunked=false"):
+        from_jsonl(file)
+    assert len(from_jsonl(file, n=5, chunked=False)) == 5
+
+
+def test_a_few_texts_of_very_many_take_the_memory_of_a_few(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text("many words and one more " * 500_000)  # 12 MB
+    drawn: list[TextSet] = []
+    assert peak_bytes(lambda: drawn.append(from_folder(folder, n=10, seed=3))) < 8e6
+    whole = from_folder(folder)
+    chosen = np.sort(np.argsort(np.random.default_rng(3).random(len(whole)))[:10])
+    assert drawn[0].texts == tuple(whole.texts[place] for place in chosen)
+
+
+def test_texts_that_no_memory_should_hold_and_domains_of_one_text_each_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(textset, "MOST_CHARACTERS", 1000)
+    monkeypatch.setattr(textset, "MOST_DOMAINS", 50)
+    pairs = [("x" * 100, "a")] * 20
+    with pytest.raises(KlrayError, match=r"texts\.n"):
+        textset.draw("here", pairs, n=None, seed=0, domain=None)
+    assert len(textset.draw("here", pairs, n=5, seed=0, domain=None)) == 5
+    with pytest.raises(KlrayError, match=r"texts\.domain_field"):
+        textset.draw("here", ((f"text {n}", f"domain {n}") for n in range(99)), n=5, seed=0, domain=None)
