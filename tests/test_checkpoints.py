@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from klray.checkpoints import Cache, Facts, Hub, RepositorySpec, resolve, step_of
+from klray.checkpoints import Cache, Facts, Hub, RepositorySpec, resolve
 from klray.checkpoints.delivery import MARKER
 from klray.errors import KlrayError
 from klray.tiny.hub_server import HubServer
@@ -35,26 +35,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(root: Path) -> Iterator[HubServer]:
     with HubServer(root) as server:
         yield server
-
-
-@pytest.mark.parametrize(
-    ("revision", "step"),
-    [
-        ("step1000", 1000),
-        ("step0", 0),
-        ("step1000-tokens4B", 1000),
-        ("stage1-step1000-tokens3B", 1000),
-        ("global_step64", 64),
-        ("step-125000", 125000),
-        ("checkpoint-500", 500),
-        ("main", None),
-        ("step10k", None),
-        ("footstep3", None),
-        ("v1.0", None),
-    ],
-)
-def test_step_of_names(revision: str, step: int | None) -> None:
-    assert step_of(revision) == step
 
 
 def test_glob_expands_in_the_order_of_steps_with_two_requests_and_one_per_further_commit(server: HubServer) -> None:

@@ -95,14 +95,20 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert f"\n  {verb}" in out
 
 
-@pytest.mark.parametrize("models", ["tiny", "pythia", "pythia_seeds", "modelmap_1018"])
+REPOSITORIES = {
+    **{"tiny": 4, "pythia": 10, "pythia_seeds": 45, "modelmap_1018": 1018},
+    **{"olmo2": 4, "olmo3": 2, "smollm3": 2, "amber": 1, "marin": 1},
+}
+
+
+@pytest.mark.parametrize("models", REPOSITORIES)
 def test_families_compose(models: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, errors = klray(capsys, monkeypatch, "score", f"models={models}", "--cfg", "job")
     assert code == 0, errors
     config = OmegaConf.create(out)
     count = len(config.models.repositories) + len(config.models.names)
     assert config.models.family == models
-    assert count == {"tiny": 4, "pythia": 10, "pythia_seeds": 45, "modelmap_1018": 1018}[models]
+    assert count == REPOSITORIES[models]
 
 
 @pytest.mark.slow

@@ -39,8 +39,9 @@ from klray.analysis.recipe import (
     find_anomalies,
     names_of,
 )
-from klray.analysis.runs import Run, runs
+from klray.analysis.runs import Run, contested, runs
 from klray.errors import KlrayError, needed
+from klray.words.numbers import counted
 
 logger = logging.getLogger("klray")
 
@@ -101,7 +102,7 @@ def analyze(
     component) in sqrt(bits/byte) and map_tsne (model, component), NaN for excluded models and for layers under a lens,
     and the maps of fine-tuned models and of layers if there are any (`maps`); text_kept (text); excluded (model); the
     coordinates of the snapshot. The attribute ``anomalies`` has the evidence for each anomalous checkpoint that was
-    found, as JSON, and ``excluded_reasons`` why each excluded one is.
+    found, as JSON, ``excluded_reasons`` why each excluded one is, ``contested`` why a model with a step is in no run.
 
     KlrayError: more memory than the limit, a recipe or previous result that does not fit the snapshot, values that are
     not finite.
@@ -123,7 +124,7 @@ def analyze(
     text_bytes = values["text_bytes"].values
     reasons = recipe.reasons(dataset)
     excluded = np.array([reason != "" for reason in reasons])
-    found = runs(dataset, excluded)
+    found, claims = runs(dataset, excluded), contested(dataset, excluded)
     _check_memory(values, tile, [len(run.models) for run in found], memory_limit_bytes, threads)
     result = xr.Dataset(
         {
@@ -158,8 +159,12 @@ def analyze(
         ),
         "exclude_found": exclude_found,
         "anomalies": json.dumps([asdict(anomaly) for anomaly in (*left_out, *present.values())]),
+        "contested": json.dumps(claims),
         "references": "arXiv:2505.15353, arXiv:2502.16173",
     }
+    for name, why in list(claims.items())[:1]:
+        words = "in no run: %s, the first is %s: %s; exclude what does not belong to it (analysis.exclude)"
+        logger.warning(words, counted(len(claims), "model"), name, why)
     for anomaly in left_out:
         logger.warning("%s is off its run's path and excluded: %s", anomaly.model, anomaly.evidence)
     for anomaly in present.values():

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from klray.analysis.facts import facts, own_output, quantised, strings, usual_dtype
+from klray.analysis.runs import run_names
 
 
 def unquantised(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> np.ndarray:
@@ -36,15 +37,24 @@ def unquantised(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> np.n
 def finals(dataset: xr.Dataset, among: np.ndarray) -> dict[str, int]:
     """Where each repository's final checkpoint is, of models ``among`` (K,) bool: ``main``, else its largest step.
 
-    Of several, and where nothing has a step, it is the last. In the order of the repositories' first models.
+    Of several, and where nothing has a step, it is the last. Without ``main``, a repository of several runs has none:
+    which of its branches ends it is not known. In the order of the repositories' first models.
     """
     repositories, main = strings(dataset, "repository"), strings(dataset, "revision") == "main"
     steps = facts(dataset, "step", -1)
+    names = run_names(dataset)
+    branches: dict[str, set[str]] = {}
+    for position in np.flatnonzero(among & (steps >= 0)).tolist():
+        branches.setdefault(str(repositories[position]), set()).add(str(names[position]))
     found: dict[str, tuple[bool, int, int]] = {}
     for position in np.flatnonzero(among).tolist():
         rank = (bool(main[position]), int(steps[position]), position)
         found[str(repositories[position])] = max(rank, found.get(str(repositories[position]), rank))
-    return {repository: position for repository, (_, _, position) in found.items()}
+    return {
+        repository: position
+        for repository, (is_main, _, position) in found.items()
+        if is_main or len(branches.get(repository, ())) < 2
+    }
 
 
 def parents(dataset: xr.Dataset) -> np.ndarray:

@@ -11,10 +11,13 @@ from typing import TypeVar
 import numpy as np
 import xarray as xr
 
-from klray.analysis.facts import facts, strings
+from klray.analysis.facts import facts, labels, strings
+from klray.words.numbers import listed
+from klray.words.revisions import run_of
 
 Group = TypeVar("Group", bound=Hashable)
 
+_NAMED = 3  # other revisions in a reason
 VARIANT = ("dtype", "quantization", "lens", "layer")  # runs that differ in one of these are not one run
 
 
@@ -36,6 +39,7 @@ class Run:
     size: str = ""
     seed: int | None = None
     parameters: int = 0  # unknown: 0
+    branch: str = ""  # of its repository, such as a stage; "" where the repository is the run
 
     def at(self, chosen: np.ndarray) -> "Run":
         """The run cut to the checkpoints that are ``chosen`` (T,) bool."""
@@ -51,44 +55,88 @@ def by_step(groups: Iterable[Group], steps: Iterable[int]) -> dict[Group, dict[i
     return {group: dict(sorted(of_group.items())) for group, of_group in found.items()}
 
 
-def standing(positions: Sequence[int], excluded: np.ndarray) -> int:
-    """Which of several models at one step counts: the last, among those that are not ``excluded`` (K,) if any."""
-    return max(positions, key=lambda position: (not excluded[position], position))
+def standing(positions: Sequence[int], excluded: np.ndarray, revisions: Sequence[str]) -> int | None:
+    """Which of several models at one step of a run counts: the last, among those that are not ``excluded`` (K,) if any.
+
+    None where these have more than one of the ``revisions`` (K,): one revision that moved was scored again, but two
+    names for one step are two checkpoints, of which none can be told to be the run's.
+    """
+    kept = [position for position in positions if not excluded[position]] or list(positions)
+    return max(kept) if len({revisions[position] for position in kept}) == 1 else None
+
+
+def run_names(dataset: xr.Dataset) -> np.ndarray:
+    """(K,) the run of each model, "" where it has none; of columns made before branches were runs, too."""
+    names, repositories, revisions = (strings(dataset, name).tolist() for name in ("run", "repository", "revision"))
+    found = zip(names, repositories, revisions, strict=True)
+    return np.array([run_of(of, at) if name and name == of else name for name, of, at in found], dtype=str)
 
 
 def runs(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> list[Run]:
     """Runs of the snapshot: models with a ``run`` and a step, grouped also by dtype, quantization, lens and layer.
 
-    Where a step was scored again (the same one under two commits) the last model stands, among those that are not
-    ``excluded`` (K,) if there are any.
+    Where a step was scored again (the same revision under two commits) the last model stands, among those that are not
+    ``excluded`` (K,) if there are any. A step that two revisions claim is no step of the run: see `contested`.
     """
-    out = np.zeros(dataset.sizes["model"], dtype=bool) if excluded is None else np.asarray(excluded, dtype=bool)
-    names = strings(dataset, "run")
-    steps = np.where(names == "", -1, facts(dataset, "step", -1))
-    groups = zip(names.tolist(), *(strings(dataset, name).tolist() for name in VARIANT), strict=True)
-    found = by_step(groups, steps.tolist())
+    out = _excluded(dataset, excluded)
+    found, revisions = _grouped(dataset)
+    repositories = strings(dataset, "repository")
     several = Counter(name for (name, *_), of_run in found.items() if len(of_run) > 1)
     told = {name: strings(dataset, name) for name in ("family", "size")}
     seeds, parameters = facts(dataset, "seed", -1), facts(dataset, "parameters", 0)
     result = []
     for (name, *variant), of_run in found.items():
-        models = np.array([standing(positions, out) for positions in of_run.values()])
-        every = np.concatenate([np.array(positions) for positions in of_run.values()])
+        stand = {step: standing(positions, out, revisions) for step, positions in of_run.items()}
+        at = {step: position for step, position in stand.items() if position is not None}
+        if not at:
+            continue
+        models = np.array(list(at.values()))
+        every = np.concatenate([np.array(of_run[step]) for step in at])
         first = models[0]
         result.append(
             Run(
                 name=_with_variant(name, variant) if several[name] > 1 and len(models) > 1 else name,
                 models=models,
-                steps=np.array(list(of_run)),
+                steps=np.array(list(at)),
                 included=~out[models],
                 superseded=np.setdiff1d(every, models),
                 run=name,
                 **{fact: str(values[first]) for fact, values in told.items()},
                 seed=None if seeds[first] < 0 else int(seeds[first]),
                 parameters=int(parameters[first]),
+                branch=name.removeprefix(own) if name.startswith(own := f"{repositories[first]}@") else "",
             )
         )
     return result
+
+
+def contested(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> dict[str, str]:
+    """Models, by label, that are in no run because another one is at the same step of it, and why."""
+    out = _excluded(dataset, excluded)
+    found, revisions = _grouped(dataset)
+    names = labels(dataset)
+    reasons = {}
+    for (run, *_), of_run in found.items():
+        for step, positions in of_run.items():
+            if standing(positions, out, revisions) is None:
+                for at in positions:
+                    others = sorted({revisions[other] for other in positions} - {revisions[at]})
+                    reasons[str(names[at])] = (
+                        f"step {step:,} of {run} is {listed(others, _NAMED)}, too: none is taken for a step of the run"
+                    )
+    return reasons
+
+
+def _excluded(dataset: xr.Dataset, excluded: np.ndarray | None) -> np.ndarray:
+    return np.zeros(dataset.sizes["model"], dtype=bool) if excluded is None else np.asarray(excluded, dtype=bool)
+
+
+def _grouped(dataset: xr.Dataset) -> tuple[dict[tuple[str, ...], dict[int, list[int]]], list[str]]:
+    """Positions by run and variant, and by step; the revision of each model."""
+    names = run_names(dataset)
+    steps = np.where(names == "", -1, facts(dataset, "step", -1))
+    groups = zip(names.tolist(), *(strings(dataset, name).tolist() for name in VARIANT), strict=True)
+    return by_step(groups, steps.tolist()), strings(dataset, "revision").tolist()
 
 
 def trajectories(result: xr.Dataset) -> list[Run]:

@@ -2,30 +2,13 @@
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 
 from klray.errors import Reason
-from klray.words.outside import whole_number
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 # Fetched for whoever uses the folder; the log-likelihood of a plain text does not depend on them.
 UNREAD = ("generation_config.json", "chat_template.")
-
-# A step is the number after the word "step" or "checkpoint", where the word starts the name or follows - or _, and the
-# number ends the name or is followed by -, _ or a dot: step1000, step1000-tokens4B, global_step1000,
-# stage1-step1000-tokens3B, step-1000, checkpoint-1000. "step10k" has no step: its number is not a count of steps.
-STEP = re.compile(r"(?:^|[-_])(?:step|checkpoint)[-_]?(\d+)(?=$|[-_.])")
-
-
-def step_of(revision: str) -> int | None:
-    """Training step named by a revision, or None; a number that no array takes is none.
-
-    >>> step_of("stage1-step1000-tokens3B"), step_of("global_step64"), step_of("main"), step_of(f"step{10**20}")
-    (1000, 64, None, None)
-    """
-    found = STEP.search(revision)
-    return whole_number(found.group(1)) if found else None
 
 
 @dataclass(frozen=True)
@@ -55,8 +38,9 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about a checkpoint besides its bytes. A run is one repository; its checkpoints have steps.
+    """What is known about a checkpoint besides its bytes. A run is one repository, or a branch of steps in one.
 
+    ``trained_tokens`` are those that the name of the revision says, in round numbers.
     ``base_model`` is the single parent, "" when there is none or several; ``base_revision`` its revision, if one is
     named; ``parents`` all parents, joined by ", "; ``relation`` how the model was made from them (see ``lineage``).
     ``card`` says why the model card could not be read, "" as a rule.
@@ -72,6 +56,7 @@ class Facts:
     parents: str = ""
     relation: str = ""
     card: str = ""
+    trained_tokens: int | None = None
 
 
 @dataclass(frozen=True)

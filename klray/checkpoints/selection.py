@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from klray.checkpoints.checkpoint import Checkpoint, Facts, RemoteFile, Unavailable, step_of
+from klray.checkpoints.checkpoint import Checkpoint, Facts, RemoteFile, Unavailable
 from klray.checkpoints.download import small_file
 from klray.checkpoints.files import Listed, loadable_files
 from klray.checkpoints.hub import (
@@ -29,6 +29,7 @@ from klray.checkpoints.parents import Lineage, parsed_parents
 from klray.errors import CheckpointError, KlrayError, refuse_unfit
 from klray.words.numbers import counted
 from klray.words.outside import fault, fit
+from klray.words.revisions import Place, place_of, run_of, step_of
 
 REQUESTS_AT_ONCE = 8
 NEIGHBOURS = 3  # names in a hint
@@ -66,8 +67,8 @@ class RepositorySpec:
 class Selection:
     """Repositories of one family.
 
-    Of the revisions of a repository that name a step, every ``stride``-th in the order of steps is kept, and the last
-    one always. ``limit`` keeps the first so many checkpoints of the whole selection.
+    Of the revisions of each run that name a step, every ``stride``-th in the order of steps is kept, and the last one
+    always. ``limit`` keeps the first so many checkpoints of the whole selection.
     """
 
     family: str
@@ -160,11 +161,20 @@ def _expand(hub: Hub, stride: int, spec: RepositorySpec) -> _Expansion:
             message += no_folder + ("" if folder else _neighbours(hub, spec.repository))
         return [Unavailable(spec.repository, ", ".join(spec.patterns), error.reason, message)]
     wanted = [item for item in found if isinstance(item, _Wanted)]
-    stepped = sorted({step for item in wanted if (step := step_of(item.revision)) is not None})
-    kept = {None, *stepped[::stride], *stepped[-1:]}
-    wanted = [item for item in wanted if step_of(item.revision) in kept]
+    kept = _strided({place_of(item.revision) for item in wanted}, stride)
+    wanted = [item for item in wanted if (at := place_of(item.revision)).step is None or (at.branch, at.step) in kept]
     wanted.sort(key=lambda item: _by_step(item.revision))
     return [*wanted, *(item for item in found if isinstance(item, Unavailable))]
+
+
+def _strided(places: Iterable[Place], stride: int) -> set[tuple[str, int | None]]:
+    """(branch, step) of every ``stride``-th step of each branch, and of its last one."""
+    steps: dict[str, set[int]] = {}
+    for place in places:
+        if place.step is not None:
+            steps.setdefault(place.branch, set()).add(place.step)
+    ordered = {branch: sorted(each) for branch, each in steps.items()}
+    return {(branch, step) for branch, each in ordered.items() for step in (*each[::stride], each[-1])}
 
 
 def _neighbours(hub: Hub, repository: str) -> str:
@@ -178,9 +188,9 @@ def _neighbours(hub: Hub, repository: str) -> str:
     return f"; {organisation} has {counted(len(there), 'model')} there, such as {such}" if near else ""
 
 
-def _by_step(revision: str) -> tuple[bool, int]:
-    step = step_of(revision)
-    return step is None, step or 0
+def _by_step(revision: str) -> tuple[bool, str, int]:
+    place = place_of(revision)
+    return place.step is None, place.branch, place.step or 0
 
 
 def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
@@ -311,10 +321,12 @@ def _offered(hub: Hub, repository: str, known: Listing, label: str, indexes: _In
 
 def _complete(hub: Hub, family: str, indexes: _Indexes, wanted: _Wanted) -> Checkpoint | Unavailable:
     spec, label = wanted.spec, f"{wanted.repository}@{wanted.revision}"
+    revision = fit(wanted.revision)  # of anybody; what is scored is the commit
+    place = place_of(revision)
     facts = Facts(
         family=family,
-        run=wanted.repository,
-        step=step_of(wanted.revision),
+        run=run_of(wanted.repository, revision),
+        step=place.step,
         size=spec.size,
         seed=spec.seed,
         base_model=wanted.lineage.single,
@@ -322,8 +334,8 @@ def _complete(hub: Hub, family: str, indexes: _Indexes, wanted: _Wanted) -> Chec
         parents=", ".join(wanted.lineage.parents),
         relation=wanted.lineage.relation,
         card=wanted.lineage.unread,
+        trained_tokens=place.tokens,
     )
-    revision = fit(wanted.revision)  # of anybody; what is scored is the commit
     make = partial(Checkpoint, wanted.repository, revision, facts=facts)
     unavailable = partial(Unavailable, wanted.repository, revision)
     try:

@@ -46,14 +46,17 @@ def standing_checkpoints(
     """The runs of these checkpoints, each in the order of its steps, one checkpoint for each step.
 
     Of several at one step it is the one that stands in a run of the snapshot ``dataset`` whose ``excluded`` (K,) models
-    are left out (`klray.analysis.runs`); of several that do, or where none is in the snapshot, the last.
+    are left out (`klray.analysis.runs`); of several that do, or where none is in the snapshot, the last, and none where
+    these are of several revisions.
     """
     commits = list(zip(strings(dataset, "repository").tolist(), strings(dataset, "commit").tolist(), strict=True))
     stand = {commits[model] for run in runs(dataset, excluded) for model in run.models}
     elsewhere = np.array([(each.repository, each.commit) not in stand for each in checkpoints], dtype=bool)
     steps = [-1 if each.facts.step is None or not each.facts.run else each.facts.step for each in checkpoints]
     found = by_step((each.facts.run for each in checkpoints), steps)
-    return [[checkpoints[standing(places, elsewhere)] for places in of_run.values()] for of_run in found.values()]
+    revisions = [each.revision for each in checkpoints]
+    places = [[standing(at, elsewhere, revisions) for at in of_run.values()] for of_run in found.values()]
+    return [[checkpoints[place] for place in of_run if place is not None] for of_run in places]
 
 
 def measure_run(

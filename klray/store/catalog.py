@@ -80,6 +80,9 @@ COORDINATES: Final = {
     "family": Coordinate("label", _fact("family")),
     "run": Coordinate("label", _fact("run"), "training run: its checkpoints are one trajectory"),
     "step": Coordinate("number", _fact("step"), f"training step, {NO_NUMBER}"),
+    "trained_tokens": Coordinate(
+        "number", _fact("trained_tokens"), f"tokens trained on, as the revision's name rounds them, {NO_NUMBER}"
+    ),
     "size": Coordinate("label", _fact("size")),
     "seed": Coordinate("number", _fact("seed"), f"seed of the training run, {NO_NUMBER}"),
     "base_model": Coordinate("label", _fact("base_model"), "single parent of the model, empty if none or several"),

@@ -30,9 +30,11 @@ def setting_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> dict[str, 
         Consecutive saved checkpoints of every run, exactly ``spacing`` steps apart, later step above ``min_step``: the
         last and the first ``number`` of each run, over all runs.
     seed
-        Within each family and size, all pairs of runs with different seeds at the last step that all of them have.
+        Within each family, size and branch, all pairs of runs with different seeds at the last step that all of them
+        have.
     size
-        Within each family and seed (or no seed), all pairs of runs of different sizes at the last step that all have.
+        Within each family, seed (or no seed) and branch, all pairs of runs of different sizes at the last step that all
+        have.
     8-bit, 4-bit
         A quantised checkpoint (int8; fp4 and nf4, counted apart too) against the same commit unquantised, in the same
         dtype if there is one. Other quantisations are settings of their own name.
@@ -51,8 +53,8 @@ def setting_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> dict[str, 
     found = {
         "later": later,
         "early": early,
-        "seed": _common_step_pairs(models, ("family", "size"), "seed"),
-        "size": _common_step_pairs(models, ("family", "seed"), "size"),
+        "seed": _common_step_pairs(models, ("family", "size", "branch"), "seed"),
+        "size": _common_step_pairs(models, ("family", "seed", "branch"), "size"),
         "8-bit": quantization_pairs(models, EIGHT_BITS),
         "4-bit": quantization_pairs(models, FOUR_BITS),
         "fine-tuning": family.pairs,
@@ -116,7 +118,7 @@ def layer_pairs(models: Models, lens: str) -> np.ndarray:
     return _array((at[layer], at[layer + 1]) for at in columns.values() for layer in sorted(at) if layer + 1 in at)
 
 
-def _common_step_pairs(models: Models, shared: tuple[str, str], differing: str) -> np.ndarray:
+def _common_step_pairs(models: Models, shared: tuple[str, ...], differing: str) -> np.ndarray:
     """Pairs of runs that share these and differ in that alone, at their last common step."""
     groups: dict[tuple[object, ...], list[Run]] = {}
     for run in models.runs:

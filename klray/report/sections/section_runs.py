@@ -45,6 +45,7 @@ def set_apart_section(result: xr.Dataset) -> Section | None:
         anomaly = Anomaly(**unknown | each)
         if anomaly.model not in excluded:
             rows.append((anomaly.model, f"off its run's path: {anomaly.evidence}", "kept"))
+    rows += [(model, why, "in no run") for model, why in json.loads(result.attrs.get("contested", "{}")).items()]
     if not rows:
         return None
     return Section(
