@@ -18,6 +18,7 @@ from klray.errors import KlrayError
 from klray.likelihood import loading
 from klray.likelihood.lens import Lens, Translators, is_unfinished, load_translators
 from klray.likelihood.streams import torch_threads
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.likelihood.tokens import encode
 from klray.measure.lens_training import prediction_kl, train_lens
 from klray.measure.settings import LensTraining
@@ -107,7 +108,7 @@ def _loaded(hub: Hub, cache: Cache, checkpoint: Checkpoint, settings: ScoringSet
     directory = cache.fetch(hub, checkpoint)
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return loading.load(directory, settings.dtype, device).model, loading.load_tokenizer(directory)
+        return loading.load(directory, settings.dtype, device).model, load_tokenizer(directory)
     finally:
         cache.evict(checkpoint)
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from klray import config as configs
+from klray.analysis.facts import differing
 from klray.config import Config
 from klray.config.job import verb
 from klray.store import Failure, Store
@@ -29,6 +30,8 @@ def status(config: Config) -> None:
     say()
     show(_repositories(catalog))
     say()
+    for line in _tokenizers(catalog):
+        say(line)
     say(f"failures   {len(failures):,}")
     if failures:
         rows = [(f"{each.repository}@{each.revision}", each.reason, each.message) for each in failures]
@@ -60,6 +63,20 @@ def _families(catalog: Catalog, failures: Sequence[Failure], wanted: dict[str, s
     return text_table(
         ("family", "columns", "asked for", "there", "failed", "done", "last column"), rows, text_columns=1
     )
+
+
+def _tokenizers(catalog: Catalog) -> list[str]:
+    """Runs, and families of runs, whose checkpoints do not treat the texts alike."""
+    first = catalog.first_rows
+    runs, families, labels = (catalog.rows[name][first].tolist() for name in ("run", "family", "tokenizer"))
+    of_runs = [family if run else "" for run, family in zip(runs, families, strict=True)]
+    lines = [
+        f"tokenizer  {what} {name} has {len(kinds)}: "
+        + "; ".join(f"{label} ({counted(count, 'checkpoint')})" for label, count in kinds.items())
+        for what, groups in (("run", runs), ("family", of_runs))
+        for name, kinds in differing(groups, labels).items()
+    ]
+    return [*lines, ""] if lines else []
 
 
 def _repositories(catalog: Catalog) -> str:

@@ -14,7 +14,8 @@ import xarray as xr
 
 import klray
 from klray import texts
-from klray.likelihood.loading import load, load_tokenizer
+from klray.likelihood.loading import load
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.tiny.family import train_family
 from klray.tiny.family_recipe import SMALLEST
 

@@ -18,7 +18,8 @@ import xarray as xr
 from klray.analysis.analyze import analyze
 from klray.checkpoints import Cache, Checkpoint, RepositorySpec, Selection, resolve
 from klray.likelihood.choices import QUANTIZATIONS
-from klray.likelihood.loading import load, load_tokenizer
+from klray.likelihood.loading import load
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.likelihood.tokens import encode
 from klray.measure.lens_training import train_lens
 from klray.measure.settings import LensTraining

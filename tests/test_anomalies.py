@@ -23,7 +23,8 @@ from klray.analysis.kl.all_pairs import kl_divergence
 from klray.analysis.recipe import Recipe, find_anomalies
 from klray.checkpoints import RepositorySpec, Selection, resolve
 from klray.config import AnalysisConfig, Config, ReportConfig, StoreConfig
-from klray.likelihood.loading import load, load_tokenizer
+from klray.likelihood.loading import load
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.store import Store
 from klray.sweep.settings import ScoringSettings
 from klray.tiny.family import train_family

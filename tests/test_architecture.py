@@ -38,7 +38,7 @@ DOORS = {
     "ray": {"sweep"},
     "huggingface_hub": {"checkpoints"},
     "transformers": {"likelihood", "tiny", "watch"},
-    "tokenizers": {"tiny"},
+    "tokenizers": {"likelihood.tokenizer", "tiny"},
     "safetensors": {"checkpoints", "likelihood.lens", "tiny"},
     "matplotlib": {"report.figures"},
     "sklearn": {"analysis.embedding"},

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from klray.checkpoints import Hub, RepositorySpec, resolve
 from klray.errors import CheckpointError
-from klray.likelihood.loading import load, load_tokenizer, tokenizer_fingerprint
+from klray.likelihood.loading import load
+from klray.likelihood.tokenizer import load_tokenizer, tokenizer_fingerprint
 from klray.sweep.model import Compute
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet

@@ -11,6 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import jobs.__main__ as cli
+from klray.store import Store
+from tests.stores import add, column
 
 
 def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
@@ -125,3 +127,23 @@ def test_help_of_a_verb_begins_with_what_it_does() -> None:
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.startswith("klray noise key=value ...   Measure the noise floor: ")
     assert "Configuration groups" in said
+
+
+def test_status_names_runs_and_families_with_several_tokenizers(
+    folder_store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {1: "A, 4.0 bytes/token", 2: "A, 4.0 bytes/token", 3: "A, <s> before, 4.0 bytes/token"}
+    add(
+        folder_store,
+        *(column("a", step, tokenizer=label) for step, label in made.items()),
+        column("a", 4),  # of an older klray: nothing is known of it
+        column("b", 1, tokenizer=made[1]),
+    )
+    code, out, _ = klray(capsys, monkeypatch, "status", f"store.url={folder_store.url}")
+    assert code == 0
+    said = [line for line in out.splitlines() if line.startswith("tokenizer")]
+    assert said == [
+        "tokenizer  run org/a has 2: A, 4.0 bytes/token (2 checkpoints); A, <s> before, 4.0 bytes/token (1 checkpoint)",
+        "tokenizer  family fam has 2: A, 4.0 bytes/token (3 checkpoints); "
+        "A, <s> before, 4.0 bytes/token (1 checkpoint)",
+    ]

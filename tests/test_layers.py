@@ -20,7 +20,8 @@ from klray.config import Config, LensConfig, ModelsConfig, ScoringConfig, TextsC
 from klray.config.sweep import scoring_settings
 from klray.errors import KlrayError
 from klray.likelihood.lens import Lens, Translators, layer_log_likelihood, load_translators
-from klray.likelihood.loading import load, load_tokenizer
+from klray.likelihood.loading import load
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.store import Column, Identity, Store
 from klray.sweep.model import load_lens
 from klray.sweep.settings import ScoringSettings

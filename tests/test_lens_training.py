@@ -23,6 +23,7 @@ from klray.config.measure import lens_folder
 from klray.errors import KlrayError
 from klray.likelihood import loading as models
 from klray.likelihood.lens import Lens, Translators, layer_log_likelihood, load_translators
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.likelihood.tokens import Tokens, encode
 from klray.measure.lens_training import prediction_kl, train_lens
 from klray.measure.settings import LensTraining
@@ -62,7 +63,7 @@ def trained() -> Trained:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = train_family(RECIPE) / RECIPE.runs[0].repository / "step120"
-    model, tokenizer = models.load(folder).model, models.load_tokenizer(folder)
+    model, tokenizer = models.load(folder).model, load_tokenizer(folder)
     training = encode(tokenizer, python_stdlib("train", n=100).texts)
     losses: list[float] = []
     lens = train_lens(model, training, TRAINING, report=lambda step, loss: losses.append(loss))

@@ -20,6 +20,7 @@ from klray.config.sweep import lacks_libraries
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading as models
 from klray.likelihood.score import log_likelihood
+from klray.likelihood.tokenizer import load_tokenizer, tokenizer_fingerprint
 from tests import tiny_models
 from tests.tiny_models import as_pickle, parameters, save_checkpoint, shard, with_other_config
 
@@ -36,7 +37,7 @@ def test_load_gives_the_model_that_was_saved(tmp_path: Path, architecture: str) 
     assert loaded.parameters == sum(parameter.numel() for parameter in original.parameters())
     assert loaded.context == tiny_models.CONTEXT
     texts = tiny_models.texts()
-    tokenizer = models.load_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     expected = log_likelihood(original, tiny_models.tokenizer_for(architecture), texts)
     assert log_likelihood(loaded.model, tokenizer, texts).tobytes() == expected.tobytes()
 
@@ -210,7 +211,7 @@ def test_loading_is_silent_and_leaves_transformers_settings_alone(
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     assert before[1]
     models.load(folder)
-    models.load_tokenizer(folder)
+    load_tokenizer(folder)
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError):
         models.load(folder)
@@ -229,11 +230,11 @@ def test_the_tokenizer_comes_back_whole(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, "llama")
     texts = tiny_models.texts()
     expected = tiny_models.tokenizer_for("llama")(texts)["input_ids"]
-    assert models.load_tokenizer(folder)(texts)["input_ids"] == expected
+    assert load_tokenizer(folder)(texts)["input_ids"] == expected
     assert expected[0][0] == tiny_models.tokenizer_for("llama").bos_token_id
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer.json is no tokenizer") as caught:
-        models.load_tokenizer(folder)
+        load_tokenizer(folder)
     assert caught.value.reason == "load_failed"
 
 
@@ -243,24 +244,24 @@ def test_a_tokenizer_s_fingerprint_follows_its_files_and_nothing_else(tmp_path: 
         save_checkpoint(tmp_path / "2", seed=2),
         save_checkpoint(tmp_path / "3", "llama"),
     )
-    fingerprints = [models.tokenizer_fingerprint(folder) for folder in (one, two, other)]
+    fingerprints = [tokenizer_fingerprint(folder) for folder in (one, two, other)]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     assert len(fingerprints[0]) == 64
     settings = json.loads((two / "tokenizer_config.json").read_text())
     (two / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": True}))
-    assert models.tokenizer_fingerprint(two) != fingerprints[0]
+    assert tokenizer_fingerprint(two) != fingerprints[0]
     for name in ("tekken.json", "source.spm"):
-        before = models.tokenizer_fingerprint(two)
+        before = tokenizer_fingerprint(two)
         (two / name).write_text("tokens")
-        assert models.tokenizer_fingerprint(two) != before
-    assert models.tokenizer_fingerprint(with_other_config(one, model_type="llama")) != fingerprints[0]
+        assert tokenizer_fingerprint(two) != before
+    assert tokenizer_fingerprint(with_other_config(one, model_type="llama")) != fingerprints[0]
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(CheckpointError, match=r"has no tokenizer: none of tokenizer\*"):
-        models.tokenizer_fingerprint(empty)
+        tokenizer_fingerprint(empty)
 
 
 def test_log_likelihoods_of_a_loaded_checkpoint_are_finite(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, "gpt2")
-    values = log_likelihood(models.load(folder, "bfloat16").model, models.load_tokenizer(folder), tiny_models.texts())
+    values = log_likelihood(models.load(folder, "bfloat16").model, load_tokenizer(folder), tiny_models.texts())
     assert np.isfinite(values).all()

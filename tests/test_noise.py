@@ -22,6 +22,7 @@ from klray.analysis.noise_floor import ModelNoise, NoiseFloor
 from klray.checkpoints import Checkpoint, Facts
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading as models
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.likelihood.tokens import encode
 from klray.measure.exact import exact_log_likelihood
 from klray.measure.noise_scorings import Ways, available_devices, measure, spread
@@ -64,7 +65,7 @@ def numpy_kl(one: np.ndarray, two: np.ndarray) -> float:
 
 def by_hand(directory: Path, dtype: torch.dtype, budget: int) -> np.ndarray:
     """Log-likelihoods without klray's noise room: its scorer, or for float64 the full log-softmax of each text."""
-    model, tokenizer = models.load(directory).model, models.load_tokenizer(directory)
+    model, tokenizer = models.load(directory).model, load_tokenizer(directory)
     if dtype != torch.float64:
         values = klray.log_likelihood(model.to(dtype), tokenizer, list(TEXTS.texts), tokens_per_batch=budget)
         return values.astype(np.float32).astype(np.float64)

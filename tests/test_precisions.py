@@ -18,6 +18,7 @@ from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolv
 from klray.config import Dtype, ScoringConfig
 from klray.config.sweep import scoring_settings
 from klray.likelihood import loading as models
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.likelihood.tokens import encode
 from klray.measure.exact import exact_log_likelihood
 from klray.store import Store
@@ -84,7 +85,7 @@ def test_a_column_has_the_precision_that_was_asked_for(
         folder = train_family(SMALLEST) / REPOSITORY / checkpoint.revision
         loaded = models.load(folder, dtype.value).model
         assert {parameter.dtype for parameter in loaded.parameters()} == {getattr(torch, dtype.value)}
-        expected = klray.log_likelihood(loaded, models.load_tokenizer(folder), list(TEXTS.texts))
+        expected = klray.log_likelihood(loaded, load_tokenizer(folder), list(TEXTS.texts))
         column = row(actor.scorer.store, outcome.key)
         assert column.tobytes() == expected.astype(np.float32).tobytes()
     (commit, other) = actor.scorer.store.commits()
@@ -97,7 +98,7 @@ def test_a_column_has_the_precision_that_was_asked_for(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_logits_and_their_normaliser_are_fp32_whatever_the_precision(dtype: models.Dtype) -> None:
     folder = train_family(SMALLEST) / REPOSITORY / "step40"
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     model = models.load(folder, dtype).model
     ordinary = []
     for text in TEXTS.texts:  # logits and softmax as they come, in 16 bits
@@ -120,7 +121,7 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
     actor.column(checkpoints[0])
     loaded = actor.scorer.compute.model
     assert loaded is not None
-    tokenizer = models.load_tokenizer(train_family(SMALLEST) / REPOSITORY / "step40")
+    tokenizer = load_tokenizer(train_family(SMALLEST) / REPOSITORY / "step40")
     longest = int(encode(tokenizer, TEXTS.texts).lengths.max())
     tried: list[int] = []
 
@@ -138,7 +139,7 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
     (commit,) = [each for each in actor.scorer.store.commits() if each.key == outcome.key]
     assert commit.facts["tokens_per_batch"] <= longest
     folder = train_family(SMALLEST) / REPOSITORY / "step40"
-    expected = klray.log_likelihood(models.load(folder).model, models.load_tokenizer(folder), list(TEXTS.texts))
+    expected = klray.log_likelihood(models.load(folder).model, load_tokenizer(folder), list(TEXTS.texts))
     np.testing.assert_allclose(row(actor.scorer.store, outcome.key), expected, rtol=0, atol=1e-3)
     tried.clear()
     assert not isinstance(actor.column(checkpoints[1]), Refusal)
@@ -165,7 +166,7 @@ def test_a_worker_names_the_first_text_that_is_not_finite_and_goes_on(tmp_path: 
     root = tmp_path / "models"
     folders = [root / name for name in ("broken", "whole")]
     good = train_family(SMALLEST) / REPOSITORY / "step40"
-    tokens = encode(models.load_tokenizer(good), TEXTS.texts)
+    tokens = encode(load_tokenizer(good), TEXTS.texts)
     # a token that the first texts lack, and a later one has
     first, token = next(
         (text, int(token))

@@ -28,6 +28,7 @@ from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading as models
 from klray.likelihood import score as likelihood
 from klray.likelihood.choices import QUANTIZATIONS, lacks_quantization
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.likelihood.tokens import encode
 from klray.store import Store
 from klray.sweep.settings import ScoringSettings
@@ -80,7 +81,7 @@ def test_four_bits_are_multiplied_in_bf16_where_the_model_is(trained: Path) -> N
 @pytest.mark.slow
 def test_a_quantised_self_is_further_than_noise_and_eight_bits_are_nearer_than_four(trained: Path) -> None:
     folder = trained / "step120"
-    encoded = encode(models.load_tokenizer(folder), TEXTS.texts)
+    encoded = encode(load_tokenizer(folder), TEXTS.texts)
     rows = {}
     for name in QUANTIZATIONS:
         model = models.load(folder, quantization=name).model
@@ -139,7 +140,7 @@ def test_eight_bits_are_what_they_are_called(tmp_path: Path, width: int) -> None
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_a_quantised_model_is_given_up_and_never_reused(trained: Path, name: str) -> None:
     first = models.load(trained / "step60", quantization=name)
-    tokenizer = models.load_tokenizer(trained / "step60")
+    tokenizer = load_tokenizer(trained / "step60")
     before = klray.log_likelihood(first.model, tokenizer, TEXTS.texts[:4])
     second = models.load(trained / "step120", quantization=name, reuse=first)
     assert second is not first and second.model is not first.model
@@ -168,7 +169,7 @@ def test_a_checkpoint_that_is_stored_quantised_is_taken_as_it_is(trained: Path, 
         shutil.copy(file, folder)
     loaded = models.load(folder)
     assert loaded.stored_quantization == "bitsandbytes"
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     expected = klray.log_likelihood(models.load(trained / "step120", quantization=name).model, tokenizer, TEXTS.texts)
     (folder / "model.safetensors").write_bytes(b"written over")  # the model owns its memory
     assert klray.log_likelihood(loaded.model, tokenizer, TEXTS.texts).tolist() == expected.tolist()
@@ -182,7 +183,7 @@ def test_a_quantised_head_is_left_to_the_model_and_said(trained: Path, caplog: p
     head = bitsandbytes.nn.Linear8bitLt(64, 1024, bias=False, has_fp16_weights=False)
     head.weight = bitsandbytes.nn.Int8Params(model.lm_head.weight.data.clone(), requires_grad=False)
     model.lm_head = head.to("cpu")
-    tokenizer = models.load_tokenizer(trained / "step120")
+    tokenizer = load_tokenizer(trained / "step120")
     with caplog.at_level(logging.WARNING, "klray"):
         scored = likelihood.score(model, encode(tokenizer, TEXTS.texts[:2]))
     assert scored.head == "model"
@@ -238,9 +239,10 @@ def test_nothing_is_printed_while_a_quantised_model_is_loaded_and_scored(trained
     program = f"""
 import klray
 from klray.likelihood import loading as models
+from klray.likelihood.tokenizer import load_tokenizer
 for name in ("int8", "nf4"):
     loaded = models.load({str(trained / "step120")!r}, quantization=name)
-    klray.log_likelihood(loaded.model, models.load_tokenizer({str(trained / "step120")!r}), ["a text of some words"])
+    klray.log_likelihood(loaded.model, load_tokenizer({str(trained / "step120")!r}), ["a text of some words"])
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     said = run.stdout + run.stderr
@@ -303,7 +305,7 @@ def test_an_original_is_taken_in_the_quantised_model_s_own_dtype_else_in_the_usu
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_other_architectures(tmp_path: Path, architecture: str, name: str) -> None:
     folder = tiny_models.save_checkpoint(tmp_path, architecture)
-    tokenizer: Any = models.load_tokenizer(folder)
+    tokenizer: Any = load_tokenizer(folder)
     assert isinstance(tokenizer, transformers.PreTrainedTokenizerBase)
     plain, quantised = (
         klray.log_likelihood(models.load(folder, quantization=each).model, tokenizer, tiny_models.texts())

@@ -14,7 +14,8 @@ import klray
 from klray import texts
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.errors import StoreError
-from klray.likelihood.loading import load, load_tokenizer
+from klray.likelihood.loading import load
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.store import Store
 from klray.sweep.scorer import Scorer
 from klray.sweep.settings import ScoringSettings

@@ -21,7 +21,8 @@ from klray.analysis.recipe import Recipe
 from klray.analysis.scale.choosing_pairs import Choice
 from klray.analysis.scale.measuring import measure_scale
 from klray.likelihood.choices import QUANTIZATIONS
-from klray.likelihood.loading import load, load_tokenizer
+from klray.likelihood.loading import load
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.weights.distances import relative_error
 from tests.scale_check import Fact, check_scale, read_facts
 from tests.study_data import (

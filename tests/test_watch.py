@@ -15,6 +15,7 @@ import transformers
 import klray
 from klray import watch
 from klray.likelihood import loading as models
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.store import Store
 from klray.watch.fingerprint import weights_sha256
 from tests import tiny_models
@@ -45,7 +46,7 @@ def test_columns_are_those_of_the_saved_checkpoints(tmp_path: Path) -> None:
     for step, commit in list(found.items())[1:]:
         folder = tmp_path / "run" / f"checkpoint-{step}"
         loaded = models.load(folder)
-        expected = klray.log_likelihood(loaded.model, models.load_tokenizer(folder), TEXTS.texts)
+        expected = klray.log_likelihood(loaded.model, load_tokenizer(folder), TEXTS.texts)
         assert store.read_column(commit)[0].tobytes() == expected.astype(np.float32).tobytes()
         assert commit.identity.commit == weights_sha256(loaded.model)
         assert (commit.identity.repository, commit.identity.dtype) == (RUN, "float32")
@@ -80,7 +81,7 @@ def test_a_run_in_mixed_precision_is_scored_in_the_precision_of_its_weights(
     store = Store.open(str(tmp_path / "store"))
     for step, commit in list(columns(store).items())[1:]:
         folder = tmp_path / "run" / f"checkpoint-{step}"
-        expected = klray.log_likelihood(models.load(folder).model, models.load_tokenizer(folder), TEXTS.texts)
+        expected = klray.log_likelihood(models.load(folder).model, load_tokenizer(folder), TEXTS.texts)
         assert store.read_column(commit)[0].tobytes() == expected.astype(np.float32).tobytes()
         assert (commit.identity.dtype, commit.facts["head"]) == ("float32", "tiled")
 

@@ -4,6 +4,7 @@ Shapes: K = models.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,21 @@ def own_output(dataset: Labelled) -> np.ndarray:
 def quantised(dataset: Labelled) -> np.ndarray:
     """(K,) bool: the model was quantised before it was scored."""
     return ~np.isin(strings(dataset, "quantization"), NO_QUANTIZATION)
+
+
+def differing(groups: Iterable[str], labels: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Those of ``groups`` (K,) whose models have more than one of ``labels`` (K,), and how many have each.
+
+    "" is no group, and no label.
+
+    >>> differing(["a", "a", "b", ""], ["x", "y", "x", "z"])
+    {'a': {'x': 1, 'y': 1}}
+    """
+    counts: dict[str, Counter[str]] = {}
+    for group, label in zip(groups, labels, strict=True):
+        if group and label:
+            counts.setdefault(group, Counter())[label] += 1
+    return {group: dict(found.most_common()) for group, found in sorted(counts.items()) if len(found) > 1}
 
 
 def usual_dtype(dtypes: np.ndarray, among: np.ndarray) -> str:

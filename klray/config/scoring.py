@@ -38,6 +38,7 @@ class ScoringConfig:
     # What one checkpoint may take before its process is ended; default: in proportion to its files and the texts
     limit_seconds: float | None = ScoringSettings.limit_seconds
     limit_gigabytes: float | None = None
+    allow_lost: int = ScoringSettings.allow_lost  # texts that the tokens of a model may hold in part
     # Buckets of the weight sketch kept with a column, a multiple of 64; 0: none
     sketch: int = ScoringSettings.sketch
 

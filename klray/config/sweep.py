@@ -65,6 +65,7 @@ def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> Sco
         lens_folder=folder,
         lens_norm=lens_norm,
         allow_unused=tuple(config.allow_unused),
+        allow_lost=config.allow_lost,
         sketch=config.sketch,
         limit_seconds=config.limit_seconds,
         limit_bytes=None if config.limit_gigabytes is None else config.limit_gigabytes * 1e9,

@@ -1,7 +1,6 @@
-"""Models and tokenizers from a checkpoint's folder: the only door to transformers."""
+"""Models from a checkpoint's folder."""
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from typing import Any, get_args
 
 import torch
 import transformers
-from transformers.utils import logging as transformers_logging
 
 from klray.checkpoints import check_small_files, model_config
 from klray.checkpoints.causes import explained, first_line
@@ -21,14 +19,9 @@ from klray.likelihood import plausible, quantised
 from klray.likelihood import quantization as quantizations
 from klray.likelihood.choices import NONE, Dtype, check_quantization, lacks_accelerate, lacks_quantization
 from klray.likelihood.kinds import check_kind
+from klray.likelihood.quiet import quiet
 from klray.likelihood.score import context_length
 from klray.likelihood.taken import find_slots, refuse_left_out
-
-# What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
-_TOKENIZER_FILES = (
-    *("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*"),
-    *("*.model", "*.tiktoken", "*.spm", "tekken*"),
-)
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ def load(
     if dtype not in get_args(Dtype):
         raise KlrayError(f"dtype is {dtype!r}: it must be one of {', '.join(get_args(Dtype))}")
     folder = Path(directory)
-    with _quiet(), explained(folder):
+    with quiet(), explained(folder):
         files = weight_files(folder)
         config = model_config(folder)
         check_kind(config, folder)
@@ -162,7 +155,7 @@ def load(
 def model_shape(directory: str | Path) -> ModelShape:
     """Shape of the language model whose config.json is in ``directory``. Raises CheckpointError, load_failed."""
     folder = Path(directory)
-    with _quiet(), explained(folder):
+    with quiet(), explained(folder):
         config = _config(folder).get_text_config()
         return ModelShape(int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size))
 
@@ -171,38 +164,6 @@ def import_early() -> None:
     """Import what transformers imports with the first model, 2 s, for processes that are forked from this one."""
     for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "PreTrainedModel", "GenerationMixin"):
         getattr(transformers, name)
-
-
-def load_tokenizer(directory: str | Path) -> Any:
-    """The tokenizer in a checkpoint's folder, never running code that it brings; CheckpointError (load_failed)."""
-    folder = Path(directory)
-    with _quiet(), explained(folder, "tokenizer"):
-        check_small_files(folder)
-        plausible.check_tokenizer(folder)
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-
-
-def tokenizer_fingerprint(directory: str | Path) -> str:
-    """SHA-256 (64 hex digits) over the files of a checkpoint's folder that define its tokenizer.
-
-    Equal fingerprints give equal tokens, so that texts are encoded once for all checkpoints that share one. It covers
-    names and bytes of the tokenizer's files and, as that can choose the class, ``model_type`` of config.json.
-    Raises CheckpointError (load_failed) if there are none.
-    """
-    folder = Path(directory)
-    with explained(folder, "tokenizer"):
-        files = sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()})
-        if not files:
-            raise CheckpointError(
-                f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)}; add the tokenizer's files",
-                "load_failed",
-            )
-        digest = hashlib.sha256(json.dumps(model_config(folder).get("model_type")).encode())
-        for file in files:
-            with file.open("rb") as stream:
-                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-            digest.update(json.dumps([file.name, sha256]).encode())
-        return digest.hexdigest()
 
 
 def _free(model: Any) -> None:
@@ -314,18 +275,3 @@ def _quantized_explained(folder: Path, method: str) -> Iterator[None]:
             f"{cure}, or choose its unquantised original",
             "load_failed",
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Errors only and no progress bars from transformers inside; as they were after."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    if bars:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -62,8 +62,8 @@ def log_likelihood(
     tokens_per_batch
         Tokens in a forward pass; None for 1,024 on a CPU and 16,384 elsewhere. It changes values by rounding only.
 
-    Raises CheckpointError: text_too_long, not_causal, non_finite, out_of_memory, or load_failed if tokenizer and model
-    do not fit.
+    Raises CheckpointError: text_lost, text_too_long, not_causal, non_finite, out_of_memory, or load_failed if tokenizer
+    and model do not fit.
     """
     return score(model, encode(tokenizer, texts), tokens_per_batch=tokens_per_batch).values
 

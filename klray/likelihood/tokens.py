@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from klray.errors import CheckpointError, KlrayError
+from klray.likelihood.tokenizing import TokenizerFacts, facts, token_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,6 +17,7 @@ class Tokens:
 
     ids: np.ndarray  # (total,) int32, in the order of the texts
     offsets: np.ndarray  # (N + 1,) int64: text n is ids[offsets[n]:offsets[n + 1]]
+    tokenizer: TokenizerFacts | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -78,12 +80,15 @@ class Tokens:
         )
 
 
-def encode(tokenizer: Callable[..., Any], texts: Sequence[str]) -> Tokens:
+def encode(tokenizer: Callable[..., Any], texts: Sequence[str], *, allow_lost: int = 0) -> Tokens:
     """Token ids of ``texts`` by the tokenizer's defaults: its own special tokens, no truncation, no padding.
 
     ``tokenizer`` is called as those of transformers are: ``tokenizer([str, ...])["input_ids"]`` are lists of ids.
-    All texts go through one batch call; the text with the most bytes is encoded a second time alone, and a
-    KlrayError is raised if the two disagree (a tokenizer that pads or cuts in batches).
+    Texts go through batch calls; the text with the most bytes is encoded a second time alone.
+
+    Raises KlrayError for what is no text, CheckpointError: the two disagree (a tokenizer that pads or cuts in batches),
+    or it fails (load_failed); it takes too long (timed_out); or more than ``allow_lost`` texts are not in their tokens
+    (text_lost), if it decodes as those of transformers do.
     """
     if isinstance(texts, str):
         raise KlrayError("texts is one str: pass a list of texts, [text] for a single one")
@@ -93,20 +98,14 @@ def encode(tokenizer: Callable[..., Any], texts: Sequence[str]) -> Tokens:
         raise KlrayError(f"text {odd} is no str but {type(texts[odd]).__name__}: pass a list of str, in Unicode")
     if not texts:
         return Tokens(ids=np.zeros(0, np.int32), offsets=np.zeros(1, np.int64))
-    # These are the defaults, said aloud: files may ask for truncation or padding. verbose warns of a model_max_length
-    # that is often wrong; score() checks the context of the model itself.
-    defaults = {"truncation": False, "padding": False, "verbose": False}
-    encoded = tokenizer(texts, **defaults)["input_ids"]
-    longest = max(range(len(texts)), key=lambda n: len(texts[n].encode()))
-    alone = list(tokenizer(texts[longest], **defaults)["input_ids"])
-    if alone != list(encoded[longest]):
-        raise KlrayError(
-            f"{type(tokenizer).__name__} gives text {longest} {len(alone):,} tokens when called with it alone and "
-            f"{len(encoded[longest]):,} (or others) in a batch: switch off its padding and truncation"
-        )
+    encoded = token_ids(tokenizer, texts)
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
-    return Tokens(ids=np.concatenate([np.asarray(ids, np.int32) for ids in encoded]), offsets=offsets)
+    return Tokens(
+        ids=np.concatenate([np.asarray(ids, np.int32) for ids in encoded]),
+        offsets=offsets,
+        tokenizer=facts(tokenizer, texts, encoded, allow_lost),
+    )
 
 
 def plan(lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:

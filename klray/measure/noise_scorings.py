@@ -14,6 +14,7 @@ from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading
 from klray.likelihood.score import default_tokens_per_batch, score
 from klray.likelihood.streams import torch_threads
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.likelihood.tokens import encode
 from klray.measure.exact import exact_log_likelihood
 from klray.texts import TextSet
@@ -91,7 +92,7 @@ def measure(
     Raises CheckpointError if the checkpoint cannot be loaded, or its float64 reference cannot be computed.
     """
     with torch_threads(ways.threads):
-        tokens = encode(loading.load_tokenizer(directory), text_set.texts)
+        tokens = encode(load_tokenizer(directory), text_set.texts)
         loaded = loading.load(directory, EXACT, ways.devices[-1])
         rows = [exact_log_likelihood(loaded.model, tokens)]
         variants = [Variant(EXACT, ways.devices[-1], 1, "model")]

@@ -96,6 +96,9 @@ COORDINATES: Final = {
     "lens": Coordinate("label", _identity("lens")),
     "layer": Coordinate("number", lambda _, layer, __: layer, "layer, -1 for the model's own output"),
     "parameters": Coordinate("number", _fact("parameters")),
+    "tokenizer": Coordinate(
+        "label", _fact("tokenizer"), "class, special tokens around a text, bytes per token; or none"
+    ),
     "tokens": Coordinate("number", _fact("tokens"), "counted tokens over all texts"),
     "sketch": Coordinate(
         "label", _fact("sketch"), "weight sketch: size, version and shapes; equal: comparable; or none"

@@ -16,6 +16,7 @@ from klray.likelihood import loading, tokens
 from klray.likelihood.choices import LOGIT, NONE
 from klray.likelihood.lens import Lens, load_translators
 from klray.likelihood.score import score
+from klray.likelihood.tokenizer import load_tokenizer, tokenizer_fingerprint
 from klray.sweep.settings import Computed, ScoringSettings
 from klray.texts import TextSet
 from klray.weights.sketch import Sketch, sketch
@@ -81,6 +82,7 @@ class Compute:
             "stored_quantization": self.model.stored_quantization,
             "bits_per_parameter": self.model.bits_per_parameter,
             "quantised_share": self.model.quantised_share,
+            **(encoded.tokenizer.as_facts() if encoded.tokenizer else {}),
             "head": scores.head,
             "head_why": scores.why,
             "tokens_per_batch": scores.tokens_per_batch,
@@ -118,9 +120,12 @@ class Compute:
         # By the verified hashes, when config and tokenizer are the last one's: reading them again takes 5 to 20 ms.
         described = [(file.path, file.content) for file in checkpoint.files if not file.is_weight]
         if described != self._tokens_of or not all(content for _, content in described):
-            fingerprint = loading.tokenizer_fingerprint(directory)
+            fingerprint = tokenizer_fingerprint(directory)
             if fingerprint not in self._tokens:
-                self._tokens = {fingerprint: tokens.encode(loading.load_tokenizer(directory), self.text_set.texts)}
+                encoded = tokens.encode(
+                    load_tokenizer(directory), self.text_set.texts, allow_lost=self.settings.allow_lost
+                )
+                self._tokens = {fingerprint: encoded}
             self._tokens_of = described
         return next(iter(self._tokens.values()))
 

@@ -73,6 +73,8 @@ class ModelProcess:
             for each in pending:
                 each()
         if kind == _FAILED:
+            if isinstance(value, CheckpointError) and value.reason == "timed_out":
+                self.close()  # what took so long goes on in it
             raise value
         computed: Computed = value
         if self.pid == before:

@@ -36,6 +36,7 @@ class ScoringSettings:
     lens_folder: str = ""  # of a tuned lens, where every worker can read it
     lens_norm: str | None = None  # path to the final norm, where it cannot be found
     allow_unused: tuple[str, ...] = ()  # patterns of stored tensors that a model need not take
+    allow_lost: int = 0  # texts of which the tokens may lack something
     sketch: int = 65_536  # buckets of the weight sketch, 0 for none; no part of a column's identity
     limit_seconds: float | None = None  # of one checkpoint; None: in proportion to its files and the texts
     limit_bytes: float | None = None  # memory of one checkpoint's process; None: as above

@@ -131,6 +131,7 @@ def make_column(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         "device": next(model.parameters()).device.type,
+        **(encoded.tokenizer.as_facts() if encoded.tokenizer else {}),
         "head": scores.head,
         "tokens_per_batch": scores.tokens_per_batch,
         "threads": torch.get_num_threads(),

@@ -12,7 +12,8 @@ import klray
 from klray import texts
 from klray.analysis.kl.all_pairs import kl_divergence
 from klray.analysis.recipe import find_anomalies
-from klray.likelihood.loading import load, load_tokenizer
+from klray.likelihood.loading import load
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.tiny.family import train_family
 from klray.tiny.serving import RECIPES
 from tests.benchmarks.machine import table

@@ -15,6 +15,7 @@ from klray.likelihood import loading
 from klray.likelihood.forward import on_device
 from klray.likelihood.head import OutputHead
 from klray.likelihood.score import score
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.likelihood.tokens import encode
 from klray.measure.exact import exact_log_likelihood
 from klray.measure.noise_scorings import Ways, measure
@@ -163,7 +164,7 @@ def test_every_gpu_gets_one_actor_of_its_own() -> None:
 
 def test_scoring_on_the_device_is_scoring_on_a_cpu_but_for_rounding(checkpoints: list[Checkpoint]) -> None:
     folder = Path(checkpoints[1].directory)
-    tokenizer = loading.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     rows = [
         klray.log_likelihood(loading.load(folder, "float32", device).model, tokenizer, list(TEXTS.texts))
         for device in ("cpu", DEVICE)

@@ -18,7 +18,8 @@ import torch
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.checkpoints.pickles import read_pickled
 from klray.errors import CheckpointError, KlrayError
-from klray.likelihood.loading import load, load_tokenizer
+from klray.likelihood.loading import load
+from klray.likelihood.tokenizer import load_tokenizer
 from klray.sweep.limits import limits_of, memory_of
 from klray.sweep.model_process import ModelProcess
 from klray.sweep.settings import ScoringSettings

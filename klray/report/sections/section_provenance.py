@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from klray.analysis.facts import strings
+from klray.analysis.facts import differing, strings
 from klray.analysis.recipe import Exclusion, names_of
 from klray.words.numbers import out_of, significant
 from klray.words.secrets import public
@@ -31,11 +31,18 @@ def provenance(result: xr.Dataset, with_noise: bool) -> list[tuple[str, str]]:
         ("Models excluded", out_of(int(result["excluded"].values.astype(bool).sum()), result.sizes["model"])),
         ("Checkpoints in a diffusion window", attrs.get("window")),
         ("Smallest step that starts a window", attrs.get("min_step")),
+        ("Runs with several tokenizers", _tokenizers(result) or None),
         ("Unit of KL", "bits/byte"),
         ("Noise floor", None if with_noise else "not measured: klray noise does"),
         ("klray", importlib.metadata.version("klray")),
     ]
     return [(name, public(str(value))) for name, value in facts if value is not None]
+
+
+def _tokenizers(result: xr.Dataset) -> str:
+    """Runs whose checkpoints do not treat the texts alike; "" if there are none, or it is not known."""
+    found = differing(strings(result, "run").tolist(), strings(result, "tokenizer").tolist())
+    return "; ".join(f"{run}: {' and '.join(kinds)}" for run, kinds in found.items())
 
 
 def _by_domain(domains: np.ndarray, chosen: np.ndarray) -> str:

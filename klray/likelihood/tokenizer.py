@@ -1,0 +1,168 @@
+"""The tokenizer of a checkpoint's folder: the pipeline of its files, not one that a library puts in its place."""
+
+import hashlib
+import importlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import decoders
+
+from klray.checkpoints import check_small_files, model_config
+from klray.checkpoints.causes import explained
+from klray.errors import CheckpointError
+from klray.likelihood import plausible
+from klray.likelihood.quiet import quiet
+from klray.likelihood.tokenizing import around
+
+logger = logging.getLogger("klray")
+
+PIPELINE = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
+_VOCABULARIES = (PIPELINE, "vocab*", "*.model", "*.tiktoken", "*.spm", "tekken*")
+# What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
+_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", *_VOCABULARIES[2:])
+# Where SentencePiece and a pipeline made of its model have been seen to part.
+_PROBES = (
+    *(
+        "two  spaces, a\ttab\n\nand lines",
+        " in front",
+        "behind ",
+        "naïve Ａ ﬁ ½ e\u0301",
+        "東京タワー",
+        "🙂🚀",
+        "1234567",
+    ),
+    "<s>",
+)
+
+
+def load_tokenizer(directory: str | Path) -> Any:
+    """The tokenizer in a checkpoint's folder, never running code that it brings; CheckpointError (load_failed).
+
+    tokenizer.json is taken as it stands, whatever class tokenizer_config.json names: transformers' classes have
+    pipelines of their own, which are used only where there is no tokenizer.json. ``add_bos_token`` and
+    ``add_eos_token`` of tokenizer_config.json hold, as they do in transformers, and a warning says where they change
+    what tokenizer.json does. A SentencePiece model must give the ids that SentencePiece itself gives.
+    """
+    folder = Path(directory)
+    with quiet(), explained(folder, "tokenizer"):
+        _files(folder)
+        check_small_files(folder)
+        plausible.check_tokenizer(folder)
+        settings = _settings(folder)
+        pipeline = folder / PIPELINE
+        if pipeline.is_file() and "auto_map" not in settings:
+            return _with_decoder(_from_pipeline(pipeline, settings))
+        model = _sentencepiece_model(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if pipeline.is_file():
+            return _with_decoder(_from_pipeline(pipeline, settings))
+        if not _has_vocabulary(folder) and tokenizer.vocab_files_names:
+            raise CheckpointError(
+                f"{folder} has a tokenizer ({type(tokenizer).__name__}) without its vocabulary: none of "
+                f"{', '.join(_VOCABULARIES)}; add the tokenizer's files",
+                "load_failed",
+            )
+        if model is not None:
+            _check_sentencepiece(model, tokenizer, folder)
+        return tokenizer
+
+
+def tokenizer_fingerprint(directory: str | Path) -> str:
+    """SHA-256 (64 hex digits) over the files of a checkpoint's folder that define its tokenizer.
+
+    Equal fingerprints give equal tokens, so that texts are encoded once for all checkpoints that share one. It covers
+    names and bytes of the tokenizer's files and, as that can choose the class, ``model_type`` of config.json.
+    Raises CheckpointError (load_failed) if there are none.
+    """
+    folder = Path(directory)
+    with explained(folder, "tokenizer"):
+        files = _files(folder)
+        digest = hashlib.sha256(json.dumps(model_config(folder).get("model_type")).encode())
+        for file in files:
+            with file.open("rb") as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest.update(json.dumps([file.name, sha256]).encode())
+        return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted({file for pattern in _FILES for file in folder.glob(pattern) if file.is_file()})
+    if not files:
+        raise CheckpointError(
+            f"{folder} has no tokenizer: none of {', '.join(_FILES)}; add the tokenizer's files", "load_failed"
+        )
+    return files
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any(file.is_file() for pattern in _VOCABULARIES for file in folder.glob(pattern))
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    """tokenizer_config.json, and special tokens that older checkpoints keep in a file of their own."""
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", _CONFIG):
+        if (folder / name).is_file():
+            read = json.loads((folder / name).read_text("utf-8"))
+            if not isinstance(read, dict):
+                raise ValueError(f"{name} is no JSON object")
+            found |= read
+    return found
+
+
+def _from_pipeline(file: Path, settings: Mapping[str, Any]) -> Any:
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
+    asked = {name: token for name in ("bos", "eos") if (token := _content(settings.get(f"{name}_token")))}
+    front, back = around(tokenizer)
+    has = {"bos": asked.get("bos") in front, "eos": asked.get("eos") in back}
+    wants = {name: settings.get(f"add_{name}_token") for name in asked}
+    changed = [name for name, wanted in wants.items() if isinstance(wanted, bool) and wanted != has[name]]
+    if changed:
+        words = "tokenizer: %s of %s holds, where %s does otherwise"
+        logger.warning(words, " and ".join(f"add_{each}_token={wants[each]}" for each in changed), _CONFIG, PIPELINE)
+        adds = {f"add_{name}_token": wants[name] if name in changed else has[name] for name in asked}
+        named = {f"{name}_token": token for name, token in asked.items()}
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file), **named, **adds)
+    tokenizer.init_kwargs["tokenizer_class"] = str(settings.get("tokenizer_class") or type(tokenizer).__name__)
+    return tokenizer
+
+
+def _content(token: Any) -> str | None:
+    """Words of a special token as tokenizer_config.json has it: a string, or an object with flags."""
+    return token if isinstance(token, str) else token.get("content") if isinstance(token, dict) else None
+
+
+def _with_decoder(tokenizer: Any) -> Any:
+    """Bytes come back as the text that they are, also where the file does not say so; no id depends on it."""
+    backend = tokenizer.backend_tokenizer
+    if backend.decoder is None and "ByteLevel" in repr(backend.pre_tokenizer):
+        backend.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece_model(folder: Path) -> Path | None:
+    """The SentencePiece model that is all there is of a tokenizer."""
+    if any(file.is_file() for name in (PIPELINE, "vocab*", "tekken*", "*.tiktoken") for file in folder.glob(name)):
+        return None
+    models = sorted(file for name in ("*.model", "*.spm") for file in folder.glob(name) if file.is_file())
+    # a protocol buffer; others are lines of text, which are tiktoken's
+    models = [file for file in models if file.read_bytes()[:1] == b"\n"]
+    return models[0] if models else None
+
+
+def _check_sentencepiece(model: Path, tokenizer: Any, folder: Path) -> None:
+    processor = importlib.import_module("sentencepiece").SentencePieceProcessor(model_file=str(model))
+    for text in _PROBES:
+        own, found = list(processor.encode(text)), list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if own != found:
+            raise CheckpointError(
+                f"{folder}: transformers makes {type(tokenizer).__name__} of {model.name}, which gives {text!r} other "
+                f"ids than SentencePiece does ({found[:8]}, not {own[:8]}): add the {PIPELINE} that the model was "
+                "trained with",
+                "load_failed",
+            )

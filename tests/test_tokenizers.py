@@ -1,0 +1,278 @@
+"""Ids are those of the file that ships with a model, in bounded time, and hold the text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from klray.errors import CheckpointError
+from klray.likelihood import tokenizer as tokenizers_of_folders
+from klray.likelihood import tokenizing
+from klray.likelihood.tokenizer import load_tokenizer
+from klray.likelihood.tokens import encode
+from tests import tiny_models
+from tests.tiny_models import save_checkpoint
+
+TEXTS = tiny_models.texts()
+GPT_4 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def byte_level(change: Callable[[Tokenizer], None] | None = None) -> Tokenizer:
+    """A pipeline of bytes, with <s> and <|endoftext|>."""
+    pipeline = Tokenizer.from_str(tiny_models.byte_level_tokenizer().backend_tokenizer.to_str())
+    if change is not None:
+        change(pipeline)
+    return pipeline
+
+
+def write(folder: Path, pipeline: Tokenizer | None, **settings: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    tiny_models.tiny_config("llama").save_pretrained(folder)
+    if pipeline is not None:
+        pipeline.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def splits_as_gpt_4(pipeline: Tokenizer) -> None:
+    split = pre_tokenizers.Split(Regex(GPT_4), "isolated")
+    pipeline.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+
+
+def begins_with_s(pipeline: Tokenizer) -> None:
+    pipeline.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", pipeline.token_to_id("<s>"))]
+    )
+
+
+def lower_cases(pipeline: Tokenizer) -> None:
+    pipeline.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+
+
+def cuts(pipeline: Tokenizer) -> None:
+    pipeline.enable_truncation(3)
+    pipeline.enable_padding(length=9)
+
+
+CLASSES = [
+    *("GPT2Tokenizer", "GPT2TokenizerFast", "GPTNeoXTokenizer", "LlamaTokenizer", "Qwen2Tokenizer", "GemmaTokenizer"),
+    *("BloomTokenizer", "CohereTokenizer", "CodeLlamaTokenizer", "T5Tokenizer", "PreTrainedTokenizerFast", "Unknown"),
+]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("change", [splits_as_gpt_4, begins_with_s, lower_cases])
+def test_ids_are_those_of_the_file_whatever_class_is_named(tmp_path: Path, name: str, change: Any) -> None:
+    pipeline = byte_level(change)
+    folder = write(tmp_path, pipeline, tokenizer_class=name, bos_token="<s>", eos_token="<|endoftext|>")
+    tokens = encode(load_tokenizer(folder), TEXTS)
+    assert [ids.tolist() for ids in tokens] == [pipeline.encode(text).ids for text in TEXTS]
+    assert tokens.tokenizer is not None
+    assert tokens.tokenizer.name == name
+    assert tokens.tokenizer.front == (("<s>",) if change is begins_with_s else ())
+    assert tokens.tokenizer.normalised == ("case" if change is lower_cases else "")
+
+
+def test_a_text_that_spells_a_special_token_is_what_the_file_makes_of_it(tmp_path: Path) -> None:
+    pipeline = byte_level()
+    folder = write(tmp_path, pipeline, eos_token="quick", pad_token={"content": "[PAD]"}, tokenizer_class="Unknown")
+    texts = ["a quick [PAD] <|endoftext|> end", "<s>"]
+    assert [ids.tolist() for ids in encode(load_tokenizer(folder), texts)] == [pipeline.encode(t).ids for t in texts]
+
+
+@pytest.mark.parametrize("change", [None, begins_with_s])
+def test_what_the_config_says_of_bos_and_eos_holds_and_is_said_where_the_file_differs(
+    tmp_path: Path, change: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline, settings = byte_level(change), {"bos_token": "<s>", "eos_token": "<|endoftext|>"}
+    inside = [pipeline.encode(text, add_special_tokens=False).ids for text in TEXTS]
+    for adds in (True, False):
+        caplog.clear()
+        tokenizer = load_tokenizer(write(tmp_path, pipeline, **settings, add_bos_token=adds, add_eos_token=False))
+        found = [ids.tolist() for ids in encode(tokenizer, TEXTS)]
+        assert found == [[*([1] if adds else []), *ids] for ids in inside]
+        differs = adds != (change is begins_with_s)
+        assert ("add_bos_token" in caplog.text) == differs
+    with caplog.at_level(logging.WARNING, "klray"):
+        both = load_tokenizer(write(tmp_path, pipeline, **settings, add_eos_token=True))
+    assert encode(both, ["a"]).ids.tolist() == [*([1] if change else []), *inside[0], 0]
+    assert both.decode(inside[0]) == TEXTS[0] == "a"
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path: Path) -> None:
+    for name in ("GPT2Tokenizer", "LlamaTokenizer", "GPTNeoXTokenizer"):
+        folder = write(tmp_path, None, tokenizer_class=name, bos_token="<s>")
+        with pytest.raises(CheckpointError, match="tokenizer") as caught:
+            encode(load_tokenizer(folder), TEXTS)
+        assert caught.value.reason == "load_failed"
+    write(tmp_path, Tokenizer(models.BPE()), tokenizer_class="GPT2Tokenizer")
+    with pytest.raises(CheckpointError, match="loses parts of 9 of 9 texts") as caught:
+        encode(load_tokenizer(tmp_path), TEXTS)
+    assert caught.value.reason == "text_lost"
+
+
+def test_vocabulary_and_merges_without_a_pipeline_are_what_their_class_makes_of_them(tmp_path: Path) -> None:
+    pipeline = byte_level()
+    write(tmp_path, None, tokenizer_class="GPT2Tokenizer", eos_token="<|endoftext|>")
+    pipeline.model.save(str(tmp_path))
+    assert {file.name for file in tmp_path.iterdir()} >= {"vocab.json", "merges.txt"}
+    expected = [pipeline.encode(text).ids for text in TEXTS]
+    assert [ids.tolist() for ids in encode(load_tokenizer(tmp_path), TEXTS)] == expected
+
+
+def words(unknown: str | None = "[UNK]", **parts: Any) -> Tokenizer:
+    """A pipeline of whole words, of ASCII alone."""
+    pipeline = Tokenizer(models.WordLevel(unk_token=unknown))
+    pipeline.pre_tokenizer = pre_tokenizers.Whitespace()
+    for name, part in parts.items():
+        setattr(pipeline, name, part)
+    trainer = trainers.WordLevelTrainer(special_tokens=["[UNK]"], show_progress=False)
+    pipeline.train_from_iterator(["the words that are known ! Fine fine"], trainer)
+    return pipeline
+
+
+def ascii_bytes() -> Tokenizer:
+    pipeline = Tokenizer(models.BPE())
+    pipeline.pre_tokenizer, pipeline.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    pipeline.train_from_iterator(["the words that are known! Fine, fine\n"], trainers.BpeTrainer(show_progress=False))
+    return pipeline
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "text"),
+    [
+        (ascii_bytes(), "known 東京"),  # bytes that are no tokens vanish
+        (ascii_bytes(), "𝠀𝠁𝠂"),
+        (words(), "the other words"),  # unknown words hide behind one token
+        (words(normalizer=normalizers.Replace("known", "")), "the known words"),
+        (words(normalizer=normalizers.StripAccents()), "fińe"),
+    ],
+)
+def test_a_text_that_is_not_in_its_tokens_is_refused_by_its_place(tmp_path: Path, pipeline: Any, text: str) -> None:
+    tokenizer = load_tokenizer(write(tmp_path, pipeline))
+    with pytest.raises(CheckpointError, match="parts of 1 of 3 texts, of text 1 first") as caught:
+        encode(tokenizer, ["the words", text, "that are"])
+    assert caught.value.reason == "text_lost" and "scoring.allow_lost=1" in caught.value.message
+    allowed = encode(tokenizer, ["the words", text, "that are"], allow_lost=1)
+    assert allowed.tokenizer is not None and allowed.tokenizer.lost == 1
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "text", "kind"),
+    [
+        (None, "the  words\nthat", "white space"),
+        (normalizers.NFKC(), "ﬁne known", "Unicode normalisation"),
+        (normalizers.Lowercase(), "Fine known", "case"),
+        (normalizers.Replace("\u200b", ""), "known\u200b words", "white space"),
+    ],
+)
+def test_known_normalisation_is_kept_with_the_column(tmp_path: Path, normalizer: Any, text: str, kind: str) -> None:
+    pipeline = words(**({"normalizer": normalizer} if normalizer else {}))
+    made = encode(load_tokenizer(write(tmp_path, pipeline)), [text, "known"]).tokenizer
+    assert made is not None and (made.normalised, made.lost) == (kind, 0)
+
+
+def test_bytes_come_back_where_the_file_has_no_decoder(tmp_path: Path) -> None:
+    made = encode(load_tokenizer(write(tmp_path, byte_level(lambda each: setattr(each, "decoder", None)))), TEXTS)
+    assert made.tokenizer is not None and made.tokenizer.normalised == ""
+
+
+def test_facts_say_what_stands_around_a_text_and_how_long_tokens_are(tmp_path: Path) -> None:
+    folder = write(tmp_path, byte_level(begins_with_s), tokenizer_class="LlamaTokenizerFast")
+    made = encode(load_tokenizer(folder), ["abc", "東"]).tokenizer
+    assert made is not None
+    assert made.as_facts() == {
+        "tokenizer": "LlamaTokenizer, <s> before, 1.0000 bytes/token",
+        "tokenizer_class": "LlamaTokenizerFast",
+        "tokens_before": ["<s>"],
+        "tokens_after": [],
+        "bytes_per_token": 1.0,
+        "text_normalisation": "",
+        "lost_texts": 0,
+    }
+
+
+def test_a_pattern_that_gives_up_is_told_by_its_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A library in Rust panics: that is no Exception in Python, and would end the process of the model."""
+    split = pre_tokenizers.Split(Regex(r"(x+x+)+y"), "isolated")
+    tokenizer = load_tokenizer(
+        write(tmp_path, byte_level(lambda each: setattr(each, "pre_tokenizer", split)), tokenizer_class="Unknown")
+    )
+    with pytest.raises(CheckpointError, match=r"Unknown fails at text 1, 'xxxx.* \(PanicException: .*retry") as caught:
+        encode(tokenizer, ["a", "x" * 60, "b"])
+    assert caught.value.reason == "load_failed"
+
+
+class Slow:
+    """Takes its time with one text."""
+
+    def __call__(self, texts: str | list[str], **_: Any) -> dict[str, Any]:
+        if "slow" in texts:
+            time.sleep(3)
+        return {"input_ids": [1, 2] if isinstance(texts, str) else [[1, 2] for _ in texts]}
+
+
+def test_a_text_that_takes_too_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "_SECONDS", 0.2)
+    monkeypatch.setattr(tokenizing, "_SECONDS_ALONE", 0.05)
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"Slow had not tokenised text 2, 'slow' after") as caught:
+        encode(Slow(), ["a", "b", "slow", "c"])
+    assert caught.value.reason == "timed_out" and time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_a_sentencepiece_model_gives_the_ids_of_sentencepiece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agrees: bool
+) -> None:
+    """The library is not among those of the tests: one that gives the same ids, or others, stands in its place."""
+    made = tiny_models.byte_level_tokenizer()
+    write(tmp_path, None, tokenizer_class="LlamaTokenizer")
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15")
+
+    class Processor:
+        def __init__(self, model_file: str):
+            assert Path(model_file) == tmp_path / "tokenizer.model"
+
+        def encode(self, text: str) -> list[int]:
+            ids: list[int] = made(text)["input_ids"]
+            return ids if agrees or "  " not in text else ids[1:]
+
+    monkeypatch.setitem(
+        tokenizers_of_folders.importlib.sys.modules,  # type: ignore[attr-defined]
+        "sentencepiece",
+        types.SimpleNamespace(SentencePieceProcessor=Processor),
+    )
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: made)
+    if agrees:
+        assert load_tokenizer(tmp_path) is made
+    else:
+        with pytest.raises(CheckpointError, match=r"makes .* of tokenizer.model, which gives 'two  spaces") as caught:
+            load_tokenizer(tmp_path)
+        assert caught.value.reason == "load_failed"
+
+
+def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write(tmp_path, byte_level(cuts)))
+    assert [ids.tolist() for ids in encode(tokenizer, TEXTS)] == [byte_level().encode(text).ids for text in TEXTS]
+
+
+def test_ids_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
+    from klray.likelihood.loading import load
+    from klray.likelihood.score import log_likelihood
+
+    folder = save_checkpoint(tmp_path, "llama")
+    pipeline = byte_level()
+    pipeline.add_tokens(["東京"])
+    pipeline.save(str(folder / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="token id 320 and the model's vocabulary has 320"):
+        log_likelihood(load(folder).model, load_tokenizer(folder), TEXTS)
