@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from klray.errors import StoreDamagedError
+from klray.words.outside import parsed
+
 Labelled = xr.Dataset | xr.DataArray
 
 NO_QUANTIZATION = ("", "none")
@@ -63,6 +66,24 @@ def usual_dtype(dtypes: np.ndarray, among: np.ndarray) -> str:
     """The dtype that most of the models ``among`` (K,) bool have, of several the first; "" where there is no model."""
     usual = Counter(dtypes[among].tolist()).most_common(1)
     return usual[0][0] if usual else ""
+
+
+def recorded(result: xr.Dataset, name: str, default: Any = None) -> Any:
+    """What an attribute of a result says in JSON, or ``default`` where it has none.
+
+    Raises StoreDamagedError: it is no JSON of that kind, or nested too deeply.
+    """
+    if name not in result.attrs and default is not None:
+        return default
+    try:
+        found = parsed(result.attrs[name])
+        if not isinstance(found, dict | list) or (default is not None and not isinstance(found, type(default))):
+            raise TypeError(f"it holds a {type(found).__name__}")
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreDamagedError(
+            f"the result's {name} cannot be read ({type(error).__name__}: {error}); make the result anew"
+        ) from error
+    return found
 
 
 def origin(dataset: xr.Dataset) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from klray.analysis.scale.published_settings import setting_named
 from klray.errors import KlrayError
 from klray.words.numbers import times, tiny
+from klray.words.outside import parsed
 from klray.words.tables import text_table
 
 SMALLEST_KL = setting_named("later").low  # 0.01: consecutive checkpoints of Pythia, late in pretraining
@@ -193,7 +194,7 @@ class NoiseFloor:
     def from_json(cls, text: str) -> "NoiseFloor":
         """What :meth:`to_json` wrote; KlrayError if it is something else."""
         try:
-            found = json.loads(text)
+            found = parsed(text)
             values: dict[str, Any] = {each.name: found[each.name] for each in fields(cls) if each.name != "threads"}
             values["threads"] = int(found.get("threads", 0))
             values["versions"] = dict(values["versions"])

@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xarray as xr
 
 import klray
 from jobs.status import status
+from klray.analysis.facts import recorded
+from klray.analysis.noise_floor import NoiseFloor
+from klray.analysis.recipe import Recipe
 from klray.checkpoints import RepositorySpec, Selection, step_of
 from klray.checkpoints.parents import lineage_of
 from klray.config import Config
 from klray.errors import CheckpointError, KlrayError, StoreError
+from klray.likelihood.lens import load_translators
 from klray.store import Column, Commit, Failure, Store, layout
 from klray.store.columns import encode_column
 from klray.store.objects import open_objects
@@ -342,3 +347,19 @@ def test_what_a_user_asks_for_is_refused_by_name(field: dict[str, Any]) -> None:
         Selection("\ud83d", (RepositorySpec("org/a"),))
     with pytest.raises(KlrayError, match="run: size holds"):
         Run("org/a", size="\x07")
+
+
+@pytest.mark.parametrize("body", ["[" * 10**5, "{", '"words"', "[" * 70 + "]" * 70])
+def test_what_a_result_records_is_read_within_bounds(body: str, tmp_path: Path) -> None:
+    result = xr.Dataset(attrs={"choice": body})
+    with pytest.raises(StoreError, match="the result's choice cannot be read"):
+        recorded(result, "choice", {})
+    with pytest.raises(KlrayError):
+        Recipe.from_json(body)
+    with pytest.raises(KlrayError):
+        NoiseFloor.from_json(body)
+    (tmp_path / "lens.json").write_text(body)
+    (tmp_path / "lens.safetensors").touch()
+    with pytest.raises(KlrayError, match=r"tuned lens in .* cannot be read"):
+        load_translators(tmp_path)
+    assert recorded(xr.Dataset(), "choice", {}) == {}

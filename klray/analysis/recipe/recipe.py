@@ -20,6 +20,7 @@ from klray.analysis.facts import facts
 from klray.analysis.recipe.quantile import lower_quantile
 from klray.analysis.runs import runs
 from klray.errors import KlrayError
+from klray.words.outside import parsed
 
 logger = logging.getLogger("klray")
 
@@ -166,7 +167,7 @@ class Recipe:
     def from_json(cls, body: str) -> "Recipe":
         """Inverse of ``to_json``; KlrayError when ``body`` is no recipe."""
         try:
-            found = json.loads(body)
+            found = parsed(body)
             found["removed_texts"] = tuple(map(operator.index, found["removed_texts"]))
             found["excluded"] = tuple(Exclusion(**item) for item in found["excluded"])
             recipe = cls(**found)

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from klray.analysis.defaults import RESAMPLES
-from klray.analysis.facts import labels, origin
+from klray.analysis.facts import labels, origin, recorded
 from klray.analysis.kl.chosen_pairs import ROWS_BYTES, pair_divergence
 from klray.analysis.recipe import Recipe, excluded_by
 from klray.analysis.scale.choosing_pairs import DEFAULT_CHOICE, Choice, setting_pairs
@@ -148,9 +148,9 @@ def format_scale(result: xr.Dataset) -> str:
 
 def notes(result: xr.Dataset) -> Sequence[str]:
     """What the numbers of a result mean, and what is not among them, in sentences."""
-    apart = {name: n for name, n in json.loads(result.attrs["kept_apart"]).items() if n}
-    absent = json.loads(result.attrs["absent_parents"])
-    choice = json.loads(result.attrs["choice"])
+    apart = {name: n for name, n in recorded(result, "kept_apart").items() if n}
+    absent = recorded(result, "absent_parents")
+    choice = recorded(result, "choice")
     found = [
         "KL in bits/byte. SE of a pair: median of the pairs' standard errors over texts. ± SE of the median: "
         f"bootstrap over pairs ({result.attrs['resamples']:,} resamples, seed {choice['seed']}). Published: {SOURCE}.",

@@ -1,12 +1,12 @@
 """Where a KL falls on the scale: which settings it is like."""
 
-import json
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
+from klray.analysis.facts import recorded
 from klray.analysis.scale.measuring import scale_rows, setting_kl
 from klray.analysis.scale.published_settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_named
 from klray.errors import KlrayError
@@ -92,7 +92,7 @@ def place(kl: float, scale: xr.Dataset | None = None) -> Placement:
             f"scale= needs a result of klray scale, this lacks {', '.join(missing)}: open one with "
             'klray.open_result(url, "scale"), or leave it out for the published values'
         )
-    spacing = json.loads(scale.attrs.get("choice", "{}")).get("spacing", PUBLISHED_SPACING)
+    spacing = recorded(scale, "choice", {}).get("spacing", PUBLISHED_SPACING)
     found = []
     for row in scale_rows(scale):
         if row.n and row.median > 0:

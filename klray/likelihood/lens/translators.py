@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from klray.checkpoints.causes import first_line
+from klray.checkpoints.local_folder import CONFIG_BYTES
 from klray.errors import CheckpointError, KlrayError
+from klray.words.outside import contents, parsed
 
 FACTS = "lens.json"
 WEIGHTS = "lens.safetensors"
@@ -146,7 +148,7 @@ def load_translators(folder: str | Path) -> Translators:
 
 
 def _load_own(place: Path) -> Translators:
-    facts = json.loads((place / FACTS).read_text("utf-8"))
+    facts = parsed(contents(place / FACTS, CONFIG_BYTES))
     if facts["format"] != FORMAT:
         raise KlrayError(f"{place / FACTS} is of format {facts['format']}, this klray reads {FORMAT}: update klray")
     if not isinstance(facts["facts"], dict):
@@ -162,7 +164,7 @@ def _load_own(place: Path) -> Translators:
 
 
 def _load_published(place: Path) -> Translators:
-    config = json.loads((place / PUBLISHED_CONFIG).read_text("utf-8"))
+    config = parsed(contents(place / PUBLISHED_CONFIG, CONFIG_BYTES))
     kind = config.get("lens_type", PUBLISHED_KIND)
     if kind != PUBLISHED_KIND:
         raise KlrayError(f"the lens in {place} is of type {kind!r}, klray reads {PUBLISHED_KIND}: use another lens")

@@ -1,6 +1,5 @@
 """Trajectories of training runs on the map, coloured by training step, with warm-up and what follows told apart."""
 
-import json
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -13,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from klray.analysis.facts import quantised
+from klray.analysis.facts import quantised, recorded
 from klray.analysis.runs import Run, trajectories
 from klray.errors import KlrayError
 from klray.report.figures.panels import draw_panels, has_points, marks, on_map
@@ -99,7 +98,7 @@ def training_paths_caption(result: xr.Dataset) -> str:
 
 def warm_up_end(result: xr.Dataset) -> int:
     """The smallest step after warm-up, by which the recipe scores texts; 0 when the result does not say."""
-    return int(json.loads(result.attrs.get("recipe", "{}")).get("min_step", 0))
+    return int(recorded(result, "recipe", {}).get("min_step", 0))
 
 
 def _located(result: xr.Dataset) -> list[Run]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from klray.analysis.facts import differing, strings
+from klray.analysis.facts import differing, recorded, strings
 from klray.analysis.recipe import Exclusion, names_of
 from klray.words.numbers import out_of, significant
 from klray.words.secrets import public
@@ -59,7 +59,7 @@ def recipe_text(result: xr.Dataset) -> str:
     """
     if "recipe" not in result.attrs:
         return ""
-    recipe = json.loads(result.attrs["recipe"])
+    recipe = recorded(result, "recipe")
     if "excluded" in recipe:
         models = names_of(result)
         recipe["excluded"] = [

@@ -1,11 +1,11 @@
 """The runs of a result: their headline numbers, and what was set apart from them."""
 
-import json
 import math
 from collections.abc import Sequence
 
 import xarray as xr
 
+from klray.analysis.facts import recorded
 from klray.analysis.recipe import Anomaly
 from klray.analysis.runs_table import RunRow, table_of
 from klray.report.sections import Section, Table
@@ -36,16 +36,16 @@ def runs_section(rows: Sequence[RunRow]) -> Section:
 def set_apart_section(result: xr.Dataset) -> Section | None:
     """Checkpoints that are excluded or look anomalous, a row for a reason; None without any."""
     by_reason: dict[str, list[str]] = {}
-    excluded = json.loads(result.attrs.get("excluded_reasons", "{}"))
+    excluded = recorded(result, "excluded_reasons", {})
     for model, reason in excluded.items():
         by_reason.setdefault(reason, []).append(model)
     rows = [(listed(models, _NAMED), reason, "excluded") for reason, models in by_reason.items()]
     unknown = {"ratio": math.nan, "typical_ratio": math.nan}  # to results of klray 0.1
-    for each in json.loads(result.attrs.get("anomalies", "[]")):
+    for each in recorded(result, "anomalies", []):
         anomaly = Anomaly(**unknown | each)
         if anomaly.model not in excluded:
             rows.append((anomaly.model, f"off its run's path: {anomaly.evidence}", "kept"))
-    rows += [(model, why, "in no run") for model, why in json.loads(result.attrs.get("contested", "{}")).items()]
+    rows += [(model, why, "in no run") for model, why in recorded(result, "contested", {}).items()]
     if not rows:
         return None
     return Section(
