@@ -62,6 +62,10 @@ def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
             ["status", "store.storage_options.anon=true"],
             r"a \+ before .*\+store\.storage_options\.",
         ),
+        (["score", 'scoring.cache_dir="/x\udcff"'], r"config: scoring cache_dir holds the character U\+DCFF"),
+        (["plan", 'models.names=["a\x1b[2J"]'], r"config: models names item 0 holds the character U\+001B"),
+        (["pl\x1b[2Jan\udcff"], "no verb pl�"),
+        (["plan", "dtype=\x1b]0;owned\x07"], "dtype=�"),
         (["status", "store.url=s3://b-1/a//b"], "a part of the prefix is ''"),
         (["status", "store.url=x"], "there is no klray store"),
     ],
@@ -74,6 +78,7 @@ def test_mistakes_are_answered(
     assert code != 0
     assert errors.startswith("klray: error: ") and "Traceback" not in errors
     assert re.search(answer, errors), errors
+    assert errors.removesuffix("\n").isprintable()
     assert list(tmp_path.iterdir()) == [], "a mistake must leave nothing behind"
 
 

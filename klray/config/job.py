@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from klray.config import Config, register
-from klray.errors import KlrayError, lacks
+from klray.errors import KlrayError, lacks, refuse_unfit
 from klray.words.secrets import Discreet, without_secrets
 from klray.words.tables import say
 
@@ -62,6 +62,9 @@ def run(name: str, load: Callable[[], Verb]) -> int:
     def task(config: DictConfig) -> None:
         nonlocal code, unread
         try:
+            given = OmegaConf.to_container(config, enum_to_str=True)
+            assert isinstance(given, dict)
+            refuse_unfit("config", {str(name): value for name, value in given.items()})
             values = OmegaConf.to_object(config)
             assert isinstance(values, Config)
             code = max(code, load()(values))
