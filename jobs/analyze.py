@@ -66,7 +66,12 @@ def preprocessing(asked: AnalysisConfig) -> Preprocessing:
     """How a recipe is made; left out are what is known to be bad, and what the user leaves out."""
     exclude = (*KNOWN_ANOMALIES, *(Exclusion(pattern) for pattern in asked.exclude))
     return Preprocessing(
-        asked.clip_quantile, asked.outlier_fraction, asked.outlier_min_step, exclude, asked.exclude_found
+        asked.clip_quantile,
+        asked.outlier_fraction,
+        asked.outlier_min_step,
+        exclude,
+        asked.exclude_found,
+        asked.exclude_misplaced,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from klray import config as configs
+from klray.analysis.recipe import suspicions
 from klray.checkpoints import Unavailable, larger_than_cache, resolve
 from klray.config import Config
 from klray.config import measure as measure_configs
@@ -63,6 +64,8 @@ def plan(config: Config, *, untrained: bool = False) -> Plan:
         say(f"  score    {each.commit[:12]}  {each.bytes / 1e6:12,.1f} MB  {each.label}")
     if len(todo) > SHOWN:
         say(f"  ... and {len(todo) - SHOWN:,} more")
+    for label, why in suspicions(checkpoints).items():
+        say(f"  suspect  {label}  {why}: it is scored, and analyses leave it out")
     for refused in unavailable:
         say(f"  cannot   {refused.repository}@{refused.revision}  {refused.reason}: {refused.message}")
     return Plan(planned, tuple(unavailable))

@@ -1,9 +1,11 @@
 """Score the checkpoints that the store lacks."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
 from klray import config as configs
+from klray.analysis.recipe import suspicions
 from klray.checkpoints import Checkpoint, Selection, Unavailable, resolve
 from klray.config import Config
 from klray.config import sweep as sweep_configs
@@ -13,6 +15,8 @@ from klray.store import Store
 from klray.sweep.sweeping import SweepReport, sweep
 from klray.words.numbers import counted
 from klray.words.tables import say, show, text_table
+
+log = logging.getLogger("klray")
 
 REPOSITORIES_SHOWN = 30
 
@@ -30,6 +34,8 @@ def score(config: Config) -> SweepReport:
         checkpoints, unavailable = resolve(hub, selection)
         if not checkpoints and not unavailable:
             raise KlrayError(f"models.family={selection.family}: nothing to score was selected; look at klray plan")
+        for name, why in suspicions(checkpoints).items():
+            log.warning("%s: %s; it is scored, and analyses leave it out", name, why)
         store.record_plan(
             selection.family, (settings.identity(each, store.texts.fingerprint).key for each in checkpoints)
         )

@@ -12,7 +12,6 @@ from klray import config as configs
 from klray.analysis.continuing import there_already
 from klray.analysis.diffusion import MIN_POINTS, fractal_dimension, late
 from klray.analysis.drift import exponents, is_exact
-from klray.analysis.recipe import excluded_by
 from klray.checkpoints import Cache, resolve
 from klray.config import Align, Config
 from klray.config import sweep as sweep_configs
@@ -53,7 +52,7 @@ def weights(config: Config) -> tuple[xr.Dataset, list[RunDistances]]:
         for refused in unavailable:
             log.warning("%s@%s: %s", refused.repository, refused.revision, refused.message)
         dataset = store.dataset(snapshot)
-        runs = standing_checkpoints(checkpoints, dataset, excluded_by(dataset, preprocessing(config.analysis).exclude))
+        runs = standing_checkpoints(checkpoints, dataset, preprocessing(config.analysis).excluded(dataset))
         if not runs:
             raise KlrayError(
                 f"models.family={selection.family}: no checkpoint names a step, so there is no run to follow; set "

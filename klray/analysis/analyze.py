@@ -37,6 +37,7 @@ from klray.analysis.recipe import (
     Recipe,
     excluded_by,
     find_anomalies,
+    misplaced_in,
     names_of,
 )
 from klray.analysis.runs import Run, contested, runs
@@ -59,6 +60,7 @@ def analyze(
     outlier_min_step: int = OUTLIER_MIN_STEP,
     exclude: Iterable[Exclusion | str] = KNOWN_ANOMALIES,
     exclude_found: bool = False,
+    exclude_misplaced: bool = True,
     window: int = WINDOW,
     min_step: int = MIN_STEP,
     tile: int = TILE,
@@ -82,6 +84,8 @@ def analyze(
         When a new recipe is fitted: exclude the anomalous checkpoints that are found with it too, with the reason
         "found: ...", and fit again, until no more is found. A frozen recipe excludes what it did before; what is
         found beyond that is reported.
+    exclude_misplaced
+        When a new recipe is fitted: exclude checkpoints with files of weights of another step, too (`misplaced`).
     previous
         Result of this analysis on an earlier snapshot. Same text set, same recipe, and its models are the first ones of
         ``dataset``: their pairs keep their values to the bit, and only pairs with a newer model are computed.
@@ -114,7 +118,14 @@ def analyze(
         recipe = Recipe.from_json(previous.attrs["recipe"])
     left_out: list[Anomaly] = []
     if recipe is None:
-        fit = partial(Recipe.fit, dataset, clip_quantile, outlier_fraction, outlier_min_step)
+        fit = partial(
+            Recipe.fit,
+            dataset,
+            clip_quantile,
+            outlier_fraction,
+            outlier_min_step,
+            exclude_misplaced=exclude_misplaced,
+        )
         recipe = fit(exclude)
         if exclude_found:
             recipe, left_out = _without_anomalies(dataset, recipe, fit)
@@ -124,6 +135,11 @@ def analyze(
     text_bytes = values["text_bytes"].values
     reasons = recipe.reasons(dataset)
     excluded = np.array([reason != "" for reason in reasons])
+    kept_all_the_same = {
+        str(name): why
+        for name, why, reason in zip(labels(dataset), misplaced_in(dataset), reasons, strict=True)
+        if why and not reason
+    }
     found, claims = runs(dataset, excluded), contested(dataset, excluded)
     _check_memory(values, tile, [len(run.models) for run in found], memory_limit_bytes, threads)
     result = xr.Dataset(
@@ -158,6 +174,8 @@ def analyze(
             {str(name): why for name, why in zip(labels(result), reasons, strict=True) if why}
         ),
         "exclude_found": exclude_found,
+        "exclude_misplaced": exclude_misplaced,
+        "misplaced": json.dumps(kept_all_the_same),
         "anomalies": json.dumps([asdict(anomaly) for anomaly in (*left_out, *present.values())]),
         "contested": json.dumps(claims),
         "references": "arXiv:2505.15353, arXiv:2502.16173",
@@ -165,6 +183,8 @@ def analyze(
     for name, why in list(claims.items())[:1]:
         words = "in no run: %s, the first is %s: %s; exclude what does not belong to it (analysis.exclude)"
         logger.warning(words, counted(len(claims), "model"), name, why)
+    for name, why in kept_all_the_same.items():
+        logger.warning("%s is kept, with %s; analysis.recipe=fit leaves it out", name, why)
     for anomaly in left_out:
         logger.warning("%s is off its run's path and excluded: %s", anomaly.model, anomaly.evidence)
     for anomaly in present.values():

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from klray.analysis.drift import is_exact
-from klray.analysis.recipe import FOUND, Exclusion, Recipe, result_name
+from klray.analysis.recipe import FOUND, MISPLACED, Exclusion, Recipe, excluded_by, misplaced_in, result_name
 from klray.errors import KlrayError, StoreDamagedError
 from klray.store import Store
 from klray.words.tables import say
@@ -31,17 +31,31 @@ class Preprocessing:
     outlier_min_step: int
     exclude: tuple[Exclusion, ...]
     exclude_found: bool = False
+    exclude_misplaced: bool = True
 
     def fit(self, dataset: xr.Dataset) -> Recipe:
         """A new recipe of the snapshot, without what is only found by an analysis."""
-        return Recipe.fit(dataset, self.clip_quantile, self.outlier_fraction, self.outlier_min_step, self.exclude)
+        return Recipe.fit(
+            dataset,
+            self.clip_quantile,
+            self.outlier_fraction,
+            self.outlier_min_step,
+            self.exclude,
+            self.exclude_misplaced,
+        )
+
+    def excluded(self, dataset: xr.Dataset) -> np.ndarray:
+        """(K,) bool: the models that such a recipe leaves out, without what is only found by an analysis."""
+        by_hand = excluded_by(dataset, self.exclude)
+        return by_hand | [self.exclude_misplaced and why != "" for why in misplaced_in(dataset)]
 
     def has_made(self, result: xr.Dataset) -> bool:
         """Whether the recipe of a result was made so."""
         recipe = Recipe.from_json(result.attrs["recipe"])
-        by_hand = tuple(each for each in recipe.excluded if not each.reason.startswith(FOUND))
+        by_hand = tuple(each for each in recipe.excluded if not each.reason.startswith((FOUND, MISPLACED)))
         found = bool(result.attrs.get("exclude_found", False))
-        made = Preprocessing(recipe.clip_quantile, recipe.outlier_fraction, recipe.min_step, by_hand, found)
+        swapped = bool(result.attrs.get("exclude_misplaced", True))
+        made = Preprocessing(recipe.clip_quantile, recipe.outlier_fraction, recipe.min_step, by_hand, found, swapped)
         return made == self
 
 

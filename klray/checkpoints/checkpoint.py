@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 
 from klray.errors import Reason
+from klray.words.outside import LONGEST
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 # Fetched for whoever uses the folder; the log-likelihood of a plain text does not depend on them.
@@ -85,6 +86,16 @@ class Checkpoint:
     def bytes(self) -> int:
         """Size of all files together, in bytes."""
         return sum(file.size_bytes for file in self.files)
+
+    @property
+    def weight_files(self) -> str:
+        """The first 12 hex digits of the hash of each file of weights, in the order of their names, a space between.
+
+        "" when one is not announced, or there are more files than a fact may name.
+        """
+        hashes = [file.content.rpartition(":")[2][:12] for file in self.files if file.is_weight]
+        found = " ".join(hashes)
+        return found if all(hashes) and len(found) <= LONGEST else ""
 
     @property
     def content(self) -> str:

@@ -20,6 +20,7 @@ class AnalysisConfig:
     outlier_min_step: int = defaults.OUTLIER_MIN_STEP
     exclude: list[str] = field(default_factory=list)  # patterns over repository@revision
     exclude_found: bool = False  # when a recipe is fitted: leave out the anomalous checkpoints found, and fit again
+    exclude_misplaced: bool = True  # then: leave out checkpoints with files of weights of another step
     window: int = defaults.WINDOW
     min_step: int = defaults.MIN_STEP
     weights: str = "weights"  # exact weight distances: the result of this name that klray weights wrote, if any

@@ -103,6 +103,9 @@ COORDINATES: Final = {
     "sketch": Coordinate(
         "label", _fact("sketch"), "weight sketch: size, version and shapes; equal: comparable; or none"
     ),
+    "weight_files": Coordinate(
+        "label", _fact("weight_files"), "first 12 hex digits of the hash of each file of weights, in their names' order"
+    ),
     "sha256": Coordinate("label", lambda commit, *_: commit.sha256, "of the column's (layer, text) float32 values"),
 }
 # Facts about the columns, not about the models: another store with the same columns has the same snapshot but these.

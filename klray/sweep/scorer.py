@@ -87,6 +87,7 @@ class Scorer:
                     **dataclasses.asdict(checkpoint.facts),
                     "revision": checkpoint.revision,
                     "bytes": checkpoint.bytes,
+                    "weight_files": checkpoint.weight_files,
                     "device": settings.device,
                     "threads": settings.threads,
                     **computed.facts,
@@ -113,7 +114,7 @@ class Scorer:
         files; None when that column is not there, or not whole. Raises StoreError if the store refused the column.
         """
         identity = self.settings.identity(checkpoint, self.text_set.fingerprint)
-        facts = {**dataclasses.asdict(checkpoint.facts), "revision": checkpoint.revision}
+        facts = _told(checkpoint)
         try:
             taken = take_over(self.store.objects, source, identity, facts)
         except OSError as error:
@@ -128,6 +129,12 @@ class Scorer:
         if self._loaded is not None and self._loaded != checkpoint:
             self.cache.discard(self._loaded)
         self._loaded = checkpoint
+
+
+def _told(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Facts that are known before a checkpoint is scored."""
+    named = {"revision": checkpoint.revision, "weight_files": checkpoint.weight_files}
+    return {**dataclasses.asdict(checkpoint.facts), **named}
 
 
 @cache  # 15 ms

@@ -3,6 +3,7 @@
 Shapes: K = models, N = texts. Values are nats per text.
 """
 
+import glob
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import dask.array as da
 import numpy as np
@@ -17,10 +19,14 @@ import xarray as xr
 
 from klray.analysis.defaults import CLIP_QUANTILE, OUTLIER_FRACTION, OUTLIER_MIN_STEP
 from klray.analysis.facts import facts
+from klray.analysis.recipe.misplaced import misplaced, misplaced_in
 from klray.analysis.recipe.quantile import lower_quantile
 from klray.analysis.runs import runs
 from klray.errors import KlrayError
 from klray.words.outside import parsed
+
+if TYPE_CHECKING:
+    from klray.checkpoints import Checkpoint
 
 logger = logging.getLogger("klray")
 
@@ -44,10 +50,22 @@ class Exclusion:
 
 FOUND = "found: "  # begins the reason of an exclusion that klray found by itself
 _PUBLISHED = "anomalous according to arXiv:2505.15353"
+_SWAPPED = "its first file of weights is that of step143000 (EleutherAI/pythia#206)"
+_AS_STEP_0 = "its weights are those of step0 (EleutherAI/pythia#83 and #198)"
+_OTHER_SEED = "the run does not go on from it (EleutherAI/pythia#203)"
+_ONE_FOR_THREE = "three revisions have the same files of weights (allenai/OLMo#915)"
 KNOWN_ANOMALIES = (
     Exclusion("pythia-1b@step116000", _PUBLISHED),
     Exclusion("pythia-410m-seed3@*", _PUBLISHED),
     Exclusion("pythia-410m-seed4@*", _PUBLISHED),
+    Exclusion("EleutherAI/pythia-12b@step50000", _SWAPPED),
+    Exclusion("EleutherAI/pythia-12b@step58000", _SWAPPED),
+    Exclusion("EleutherAI/pythia-*@step1", _AS_STEP_0),
+    Exclusion("EleutherAI/pythia-*@step2", _AS_STEP_0),
+    Exclusion("EleutherAI/pythia-160m-weight-seed[12]@step0", _OTHER_SEED),
+    Exclusion("allenai/OLMo-2-1124-7B@stage1-step101000-tokens424B", _ONE_FOR_THREE),
+    Exclusion("allenai/OLMo-2-1124-7B@stage1-step175000-tokens735B", _ONE_FOR_THREE),
+    Exclusion("allenai/OLMo-2-1124-7B@stage1-step300000-tokens1259B", _ONE_FOR_THREE),
 )
 
 
@@ -81,6 +99,7 @@ class Recipe:
         outlier_fraction: float = OUTLIER_FRACTION,
         min_step: int = OUTLIER_MIN_STEP,
         exclude: Iterable[Exclusion | str] = KNOWN_ANOMALIES,
+        exclude_misplaced: bool = True,
     ) -> "Recipe":
         """Choose the numbers from a snapshot, in three passes over its values.
 
@@ -88,13 +107,16 @@ class Recipe:
         under a lens), as ``np.quantile(..., method="lower")``. A text's score is its largest absolute change, after
         clipping, between consecutive saved checkpoints of a run, both included and at ``min_step`` or later. The
         round(outlier_fraction N) texts with the largest scores are removed; without any such pair of checkpoints none
-        is, and ``note`` says so. KlrayError: shares outside [0, 1), no included model, values that are not finite, or
-        fewer than 2 texts left.
+        is, and ``note`` says so. Excluded are also checkpoints with weights of another step, unless
+        ``exclude_misplaced`` is False. KlrayError: shares outside [0, 1), no included model, values that are not
+        finite, or fewer than 2 texts left.
         """
         for name, share in (("clip_quantile", clip_quantile), ("outlier_fraction", outlier_fraction)):
             if not 0.0 <= share < 1.0:
                 raise KlrayError(f"{name} needs a share from 0 to below 1, it is {share}: choose for example 0.02")
         exclusions = tuple(Exclusion(item) if isinstance(item, str) else item for item in exclude)
+        if exclude_misplaced:
+            exclusions += _misplaced(dataset, exclusions)
         values = _matrix(dataset)
         excluded = excluded_by(dataset, exclusions)
         included = np.flatnonzero(~excluded & (facts(dataset, "layer", -1) < 0))
@@ -184,6 +206,26 @@ class Recipe:
                 f"a recipe needs JSON with {names}; what was given cannot be read ({error!r}): "
                 "pass what Recipe.to_json gave"
             ) from error
+
+
+def suspicions(checkpoints: Sequence["Checkpoint"]) -> dict[str, str]:
+    """Why analyses leave a checkpoint out, by its label, as far as that is known before it is scored."""
+    swapped = misplaced((each.facts.run, each.facts.step, each.weight_files.split()) for each in checkpoints)
+    found = {}
+    for each in checkpoints:
+        known = next((exclusion.reason for exclusion in KNOWN_ANOMALIES if exclusion.matches(each.label)), "")
+        if why := known or swapped.get((each.facts.run, -1 if each.facts.step is None else each.facts.step), ""):
+            found[each.label] = why
+    return found
+
+
+def _misplaced(dataset: xr.Dataset, known: tuple[Exclusion, ...]) -> tuple[Exclusion, ...]:
+    """Exclusions of checkpoints that have weights of another step, beyond those that are ``known``."""
+    found: dict[str, str] = {}
+    for names, why in zip(names_of(dataset), misplaced_in(dataset), strict=True):
+        if why and not any(each.matches(*names) for each in known):
+            found[names[2] or names[0]] = why
+    return tuple(Exclusion(glob.escape(name), why) for name, why in found.items())
 
 
 def names_of(dataset: xr.Dataset) -> list[tuple[str, str, str]]:

@@ -46,6 +46,7 @@ def set_apart_section(result: xr.Dataset) -> Section | None:
         if anomaly.model not in excluded:
             rows.append((anomaly.model, f"off its run's path: {anomaly.evidence}", "kept"))
     rows += [(model, why, "in no run") for model, why in recorded(result, "contested", {}).items()]
+    rows += [(model, why, "kept") for model, why in recorded(result, "misplaced", {}).items()]
     if not rows:
         return None
     return Section(
