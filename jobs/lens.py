@@ -58,7 +58,7 @@ def lens(config: Config) -> Lens:
     with torch_threads(settings.threads), Progress(training.steps, "lens", "step") as progress:
         found = train_lens(
             model,
-            encode(tokenizer, trained_on.texts),
+            encode(tokenizer, trained_on.texts, allow_lost=settings.allow_lost),
             training,
             norm=config.lens.norm,
             facts={**facts, "versions": dict(versions())},
@@ -108,13 +108,14 @@ def _loaded(hub: Hub, cache: Cache, checkpoint: Checkpoint, settings: ScoringSet
     directory = cache.fetch(hub, checkpoint)
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return loading.load(directory, settings.dtype, device).model, load_tokenizer(directory)
+        loaded = loading.load(directory, settings.dtype, device, allow_unused=settings.allow_unused)
+        return loaded.model, load_tokenizer(directory)
     finally:
         cache.evict(checkpoint)
 
 
 def _print(checkpoint: Checkpoint, model: Any, tokenizer: Any, judged_on: TextSet, found: Lens) -> None:
-    tokens = encode(tokenizer, judged_on.texts)
+    tokens = encode(tokenizer, judged_on.texts, allow_lost=len(judged_on))
     columns = [prediction_kl(model, tokens, each) for each in (Lens(norm=found.norm), found)]
     rows = [(f"{layer}", *(f"{kl:.4f}" for kl in each)) for layer, each in enumerate(zip(*columns, strict=True))]
     show(text_table(("layer", "logit lens", "tuned lens"), rows, text_columns=0))

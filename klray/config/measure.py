@@ -42,6 +42,8 @@ def noise_ways(config: NoiseConfig, settings: ScoringSettings) -> Ways:
         devices=available_devices(config.devices),
         budgets=tuple(budgets),
         threads=settings.threads,
+        allow_unused=settings.allow_unused,
+        allow_lost=settings.allow_lost,
     )
 
 

@@ -15,7 +15,7 @@ from klray.checkpoints import check_small_files, model_config
 from klray.checkpoints.causes import explained, first_line
 from klray.checkpoints.tensors import read_tensors, refuse_coded, weight_files
 from klray.errors import CheckpointError, KlrayError
-from klray.likelihood import plausible, quantised
+from klray.likelihood import plausible, quantised, steady
 from klray.likelihood import quantization as quantizations
 from klray.likelihood.choices import NONE, Dtype, check_quantization, lacks_accelerate, lacks_quantization
 from klray.likelihood.kinds import check_kind
@@ -138,6 +138,8 @@ def load(
             quantised.refuse_mostly_left(model, quantization, counted)
         if counted.share:
             quantised.refuse_read(model)
+        if steady.run_once(model):
+            slots = None  # stored numbers have no place in it any more
         return Loaded(
             model=model,
             architecture=type(model).__name__,
@@ -235,6 +237,8 @@ def _build(
     if next(model.parameters()).device.type == "cpu":
         model = _own_memory(model, stored_quantized)
     quantizations.settle(model)
+    if next(model.parameters()).dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # grouped products have no float64
     return model.eval(), set(info["unexpected_keys"])
 
 

@@ -16,6 +16,7 @@ from klray.errors import CheckpointError
 from klray.likelihood.causality import check_causal
 from klray.likelihood.forward import LayerReader, Predicted, Reader, on_device
 from klray.likelihood.head import find_head, text_config
+from klray.likelihood.steady import unchanged
 from klray.likelihood.streams import copies, in_streams
 from klray.likelihood.tokens import Tokens, encode, plan
 
@@ -179,7 +180,8 @@ def _readers(
     longest = int(batches[0][0])
     start, length = int(tokens.offsets[longest]), int(tokens.lengths[longest])
     probe_T = ids[start : start + min(length, _PROBE_TOKENS)]
-    check_causal(modules[0], probe_T, _vocabulary_size(model))
+    with unchanged(model):
+        check_causal(modules[0], probe_T, _vocabulary_size(model))
     head, why = find_head(modules[0], probe_T, length)
     if head is None:
         if lens is not None:

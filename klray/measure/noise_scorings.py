@@ -32,6 +32,8 @@ class Ways:
     devices: tuple[str, ...]  # the float64 reference is computed on the last one
     budgets: tuple[int, ...] = ()
     threads: int = 1  # of a CPU
+    allow_unused: tuple[str, ...] = ()  # as for scoring
+    allow_lost: int = 0
 
     def __post_init__(self) -> None:
         if not self.dtypes or not self.devices:
@@ -92,8 +94,8 @@ def measure(
     Raises CheckpointError if the checkpoint cannot be loaded, or its float64 reference cannot be computed.
     """
     with torch_threads(ways.threads):
-        tokens = encode(load_tokenizer(directory), text_set.texts)
-        loaded = loading.load(directory, EXACT, ways.devices[-1])
+        tokens = encode(load_tokenizer(directory), text_set.texts, allow_lost=ways.allow_lost)
+        loaded = loading.load(directory, EXACT, ways.devices[-1], allow_unused=ways.allow_unused)
         rows = [exact_log_likelihood(loaded.model, tokens)]
         variants = [Variant(EXACT, ways.devices[-1], 1, "model")]
         advance(1, f"{checkpoint.revision} {EXACT}")
@@ -102,7 +104,7 @@ def measure(
             try:
                 scored = []
                 for device in ways.devices:
-                    loaded = loading.load(directory, dtype, device, reuse=loaded)
+                    loaded = loading.load(directory, dtype, device, reuse=loaded, allow_unused=ways.allow_unused)
                     for budget in ways.budgets_on(device):
                         scores = score(loaded.model, tokens, tokens_per_batch=budget)
                         row = scores.values.astype(np.float32).astype(np.float64)  # as a store holds it

@@ -1,0 +1,46 @@
+"""Whether a model's own code changes its parameters when it is run, as RWKV divides some of them before its first pass.
+
+Such a model is another one after a pass, and so is every copy that shares its parameters.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from klray.errors import CheckpointError
+
+_TOKENS = 8
+
+
+def run_once(model: Any) -> bool:
+    """Run a short forward pass of ``model`` itself, in eval mode; whether that changed its parameters.
+
+    What it raises is left to be raised when texts are scored.
+    """
+    before = _versions(model)
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.arange(_TOKENS, device=next(model.parameters()).device)[None], use_cache=False)
+    except Exception:  # noqa: BLE001
+        return False
+    return _versions(model) != before
+
+
+@contextmanager
+def unchanged(model: Any) -> Iterator[None]:
+    """Raise CheckpointError (load_failed) if the parameters of ``model`` are changed inside."""
+    before = _versions(model)
+    yield
+    if _versions(model) != before:
+        raise CheckpointError(
+            f"{type(model).__name__} changes its parameters when it is run, and another pass is one of another model: "
+            "load it anew, and call it once in eval mode before it is scored",
+            "load_failed",
+        )
+
+
+def _versions(model: Any) -> list[int]:
+    """How often each parameter was written to."""
+    return [parameter._version for parameter in model.parameters()]

@@ -1,0 +1,258 @@
+"""Tiny models of many architectures: what each is an example of, and its config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+
+from tests.tiny_models import CONTEXT, VOCABULARY
+
+WIDTH, LAYERS = 32, 2
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 2 * WIDTH,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 1,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": WIDTH,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+MAMBA_2: dict[str, Any] = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A ``model_type`` of transformers, what it is an example of, and what its config needs beside ``SIZES``."""
+
+    name: str
+    kind: str
+    config: dict[str, Any] = field(default_factory=dict)  # None takes an entry of SIZES out
+    scale: float = 5.0  # of its matrices, so that predictions are far from uniform
+    auto: str = "AutoModelForCausalLM"
+    exact: torch.dtype = torch.float64  # float32 where transformers' own code fails in float64
+
+    def model(self, seed: int) -> Any:
+        """With random weights, in float32 and eval mode; the global random state is left as it was."""
+        given = {**SIZES, **self.config}
+        config = transformers.AutoConfig.for_model(self.name, **{k: v for k, v in given.items() if v is not None})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = getattr(transformers, self.auto).from_config(config)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim == 2:
+                        parameter.mul_(self.scale)
+        return model.float().eval()
+
+
+def wrapper(name: str, text: str, vision: str, **more: Any) -> Architecture:
+    """A language model with eyes."""
+    config = {
+        **dict.fromkeys(SIZES),
+        "text_config": {**SIZES, "model_type": text, "head_dim": 8},
+        "vision_config": {**VISION, "model_type": vision},
+        **more,
+    }
+    return Architecture(name, "multimodal wrapper", config, auto="AutoModelForImageTextToText")
+
+
+DENSE = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "phi",
+    "stablelm",
+    "starcoder2",
+    "smollm3",
+    "glm",
+    "helium",
+)
+HEADS_ALIKE = {"num_key_value_heads": 4}
+
+ARCHITECTURES = (
+    *(Architecture(name, "dense", {"head_dim": 8} if name in ("glm", "helium") else {}) for name in DENSE),
+    Architecture("gpt_neox", "dense, heads renamed"),
+    Architecture(
+        "gptj", "dense", {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "rotary_dim": 4}
+    ),
+    Architecture("persimmon", "dense", HEADS_ALIKE),
+    Architecture("nemotron", "dense", {"head_dim": 8}),
+    Architecture("apertus", "dense, learned activation"),
+    Architecture("diffllama", "dense, differential attention"),
+    Architecture("gpt2", "learned positions", {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
+    Architecture("opt", "learned positions", {"ffn_dim": 2 * WIDTH, "word_embed_proj_dim": WIDTH // 2}),
+    Architecture("biogpt", "learned positions"),
+    Architecture(
+        "xglm",
+        "fixed positions",
+        {"d_model": WIDTH, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4},
+        exact=torch.float32,
+    ),
+    Architecture(
+        "gpt_bigcode", "learned positions", {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
+    ),
+    Architecture("bloom", "ALiBi", {"max_position_embeddings": None, "n_layer": 2, "n_head": 4}),
+    Architecture(
+        "mpt",
+        "ALiBi",
+        {"max_position_embeddings": None, "max_seq_len": CONTEXT, "d_model": WIDTH, "n_layers": 2, "n_heads": 4},
+    ),
+    Architecture("falcon", "ALiBi", {"alibi": True, "num_key_value_heads": None, "intermediate_size": None}),
+    Architecture("mistral", "sliding window", {"sliding_window": 24}),
+    Architecture(
+        "gpt_neo",
+        "sliding window",
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 24},
+    ),
+    Architecture(
+        "gemma2", "sliding window, soft-capped", {"head_dim": 8, "sliding_window": 24, "final_logit_softcapping": 1.5}
+    ),
+    Architecture("gemma3_text", "sliding window", {"head_dim": 8, "sliding_window": 24}),
+    Architecture("cohere", "scaled", {"logit_scale": 0.25}),
+    Architecture("cohere2", "scaled, sliding window", {"logit_scale": 0.25, "sliding_window": 24}),
+    Architecture("granite", "scaled", {"logits_scaling": 3.0}),
+    Architecture("hyperclovax", "scaled", {"logits_scaling": 3.0}),
+    Architecture(
+        "phi3",
+        "positions change with length",
+        {
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "original_max_position_embeddings": 64,
+                "short_factor": [1.0] * 4,
+                "long_factor": [4.0] * 4,
+            },
+        },
+    ),
+    Architecture("olmoe", "experts", {**EXPERTS, **HEADS_ALIKE}),
+    Architecture("mixtral", "experts", {**EXPERTS, "sliding_window": None}),
+    Architecture(
+        "qwen2_moe", "experts", {**EXPERTS, "moe_intermediate_size": WIDTH, "shared_expert_intermediate_size": WIDTH}
+    ),
+    Architecture("qwen3_moe", "experts", {**EXPERTS, "moe_intermediate_size": WIDTH, "head_dim": 8}),
+    Architecture("granitemoe", "experts, scaled", {**EXPERTS, "logits_scaling": 3.0}),
+    Architecture("phimoe", "experts", EXPERTS),
+    Architecture("gpt_oss", "experts, sliding window, sinks", {**EXPERTS, "head_dim": 8, "sliding_window": 24}),
+    Architecture("deepseek_v2", "experts, latent attention", LATENT),
+    Architecture("deepseek_v3", "experts, latent attention", LATENT),
+    Architecture("glm4_moe", "experts", {**LATENT, "head_dim": 8, "num_key_value_heads": 2}),
+    Architecture("mamba", "state space", {"state_size": 4, "time_step_rank": 4, "max_position_embeddings": None}),
+    Architecture(
+        "mamba2",
+        "state space",
+        {
+            "state_size": 8,
+            "num_heads": 8,
+            "head_dim": 8,
+            "n_groups": 1,
+            "chunk_size": 16,
+            "max_position_embeddings": None,
+        },
+    ),
+    Architecture(
+        "falcon_mamba", "state space", {"state_size": 4, "time_step_rank": 4, "max_position_embeddings": None}
+    ),
+    Architecture(
+        "rwkv", "recurrent", {"attention_hidden_size": WIDTH, "context_length": CONTEXT, "num_hidden_layers": 8}
+    ),
+    Architecture("xlstm", "recurrent", {"num_heads": 4, "chunk_size": 16, "max_position_embeddings": None}),
+    Architecture(
+        "recurrent_gemma",
+        "hybrid, soft-capped",
+        {"logits_soft_cap": 1.5, "attention_window_size": 24, "lru_width": WIDTH, "num_hidden_layers": 3},
+    ),
+    Architecture(
+        "jamba",
+        "hybrid, experts",
+        {
+            **EXPERTS,
+            "mamba_d_state": 4,
+            "mamba_dt_rank": 4,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "use_mamba_kernels": False,
+        },
+    ),
+    Architecture("bamba", "hybrid", {**MAMBA_2, "attn_layer_indices": [1]}),
+    Architecture(
+        "falcon_h1", "hybrid, scaled", {**MAMBA_2, "mamba_d_ssm": 64, "lm_head_multiplier": 0.5, "head_dim": 8}
+    ),
+    Architecture(
+        "granitemoehybrid",
+        "hybrid, experts",
+        {**EXPERTS, **MAMBA_2, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 64},
+    ),
+    Architecture("lfm2", "hybrid", {"layer_types": ["conv", "full_attention"]}),
+    Architecture(
+        "qwen3_next",
+        "hybrid, experts",
+        {
+            **EXPERTS,
+            "moe_intermediate_size": WIDTH,
+            "shared_expert_intermediate_size": WIDTH,
+            "head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
+    wrapper("gemma3", "gemma3_text", "siglip_vision_model", mm_tokens_per_image=4),
+    wrapper("mistral3", "mistral", "pixtral", image_token_index=9),
+    wrapper("llava", "llama", "clip_vision_model", image_token_index=9),
+    wrapper("paligemma", "gemma", "siglip_vision_model", image_token_index=9, projection_dim=WIDTH),
+    Architecture("bert", "encoder", {"is_decoder": False}),
+    Architecture("roberta", "encoder", {"is_decoder": False}),
+    Architecture("electra", "encoder", {"is_decoder": False, "embedding_size": WIDTH}),
+    Architecture(
+        "t5",
+        "encoder and decoder",
+        {"d_model": WIDTH, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+        auto="AutoModelForSeq2SeqLM",
+    ),
+    Architecture("llama", "classifier", auto="AutoModelForSequenceClassification"),
+)
