@@ -151,7 +151,7 @@ def test_plan_prints_the_cost(
         models=ModelsConfig(repositories=[RepositoryConfig(RUN, "step*"), RepositoryConfig("other/copy")]),
         texts=TextsConfig(n=8),
         store=StoreConfig(url=str(tmp_path / "store")),
-        ray=RaySettings(workers=2),
+        ray=RaySettings(address="auto", workers=2),
     )
     planned = plan(config)
     out = capsys.readouterr().out
@@ -166,9 +166,22 @@ def test_plan_prints_the_cost(
     assert "at 2 Gbit/s" in out and "tokens at 3 bytes" in out
 
 
+def test_a_machine_without_gpu_is_planned_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = Config(ray=RaySettings())
+    rates = measure_configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
+    assert (rates.device, rates.device_tflops) == ("CPU", 0.04)
+    assert "of this machine" in rates.stated and "ray=cluster" in rates.stated
+    assert "plan.device_tflops=26.8" in rates.stated
+    config.plan.device_tflops = 26.8
+    rates = measure_configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
+    assert (rates.device, rates.device_tflops) == ("GPU", 26.8)
+
+
 def test_the_embedded_family_is_scored_by_cpu_cores_and_16_bit_by_tensor_cores() -> None:
     config = Config()
     config.scoring.dtype = configs.Dtype.bfloat16
+    config.ray.address = "auto"
     rates = measure_configs.plan_rates(config.plan, config.models, config.scoring, config.ray)
     assert (rates.device, rates.device_tflops) == ("GPU", pytest.approx(989 * 0.4))
     config.models.source = configs.ModelSource.embedded

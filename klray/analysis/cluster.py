@@ -10,6 +10,10 @@ import dask
 from klray.errors import KlrayError, lacks
 from klray.sweep.reach import silence
 
+# Each listens on every interface unless it is told otherwise, with pages or without.
+SERVERS = ("scheduler", "worker")
+LOOPBACK = "127.0.0.1:0"
+
 
 @contextlib.contextmanager
 def dask_scheduler(scheduler: str, address: str | None = None, threads: int | None = None) -> Iterator[None]:
@@ -34,7 +38,7 @@ def _threads(threads: int | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _distributed(address: str | None) -> Iterator[None]:
     try:
-        from distributed import Client  # noqa: PLC0415 - an extra, which takes a second
+        from distributed import Client, LocalCluster  # noqa: PLC0415 - an extra, which takes a second
     except ModuleNotFoundError as error:
         raise KlrayError(f"dask.scheduler=distributed: {lacks(error)}") from error
     if why := silence(address):
@@ -42,8 +46,17 @@ def _distributed(address: str | None) -> Iterator[None]:
             f"dask.address={address}: no Dask scheduler answers ({why}); start one with 'dask scheduler', or "
             "leave dask.address unset to use this machine"
         )
-    options = {} if address else {"processes": False, "dashboard_address": None, "n_workers": 1}
-    with Client(address, **options):
+    with contextlib.ExitStack() as stack:
+        if not address:
+            stack.enter_context(dask.config.set({f"distributed.{each}.http.routes": [] for each in SERVERS}))
+            own = LocalCluster(
+                n_workers=1,
+                processes=False,
+                dashboard_address=LOOPBACK,
+                worker_dashboard_address=LOOPBACK,
+                scheduler_kwargs={"dashboard": False},
+            )
+        stack.enter_context(Client(address or stack.enter_context(own)))
         yield
 
 

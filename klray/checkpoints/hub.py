@@ -28,7 +28,7 @@ from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.files import CONFIG
 from klray.checkpoints.parents import Lineage, lineage_of
 from klray.checkpoints.patience import NETWORK_ERRORS, TOO_MANY, asked_again, chain, response_of
-from klray.errors import CheckpointError, Reason
+from klray.errors import CheckpointError, KlrayError, Reason
 from klray.words.outside import fault, printable
 from klray.words.secrets import bare_address, without_secrets
 
@@ -80,8 +80,26 @@ class Hub:
 
     @classmethod
     def from_environment(cls) -> "Hub":
-        """Hub of ``HF_ENDPOINT`` (default https://huggingface.co) with the token of ``HF_TOKEN`` or the saved login."""
-        return cls((os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"), get_token())
+        """Hub of ``HF_ENDPOINT`` (default https://huggingface.co) with the token of ``HF_TOKEN`` or the saved login.
+
+        KlrayError where HF_ENDPOINT holds no address.
+        """
+        endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).strip().rstrip("/")
+        if not _is_sound(endpoint):
+            raise KlrayError(  # not with what it holds: where a password in it ends cannot be told
+                "HF_ENDPOINT holds no address of a hub: set https://HOST, or https://USER:PASSWORD@HOST with the "
+                "characters / ? # @ [ ] of a password written as %2F %3F %23 %40 %5B %5D"
+            )
+        return cls(endpoint, get_token())
+
+
+def _is_sound(endpoint: str) -> bool:
+    try:
+        url = urlsplit(endpoint)
+        sound = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 0) >= 0
+    except ValueError:  # of a port, or of brackets
+        return False
+    return sound and not url.query and not url.fragment and "@" not in url.path and endpoint.count("@") <= 1
 
 
 @dataclass(frozen=True)

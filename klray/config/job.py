@@ -6,7 +6,9 @@ import functools
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -19,12 +21,17 @@ from omegaconf.errors import OmegaConfBaseException
 import conf
 from klray.config import Config, register
 from klray.errors import KlrayError, lacks, refuse_unfit
+from klray.sweep.processes import spare_loopback
 from klray.words.secrets import Discreet, without_secrets
 from klray.words.tables import say
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}  # as OmegaConf calls them
 FREE = "store.storage_options"  # what it holds is the backend's, so that Hydra knows none of its keys
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells count
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a job ends as by Ctrl-C."""
 
 
 T = TypeVar("T")
@@ -77,7 +84,10 @@ def run(name: str, load: Callable[[], Verb]) -> int:
         except OSError as error:
             code = _fail(_explain_system(error))
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is all that a user sees
+    spare_loopback()
     _log_to_stderr()
     register()
     folder = Path(str(conf.__file__)).parent
@@ -86,11 +96,16 @@ def run(name: str, load: Callable[[], Verb]) -> int:
         hydra.main(version_base="1.3", config_path=str(folder), config_name=primary)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(_explain(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was committed is safe, the same command goes on from there", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        return _fail("interrupted; what was committed is safe, the same command goes on from there", code)
     if unread:
         raise BrokenPipeError
     return code
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _log_to_stderr() -> None:

@@ -50,22 +50,27 @@ def noise_ways(config: NoiseConfig, settings: ScoringSettings) -> Ways:
 def plan_rates(config: PlanConfig, models: ModelsConfig, scoring: ScoringConfig, ray: RaySettings) -> Rates:
     """The rates, and in which words they are stated; of ``ray.workers`` that are not given there is one."""
     check_above_zero("plan", config, "device_tflops", "gigabits", "bytes_per_token")
-    on_cpu = models.source is ModelSource.embedded
+    peak = H100_PEAK_TFLOPS[DTYPES[scoring.dtype]] * H100_SHARE
+    here = ray.address is None
+    embedded = models.source is ModelSource.embedded
+    on_cpu = embedded or ray.gpus_per_worker == 0
+    on_cpu = on_cpu or (here and "cuda" not in available_devices(()))
     if config.device_tflops is not None:
         tflops, stated = config.device_tflops, "plan.device_tflops"
     elif on_cpu:
         tflops = CPU_CORE_TFLOPS * scoring.threads
         stated = f"{counted(scoring.threads, 'CPU core')}, as measured in float32"
+        if here and not embedded:
+            stated += f", of this machine; for a GPU set ray=cluster, or what it reaches: plan.device_tflops={peak:.4g}"
     else:
-        dtype = DTYPES[scoring.dtype]
-        peak = H100_PEAK_TFLOPS[dtype]
-        tflops, stated = peak * H100_SHARE, f"{H100_SHARE:.0%} of an H100's {peak:g} in {dtype}"
+        tflops = peak
+        stated = f"{H100_SHARE:.0%} of an H100's {peak / H100_SHARE:g} in {DTYPES[scoring.dtype]}"
     return Rates(
         device_tflops=tflops,
         gigabits=config.gigabits,
         workers=ray.workers or 1,
         bytes_per_token=config.bytes_per_token,
-        device="CPU" if on_cpu else "GPU",
+        device="CPU" if on_cpu and (embedded or config.device_tflops is None) else "GPU",
         stated=stated,
         assumed=ray.workers is None,
     )

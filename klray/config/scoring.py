@@ -47,7 +47,8 @@ class ScoringConfig:
 class PlanConfig:
     """The rates of klray plan's estimate."""
 
-    # What one worker reaches. Default: 40 % of an H100's peak in scoring.dtype; for the embedded family, of CPU cores.
+    # What one worker reaches. Default: 40 % of an H100's peak in scoring.dtype; of CPU cores for the embedded family,
+    # and where this machine is to score and has no GPU.
     device_tflops: float | None = None
     gigabits: float = 10.0  # 1e9 bits a second, of the link to the hub that all workers share
     bytes_per_token: float = 4.0  # of text

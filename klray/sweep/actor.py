@@ -12,6 +12,7 @@ from klray.checkpoints import Checkpoint, Hub, Patience
 from klray.errors import CheckpointError, Reason, StoreError
 from klray.store import Column
 from klray.sweep.model_process import ModelProcess
+from klray.sweep.processes import spare_loopback
 from klray.sweep.scorer import Outcome, Scorer
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
@@ -78,6 +79,7 @@ class ScorerActor:
         text_set: TextSet,
         settings: ScoringSettings,
     ):
+        spare_loopback()
         compute = ModelProcess(settings, text_set)  # first, because its imports take longest
         self.scorer = Scorer(hub, store_url, storage_options, text_set, settings, compute, SharedPatience(patience))
         self._scored: dict[str, Column] = {}

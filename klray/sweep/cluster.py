@@ -2,22 +2,14 @@
 
 import contextlib
 import dataclasses
-import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 
 from klray.errors import KlrayError
-from klray.sweep.reach import silence
+from klray.sweep.joining import joined, started
 from klray.sweep.settings import RaySettings
-
-log = logging.getLogger("klray")
-
-START_SECONDS = 120  # Ray's 30 pass on a machine that is very busy
-START_ATTEMPTS = 2
-QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,51 +53,11 @@ def connected(settings: RaySettings, cpus_per_worker: int = 1) -> Iterator[Shape
 
     Raises KlrayError if no cluster answers at the address, or it cannot carry a single actor of the shape asked for.
     """
-    own = not ray.is_initialized()
-    if own:
-        address = os.environ.get("RAY_ADDRESS", "auto") if settings.address == "auto" else settings.address
-        if why := silence(address):
-            raise _no_ray(address, why)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if settings.address:
-            try:
-                ray.init(address=settings.address, **QUIET)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise _no_ray(settings.address, str(error)) from error
-        else:
-            _start(settings.workers, cpus_per_worker)
-    try:
+    with contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            own = joined(settings.address) if settings.address else started(settings.workers, cpus_per_worker)
+            stack.enter_context(own)
         yield _shape(settings, cpus_per_worker, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    finally:
-        if own:
-            ray.shutdown()
-
-
-def _start(workers: int | None, cpus_per_worker: int) -> None:
-    """Start a cluster of this machine, once more where Ray gives its own processes up."""
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(START_SECONDS))
-    cpus = max(workers * cpus_per_worker, os.cpu_count() or 1) if workers else None
-    for attempt in range(1, START_ATTEMPTS + 1):
-        try:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **QUIET)
-        except Exception as error:  # Ray raises this very class where a process of its own does not come up
-            if attempt == START_ATTEMPTS:
-                raise KlrayError(
-                    f"no Ray cluster could be started on this machine ({' '.join(str(error).split())}); run the same "
-                    "command when the machine is less busy, or start a cluster with 'ray start --head' and set "
-                    "ray.address=auto"
-                ) from error
-            log.warning("Ray did not start (%s), trying once more", " ".join(str(error).split()))
-        else:
-            return
-
-
-def _no_ray(address: str | None, found: str) -> KlrayError:
-    return KlrayError(
-        f"ray.address={address}: no Ray cluster could be joined ({found}); start one with 'ray start --head', or leave "
-        "ray.address unset to use this machine"
-    )
 
 
 def _shape(settings: RaySettings, cpus_per_worker: int, nodes: list[dict[str, float]]) -> Shape:

@@ -9,13 +9,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, util
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from klray.checkpoints import Checkpoint, architecture
 from klray.errors import CheckpointError, KlrayError
 from klray.sweep.limits import Limits, limits_of
+from klray.sweep.processes import safe_environment, socket_folder, with_environment
 from klray.sweep.settings import Computed, Computing, ScoringSettings
 from klray.texts import TextSet
 
@@ -31,6 +33,7 @@ log = logging.getLogger("klray")
 _READ, _COMPUTED, _FAILED = "read", "computed", "failed"
 _LOOK_SECONDS = 0.2  # between two looks at what a process takes
 _IMPORTS = ("klray.sweep.preload", "klray.sweep.model_process")
+_SOCKET = "pymp-12345678/listener-12345678"  # as multiprocessing names the server's
 
 
 class ModelProcess:
@@ -41,7 +44,7 @@ class ModelProcess:
         self._context = multiprocessing.get_context("forkserver")
         # A child imports the main module, too, which for a Ray worker is Ray's.
         self._context.set_forkserver_preload([*_IMPORTS, *(name for name in ("ray",) if name in sys.modules)])
-        forkserver.ensure_running()  # its imports go on while the first checkpoint is fetched
+        _start_server()  # its imports go on while the first checkpoint is fetched
         self._architecture = ""
         self._process: Any = None
         self._pipe: connection.Connection | None = None
@@ -126,6 +129,17 @@ class ModelProcess:
         if code is not None and code < 0:
             return f"was killed by signal {-code} ({signal.Signals(-code).name})"
         return f"ended with exit code {code}"
+
+
+def _start_server() -> None:
+    """Start the server that processes are forked from, with a socket whose name is short enough."""
+    before, tempfile.tempdir = tempfile.tempdir, socket_folder(_SOCKET)
+    try:
+        util.get_temp_dir()  # of mode 0700, kept for this process
+    finally:
+        tempfile.tempdir = before
+    with with_environment(safe_environment()):
+        forkserver.ensure_running()
 
 
 def _serve(pipe: connection.Connection, settings: ScoringSettings, text_set: TextSet) -> None:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import filelock
 
 from klray.errors import KlrayError
+from klray.sweep.processes import module_command, safe_environment
 from klray.tiny.family_recipe import DEFAULT, Child, FamilyRecipe, FamilyRun, Merge
 from klray.words.progress import Progress
 
@@ -150,8 +150,7 @@ class _Jobs:
                 if self._stopped:
                     return
                 process = subprocess.Popen(  # noqa: S603 (the modules are klray's own)
-                    # -P: a file in the working directory must not stand in for a module.
-                    [sys.executable, "-P", "-m", module, *arguments],
+                    module_command(module, *arguments),
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, text=True, env=_environment(),
                 )  # fmt: skip
                 self._processes.append(process)
@@ -175,11 +174,10 @@ class _Jobs:
 
 
 def _environment() -> dict[str, str]:
-    """One thread, no GPU, no network; and this very klray, installed or not."""
-    here = str(Path(__file__).resolve().parents[2])
+    """One thread, no GPU, no network."""
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")])),
+        **safe_environment(),
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",

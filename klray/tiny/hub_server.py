@@ -2,7 +2,7 @@
 
 It binds 127.0.0.1 and wants its token with every request. The folder's layout: see ``klray.tiny.repositories``.
 
-    python -m klray.tiny.hub_server --root hub/      # prints what to export
+    python -P -m klray.tiny.hub_server --root hub/      # prints what to export
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from klray.errors import KlrayError
+from klray.sweep.processes import module_command, safe_environment
 from klray.tiny.repositories import Repositories
 from klray.tiny.routes import HubHandler, Throttle
 
@@ -75,7 +76,7 @@ def local_hub(root: Path, bytes_per_second: float | None = None) -> Iterator[tup
     The token travels in the process's environment, not on its command line.
     """
     token = secrets.token_urlsafe(32)
-    command = [sys.executable, "-P", "-m", "klray.tiny.hub_server", "--root", str(root), "--until-stdin-closes"]
+    command = module_command("klray.tiny.hub_server", "--root", str(root), "--until-stdin-closes")
     if bytes_per_second:
         command += ["--bytes-per-second", str(bytes_per_second)]
     with subprocess.Popen(  # noqa: S603
@@ -83,7 +84,7 @@ def local_hub(root: Path, bytes_per_second: float | None = None) -> Iterator[tup
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "HF_TOKEN": token},
+        env={**os.environ, **safe_environment(), "HF_TOKEN": token},
         start_new_session=True,  # an interrupt at the terminal is for the driver, which needs the hub to finish
     ) as process:
         stdin, stdout = cast(IO[str], process.stdin), cast(IO[str], process.stdout)

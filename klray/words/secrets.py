@@ -3,14 +3,23 @@
 import logging
 import os
 import re
+from collections.abc import Iterator
+from urllib.parse import unquote
 
 from klray.words.outside import one_line, printable
 
-VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+VARIABLES = (
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"),
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_AUTH_TOKEN"),
+)
+# Of addresses, which may hold a password.
+ADDRESSES = ("HF_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _FOLDER = re.compile(r"(?<![\w:/.])(?:file://)?~?/(?:[^\s/'\",;()<>]+/)+([^\s/'\",;()<>]*)")
 WHOLE_WORD_LENGTH, ANYWHERE_LENGTH = 4, 8  # shorter ones keep no secret, and would take words apart
 
 _RULES = (
+    # A password that is not escaped, as in https://me:wo/rd@host: what follows the colon is no port.
+    (re.compile(r"""\b(\w+://)[^\s/@:\['"]+:(?!\d*(?:[/?#\s'"]|$))[^\s'"<>]*@"""), r"\1"),
     # Of a URL, user and password before the host and the signature in the query give access; the rest may be shown.
     (re.compile(r"""\b(\w+://)(?:[^\s/?#]*@)?([^\s?#'"<>]*)(?:[?#][^\s'"<>]*)?"""), r"\1\2"),
     # httpx says of a token that no header can hold: Illegal header value b'Bearer hf_...'
@@ -32,7 +41,8 @@ _RULES = (
 
 
 def without_secrets(words: str, *known: str | None) -> str:
-    """``words`` without what gives access: ``known`` secrets, the values of ``VARIABLES``, and what looks like one.
+    """``words`` without what gives access: ``known`` secrets, the values of ``VARIABLES``, passwords in ``ADDRESSES``,
+    and what looks like one.
 
     Such are user, password, query and fragment of a URL, the value of an Authorization header, what a name such as
     ``token`` or ``password`` is said to be, tokens of a hub (``hf_``) and ids of AWS's keys.
@@ -42,13 +52,25 @@ def without_secrets(words: str, *known: str | None) -> str:
     >>> without_secrets("hush, hushed, and a hush-hush thing", "hush")
     '..., hushed, and a ...-... thing'
     """
-    for secret in sorted({*known, *map(os.environ.get, VARIABLES)} - {None, ""}, key=lambda each: -len(str(each))):
+    secrets = {*known, *_passwords(), *map(os.environ.get, VARIABLES)} - {None, ""}
+    for secret in sorted(secrets, key=lambda each: -len(str(each))):
         if secret and len(secret) >= WHOLE_WORD_LENGTH:
             edge = "" if len(secret) >= ANYWHERE_LENGTH else r"\b"
             words = re.sub(f"{edge}{re.escape(secret)}{edge}", "...", words)
     for pattern, replacement in _RULES:
         words = pattern.sub(replacement, words)
     return words
+
+
+def _passwords() -> Iterator[str]:
+    """What stands for a password in the addresses of the environment, sound or not."""
+    for address in filter(None, (os.environ.get(each) for name in ADDRESSES for each in (name, name.lower()))):
+        rest = re.sub(r"^\w+:/+", "", address)
+        user, at, _ = rest.rpartition("@")
+        password = (user if at else rest).partition(":")[2]
+        if at or not (rest.startswith("[") or re.match(r"\d*(/|$)", password)):
+            yield password
+            yield unquote(password)
 
 
 def bare_address(url: str) -> str:
