@@ -13,6 +13,7 @@ from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.store import Store
 from klray.sweep.sweeping import SweepReport, sweep
+from klray.words.heard import table
 from klray.words.numbers import counted
 from klray.words.tables import say, show, text_table
 
@@ -74,6 +75,8 @@ def _print(report: SweepReport, checkpoints: Sequence[Checkpoint], store: Store)
         + (f"; {report.taken_over} of these hold the same files as another" if report.taken_over else "")
         + (f"; {report.elsewhere} were committed by other jobs meanwhile" if report.elsewhere else "")
     )
+    if report.warnings:
+        show(table(report.warnings))
     if report.failures:
         rows = [(f"{each.repository}@{each.revision}", each.reason, each.message) for each in report.failures]
         show(text_table(("failed", "reason", "what was found, and what to do"), rows, text_columns=3))

@@ -9,6 +9,7 @@ from klray.config import Config
 from klray.config.job import verb
 from klray.store import Failure, Store
 from klray.store.catalog import Catalog
+from klray.words.heard import kinds, parted, table
 from klray.words.numbers import counted
 from klray.words.tables import say, show, text_table
 
@@ -37,14 +38,26 @@ def status(config: Config) -> None:
         rows = [(f"{each.repository}@{each.revision}", each.reason, each.message) for each in failures]
         show(text_table(("checkpoint", "reason", "what was found, and what to do"), rows, text_columns=3))
         say()
+    warned = _warned(catalog)
+    say(f"warnings   {len(warned):,}{' columns were scored with a warning' if warned else ''}")
+    if warned:
+        show(table(kinds(warned)))
+        say()
     snapshots = store.snapshot_ids()
     say(f"snapshots  {len(snapshots):,}")
     for manifest in store.manifests(snapshots[-SNAPSHOTS_SHOWN:]):
         results = ", ".join(store.result_names(manifest.id))
         say(f"  {manifest.id}  {manifest.n_models:,} models{f'; results: {results}' if results else ''}")
     left = Counter(each.kind for each in store.leftovers(catalog))
-    kinds = ", ".join(counted(count, kind) for kind, count in sorted(left.items()))
-    say(f"leftovers  {left.total():,}{f' ({kinds}); klray verify lists them' if left else ''}")
+    what = ", ".join(counted(count, kind) for kind, count in sorted(left.items()))
+    say(f"leftovers  {left.total():,}{f' ({what}); klray verify lists them' if left else ''}")
+
+
+def _warned(catalog: Catalog) -> list[tuple[str, list[str]]]:
+    """Columns that were scored with a warning, and which."""
+    first = catalog.first_rows
+    facts = zip(*(catalog.rows[name][first].tolist() for name in ("repository", "revision", "warnings")), strict=True)
+    return [(f"{repository}@{revision}", parted(texts)) for repository, revision, texts in facts if texts]
 
 
 def _families(catalog: Catalog, failures: Sequence[Failure], wanted: dict[str, set[str]]) -> str:

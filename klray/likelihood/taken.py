@@ -1,5 +1,6 @@
 """Which of a checkpoint's stored tensors its model has taken up, and what may be left out."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -10,6 +11,8 @@ import torch
 from transformers.core_model_loading import revert_weight_conversion
 
 from klray.errors import CheckpointError
+
+logger = logging.getLogger("klray")
 
 # What older or larger files hold beside the parameters: no probability of a next token depends on it.
 HARMLESS = (
@@ -41,6 +44,9 @@ def refuse_left_out(
             f"scoring.allow_unused=['{refused[0]}']",
             "load_failed",
         )
+    if passed:
+        words = "%d stored tensors are not taken by %s, as scoring.allow_unused says: %s"
+        logger.warning(words, len(passed), type(model).__name__, shown(passed))
     return passed
 
 

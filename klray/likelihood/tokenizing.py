@@ -1,5 +1,6 @@
 """Texts through a tokenizer that others made: in bounded time, and the tokens must hold the text."""
 
+import logging
 import threading
 import time
 import unicodedata
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from klray.errors import CheckpointError
+
+logger = logging.getLogger("klray")
 
 Ids = list[int]
 T = TypeVar("T")
@@ -125,6 +128,9 @@ def facts(tokenizer: Any, texts: Sequence[str], ids: Sequence[Ids], allow_lost: 
             "text_lost",
         )
     n_tokens = sum(map(len, inner))
+    if lost:
+        words = "%s loses parts of %d of %d texts, of text %d first, as scoring.allow_lost says"
+        logger.warning(words, name, len(lost), len(texts), lost[0][0])
     return TokenizerFacts(name, front, back, kinds[normalised], len(lost), n_bytes / max(1, n_tokens))
 
 

@@ -23,6 +23,7 @@ from klray.report.sections.section_models import model_rows
 from klray.report.sections.section_noise import noise_section
 from klray.report.sections.section_provenance import provenance, recipe_text
 from klray.report.sections.section_runs import runs_section, set_apart_section
+from klray.report.sections.section_warnings import warnings_section
 from klray.report.sections.study_parts import NOTHING, Study, study_sections
 from klray.store import Failure
 from klray.words.numbers import counted, significant, with_error
@@ -56,6 +57,7 @@ def write_report(
         set_apart_section(result),
         *study_sections(result, study, noise, figures),
         *_plates(result, figures),
+        warnings_section(result),
         _failures(failures),
         None if noise is None else noise_section(result, noise, figures),
     ]

@@ -23,6 +23,7 @@ from klray.store.fields import SHA256, form, shown
 from klray.store.objects import Listed, Objects
 from klray.store.seal import read_whole, sha256_of
 from klray.store.snapshots import Manifest, open_snapshot
+from klray.words.heard import joined
 from klray.words.outside import LONGEST, fault, parsed, printable
 
 log = logging.getLogger("klray")
@@ -105,6 +106,11 @@ COORDINATES: Final = {
     ),
     "weight_files": Coordinate(
         "label", _fact("weight_files"), "first 12 hex digits of the hash of each file of weights, in their names' order"
+    ),
+    "warnings": Coordinate(
+        "label",
+        lambda commit, *_: joined(commit.facts.get("warnings")),
+        "what klray warned of when it was scored",
     ),
     "sha256": Coordinate("label", lambda commit, *_: commit.sha256, "of the column's (layer, text) float32 values"),
 }

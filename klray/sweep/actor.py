@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import ray
@@ -16,10 +17,12 @@ from klray.sweep.processes import spare_loopback
 from klray.sweep.scorer import Outcome, Scorer
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
+from klray.words.heard import Heard
 
 log = logging.getLogger("klray")
 
 T = TypeVar("T")
+A = TypeVar("A", bound="Outcome | Pending | Refusal")
 
 ANSWER_SECONDS = 10.0
 
@@ -30,6 +33,7 @@ class Refusal:
 
     reason: Reason
     message: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Pending:
     """A checkpoint is scored, and its column, of this key, waits in the actor for ``ScorerActor.commit``."""
 
     key: str
+    warnings: tuple[str, ...] = ()
 
 
 class SharedPatience(Patience):
@@ -86,7 +91,7 @@ class ScorerActor:
 
     def ready(self) -> bool:
         """Answers once the scorer stands."""
-        return True
+        return self._heard is not None  # from now on
 
     def score(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint], source: str) -> Outcome | Pending | Refusal:
         """As ``Scorer.column``, or ``Scorer.take_over`` from the column with the key ``source`` if that is not "".
@@ -100,14 +105,24 @@ class ScorerActor:
                 return taken
             column = self.scorer.column(checkpoint, upcoming)
             self._scored[column.identity.key] = column
-            return Pending(column.identity.key)
+            return Pending(column.identity.key, tuple(column.facts.get("warnings", ())))
 
-        return _refused(checkpoint.label, work)
+        return self._told(_refused(checkpoint.label, work))
 
     @ray.method(concurrency_group="commits")
     def commit(self, key: str) -> Outcome | Refusal:
         """As ``Scorer.commit`` for the column that ``score`` left; a StoreError is raised."""
-        return _refused(key, lambda: self.scorer.commit(self._scored.pop(key)))
+        return self._told(_refused(key, lambda: self.scorer.commit(self._scored.pop(key))))
+
+    @cached_property
+    def _heard(self) -> Heard:
+        """What this process warns of: its cache, hub and store; what the model's warns of is a fact of the column."""
+        handler = Heard()
+        log.addHandler(handler)
+        return handler
+
+    def _told(self, answer: A) -> A:
+        return dataclasses.replace(answer, warnings=(*answer.warnings, *self._heard.take()))
 
 
 def _refused(what: str, work: Callable[[], T]) -> T | Refusal:

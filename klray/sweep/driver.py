@@ -82,6 +82,7 @@ class Driver:
         self.patience: Any = None
         self.scored = self.taken_over = self.elsewhere = self.tokens = 0
         self.failures: list[Failure] = []
+        self.warned: list[tuple[str, tuple[str, ...]]] = []  # by label of the checkpoint
         self.begun: float | None = None  # when the first worker began, by the monotonic clock
 
     def go(self, progress: Progress) -> None:
@@ -200,6 +201,8 @@ class Driver:
         except ray.exceptions.RayError as error:
             died = str(error).strip().splitlines()[0]
         else:
+            if outcome.warnings:
+                self.warned.append((work.checkpoint.label, outcome.warnings))
             if isinstance(outcome, Pending):
                 worker.commits += 1
                 self.running[call.actor.commit.remote(outcome.key)] = _Call("commit", worker, call.actor, work)

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from klray.likelihood.tokenizer import load_tokenizer, tokenizer_fingerprint
 from klray.sweep.settings import Computed, ScoringSettings
 from klray.texts import TextSet
 from klray.weights.sketch import Sketch, sketch
+from klray.words.heard import heard
 
 log = logging.getLogger("klray")
 
@@ -36,12 +38,20 @@ class Compute:
         self.lens = load_lens(settings)
         self.model: loading.Loaded | None = None
         self._tokens_per_batch: int | None = None
-        self._tokens: dict[str, tokens.Tokens] = {}
+        self._tokens: dict[str, tuple[tokens.Tokens, list[str]]] = {}  # with what was warned of
         self._tokens_of: list[tuple[str, str]] = []
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="sketch")
 
     def score(self, checkpoint: Checkpoint, directory: Path, read: Callable[[], None]) -> Computed:
         """As ``klray.sweep.settings.Computing.score``."""
+        with heard() as warned:
+            computed = self._score(checkpoint, directory, read)
+        # Of this checkpoint, wherever it lies: those of others are equal, and told with them.
+        texts = [each.replace(str(directory), checkpoint.label) for each in warned.take()]
+        texts = [each.removeprefix(checkpoint.label).lstrip(": ") for each in texts]
+        return replace(computed, facts={**computed.facts, "warnings": texts}) if texts else computed
+
+    def _score(self, checkpoint: Checkpoint, directory: Path, read: Callable[[], None]) -> Computed:
         timings: dict[str, float] = {}
         start = time.monotonic()
         settings, before = self.settings, self.model
@@ -122,12 +132,18 @@ class Compute:
         if described != self._tokens_of or not all(content for _, content in described):
             fingerprint = tokenizer_fingerprint(directory)
             if fingerprint not in self._tokens:
-                encoded = tokens.encode(
-                    load_tokenizer(directory), self.text_set.texts, allow_lost=self.settings.allow_lost
-                )
-                self._tokens = {fingerprint: encoded}
+                with heard() as warned:
+                    encoded = tokens.encode(
+                        load_tokenizer(directory), self.text_set.texts, allow_lost=self.settings.allow_lost
+                    )
+                self._tokens = {fingerprint: (encoded, warned.take())}
+                self._tokens_of = described
+                return encoded
             self._tokens_of = described
-        return next(iter(self._tokens.values()))
+        encoded, said = next(iter(self._tokens.values()))
+        for text in said:
+            log.warning("%s", text)
+        return encoded
 
 
 def load_lens(settings: ScoringSettings) -> Lens | None:

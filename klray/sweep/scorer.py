@@ -29,6 +29,7 @@ class Outcome:
     first: bool  # False: another job had committed the same column meanwhile
     tokens: int
     taken_over: bool = False  # the values were there, of a checkpoint with the same files
+    warnings: tuple[str, ...] = ()  # of the worker meanwhile
 
 
 class Scorer:

@@ -15,6 +15,7 @@ from klray.sweep.cluster import connected
 from klray.sweep.driver import Driver
 from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.texts import TextSet
+from klray.words.heard import Kind, kinds
 from klray.words.progress import Progress
 
 log = logging.getLogger("klray")
@@ -32,6 +33,7 @@ class SweepReport:
     tokens: int
     seconds: float
     start_seconds: float = 0.0  # of these, until the first checkpoint was begun: Ray, and a worker's imports
+    warnings: tuple[Kind, ...] = ()  # of workers and their models
 
 
 def missing(
@@ -98,4 +100,5 @@ def sweep(
         tokens=driver.tokens,
         seconds=time.monotonic() - start,
         start_seconds=driver.begun - start if driver.begun is not None else 0.0,
+        warnings=tuple(kinds(driver.warned)),
     )

@@ -17,6 +17,7 @@ from klray.texts import TextSet
 from klray.watch.fingerprint import dtype_of, weights_sha256
 from klray.watch.undisturbed import own_forward, random_state_kept
 from klray.weights.sketch import sketch
+from klray.words.heard import heard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ def make_column(
 ) -> Column:
     """The column of a model in memory, with the sketch of its parameters."""
     start = time.monotonic()
-    with random_state_kept(), own_forward(model):
+    with random_state_kept(), own_forward(model), heard() as warned:
         scores = score(model, encoded, tokens_per_batch=tokens_per_batch)
     sketched = sketch(dict(model.named_parameters()))
     facts = {
@@ -137,6 +138,8 @@ def make_column(
         "threads": torch.get_num_threads(),
         "sketch": sketched.label,
     }
+    if said := warned.take():
+        facts["warnings"] = said
     return Column(
         identity=identity,
         log_likelihood=scores.values[None, :],
