@@ -13,7 +13,7 @@ import xarray as xr
 
 from klray.analysis.analyze import analyze
 from klray.analysis.kl.all_pairs import kl_divergence
-from klray.analysis.recipe import Exclusion, Recipe
+from klray.analysis.recipe import Exclusion, Recipe, suspicions
 from klray.analysis.relatives import finals
 from klray.analysis.runs import contested, run_names, runs, single_models, trajectories
 from klray.analysis.scale.choosing_pairs import Choice, setting_pairs
@@ -187,6 +187,7 @@ def test_two_checkpoints_at_one_step_are_no_step_of_the_run(tmp_path: Path, capl
                for n, each in enumerate(TWICE)]  # fmt: skip
     (weighed,) = standing_checkpoints(stepped, dataset, np.zeros(len(TWICE), bool))
     assert [each.facts.step for each in weighed] == [100, 400, 500]
+    assert suspicions(stepped) == claims  # before anything is scored
     # Whoever knows which one belongs to the run says so.
     out = [Exclusion("*@global_step300"), Exclusion("*-tokens4B")]
     told = analyze(dataset, window=3, min_step=100, tsne=False, outlier_fraction=0, exclude=out).load()

@@ -4,7 +4,7 @@ Shapes: K = models of the snapshot (or of a result: both have the coordinates), 
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -112,18 +112,22 @@ def runs(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> list[Run]:
 
 def contested(dataset: xr.Dataset, excluded: np.ndarray | None = None) -> dict[str, str]:
     """Models, by label, that are in no run because another one is at the same step of it, and why."""
-    out = _excluded(dataset, excluded)
-    found, revisions = _grouped(dataset)
-    names = labels(dataset)
+    names, (found, revisions) = labels(dataset), _grouped(dataset)
+    runs_alone = ((name, of_run) for (name, *_), of_run in found.items())
+    return {str(names[at]): why for at, why in claims(runs_alone, _excluded(dataset, excluded), revisions).items()}
+
+
+def claims(
+    found: Iterable[tuple[str, Mapping[int, list[int]]]], excluded: np.ndarray, revisions: Sequence[str]
+) -> dict[int, str]:
+    """Positions for which no model stands, and why, of (run, positions by step): see `standing`."""
     reasons = {}
-    for (run, *_), of_run in found.items():
+    for run, of_run in found:
         for step, positions in of_run.items():
-            if standing(positions, out, revisions) is None:
+            if standing(positions, excluded, revisions) is None:
                 for at in positions:
-                    others = sorted({revisions[other] for other in positions} - {revisions[at]})
-                    reasons[str(names[at])] = (
-                        f"step {step:,} of {run} is {listed(others, _NAMED)}, too: none is taken for a step of the run"
-                    )
+                    others = listed(sorted({revisions[other] for other in positions} - {revisions[at]}), _NAMED)
+                    reasons[at] = f"step {step:,} of {run} is {others}, too: none is taken for a step of the run"
     return reasons
 
 

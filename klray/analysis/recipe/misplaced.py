@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import xarray as xr
 
 from klray.analysis.facts import facts, strings
+from klray.analysis.runs import run_names
 from klray.words.numbers import listed
 
 MISPLACED = "weights of another step: "  # begins the reason of an exclusion for this
@@ -42,7 +43,7 @@ def misplaced(checkpoints: Iterable[tuple[str, int | None, Sequence[str]]]) -> d
 def misplaced_in(dataset: xr.Dataset) -> list[str]:
     """(K,) why each model of a snapshot has weights of another step; "" where it has not, or nobody knows."""
     steps = [int(step) for step in facts(dataset, "step", -1)]
-    runs = strings(dataset, "run").tolist()
+    runs = run_names(dataset).tolist()
     files = [hashes.split() for hashes in strings(dataset, "weight_files").tolist()]
     found = misplaced(zip(runs, steps, files, strict=True))
     return [found.get((run, step), "") if own else "" for run, step, own in zip(runs, steps, files, strict=True)]

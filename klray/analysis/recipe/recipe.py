@@ -21,7 +21,7 @@ from klray.analysis.defaults import CLIP_QUANTILE, OUTLIER_FRACTION, OUTLIER_MIN
 from klray.analysis.facts import facts
 from klray.analysis.recipe.misplaced import misplaced, misplaced_in
 from klray.analysis.recipe.quantile import lower_quantile
-from klray.analysis.runs import runs
+from klray.analysis.runs import by_step, claims, runs
 from klray.errors import KlrayError
 from klray.words.outside import parsed
 
@@ -216,7 +216,11 @@ def suspicions(checkpoints: Sequence["Checkpoint"]) -> dict[str, str]:
         known = next((exclusion.reason for exclusion in KNOWN_ANOMALIES if exclusion.matches(each.label)), "")
         if why := known or swapped.get((each.facts.run, -1 if each.facts.step is None else each.facts.step), ""):
             found[each.label] = why
-    return found
+    excluded = np.array([each.label in found for each in checkpoints], dtype=bool)
+    steps = [-1 if each.facts.step is None else each.facts.step for each in checkpoints]
+    of_runs = by_step((each.facts.run for each in checkpoints), steps).items()
+    twice = claims(of_runs, excluded, [each.revision for each in checkpoints])
+    return found | {checkpoints[at].label: why for at, why in twice.items()}
 
 
 def _misplaced(dataset: xr.Dataset, known: tuple[Exclusion, ...]) -> tuple[Exclusion, ...]:
