@@ -1,11 +1,12 @@
 """A hub's answers within bounds of bytes, seconds and places: whoever answers may be anybody."""
 
 import ipaddress
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,8 +17,10 @@ from klray.words import outside
 ANSWER_BYTES = 1 << 25  # 100,000 revisions with names of 40 characters take half of it
 CONTAINERS = 1_000_000  # objects and arrays in an answer, some 100 bytes of memory each
 ANSWER_SECONDS = 120.0  # for the body of an answer
+SLOWEST, SLOWEST_SECONDS = 1000.0, 4.0  # bytes a second over so long, or an answer drips
 REDIRECTS = 5
 HTTP_ERROR = 400
+_ODD = re.compile(r"\d{13}").search  # a number in a header that is no time, and that not every parser takes
 
 
 class OddAnswerError(ValueError):
@@ -107,7 +110,7 @@ def _whole(response: Any) -> Any:
         if announced.isdecimal() and (len(announced) > len(str(ANSWER_BYTES)) or int(announced) > ANSWER_BYTES):
             raise OddAnswerError(too_much)
         blocks, taken = list[bytes](), 0
-        pace, start = Pace(bytes_per_second=1000, seconds=4), time.monotonic()
+        pace, start = Pace(SLOWEST, SLOWEST_SECONDS), time.monotonic()
         for block in response.iter_raw():
             blocks.append(block)
             taken += len(block)
@@ -119,7 +122,7 @@ def _whole(response: Any) -> Any:
                 )
     finally:
         response.close()
-    headers = [(name, value) for name, value in response.headers.multi_items() if name != "transfer-encoding"]
+    headers = [each for each in response.headers.multi_items() if each[0] != "transfer-encoding" and not _ODD(each[1])]
     return type(response)(response.status_code, headers=headers, content=b"".join(blocks), request=response.request)
 
 
@@ -138,13 +141,10 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
             late.result().close()
 
     threading.Thread(target=run, daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        if not future.done():
-            future.add_done_callback(close)
-            raise TimeoutError(f"no answer within {seconds:g} s") from None
-        raise
+    if not wait([future], seconds).done:
+        future.add_done_callback(close)
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return future.result()
 
 
 def _check_way(hub: str, place: str) -> None:

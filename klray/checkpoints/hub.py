@@ -306,9 +306,9 @@ def _asked(
         raise found from error
 
 
-def _request(hub: Hub, url: str, parameters: dict[str, str], seconds: float = TIMEOUT_SECONDS) -> Any:
+def _request(hub: Hub, url: str, parameters: dict[str, str], seconds: float | None = None) -> Any:
     """The hub's answer to one request, if it is no refusal."""
-    response = _ask(hub, url, parameters, seconds)
+    response = _ask(hub, url, parameters, seconds or TIMEOUT_SECONDS)
     hf_raise_for_status(response)
     return response
 

@@ -83,9 +83,12 @@ def pause_after(error: BaseException, failed: int) -> float | None:
         return PAUSES.after(failed)
     if response.status_code not in TRANSIENT_STATUS:
         return None
-    limit = parse_ratelimit_headers(response.headers) if response.status_code == TOO_MANY else None
-    named = seconds_named(response.headers.get("retry-after", "")) if limit is None else float(limit.reset_in_seconds)
-    return PAUSES.after(failed, named)
+    try:
+        limit = parse_ratelimit_headers(response.headers) if response.status_code == TOO_MANY else None
+        named = None if limit is None else float(limit.reset_in_seconds)
+    except (ValueError, OverflowError):  # no number of seconds
+        return None
+    return PAUSES.after(failed, seconds_named(response.headers.get("retry-after", "")) if limit is None else named)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

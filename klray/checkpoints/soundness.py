@@ -38,6 +38,8 @@ def fault_of(path: Path) -> str:
             return f"cannot be read as JSON ({error}): download it again, or take it from another revision"
         if not isinstance(found, dict):
             return "is JSON, but no object: take it from another revision"
+        if path.name.endswith(".index.json") and "metadata" not in found:
+            return 'has no "metadata", without which transformers does not read it: add "metadata": {}'
         no_tokenizer = path.name == "tokenizer.json" and "model" not in found
         return "is no tokenizer, it has no model: take it from another revision" if no_tokenizer else ""
     if path.suffix == ".safetensors":

@@ -125,7 +125,7 @@ def beginning(path: Path, limit: int) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path} is not a regular file")
     with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-        return file.read(limit)
+        return file.read(min(limit, os.fstat(file.fileno()).st_size + 1))  # so much memory is taken at once
 
 
 def contents(path: Path, limit: int) -> bytes:
