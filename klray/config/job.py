@@ -30,10 +30,6 @@ FREE = "store.storage_options"  # what it holds is the backend's, so that Hydra 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells count
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: a job ends as by Ctrl-C."""
-
-
 T = TypeVar("T")
 Verb = Callable[[Config], int]  # returns the exit code
 
@@ -65,6 +61,12 @@ def run(name: str, load: Callable[[], Verb]) -> int:
     """
     code = 0
     unread = False
+    ended = INTERRUPTED
+
+    def terminate(*_: object) -> None:
+        nonlocal ended
+        ended = TERMINATED
+        raise KeyboardInterrupt  # no class of our own, since Ray raises it anew
 
     def task(config: DictConfig) -> None:
         nonlocal code, unread
@@ -85,7 +87,7 @@ def run(name: str, load: Callable[[], Verb]) -> int:
             code = _fail(_explain_system(error))
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is all that a user sees
     spare_loopback()
     _log_to_stderr()
@@ -96,16 +98,11 @@ def run(name: str, load: Callable[[], Verb]) -> int:
         hydra.main(version_base="1.3", config_path=str(folder), config_name=primary)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(_explain(error))
-    except KeyboardInterrupt as error:
-        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-        return _fail("interrupted; what was committed is safe, the same command goes on from there", code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was committed is safe, the same command goes on from there", ended)
     if unread:
         raise BrokenPipeError
     return code
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
 
 
 def _log_to_stderr() -> None:

@@ -41,7 +41,7 @@ def started(workers: int | None, cpus_per_worker: int) -> Iterator[None]:
     logs are in a folder that nobody else may enter.
     """
     cpus = max(workers * cpus_per_worker, os.cpu_count() or 1) if workers else None
-    with private_folder(_SOCKET) as folder, _own_token(), with_environment(_for_workers()):
+    with private_folder(_SOCKET) as folder, _own_token(), with_environment(_for_workers(folder)):
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 with _constant("ENABLE_RAY_CLUSTER", value=False):  # Ray's way to have 127.0.0.1 as the node
@@ -99,9 +99,10 @@ def _exit(*_: object) -> None:
     raise SystemExit(TERMINATED)
 
 
-def _for_workers() -> dict[str, str | None]:
+def _for_workers(folder: Path) -> dict[str, str | None]:
     seconds = "RAY_gcs_server_port_wait_time_s"
-    return {**safe_environment(), seconds: os.environ.get(seconds, str(START_SECONDS))}
+    waits = os.environ.get(seconds, str(START_SECONDS))
+    return {**safe_environment(), seconds: waits, "RAY_TMPDIR": str(folder)}  # where model processes have sockets, too
 
 
 @contextlib.contextmanager

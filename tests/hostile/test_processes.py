@@ -97,6 +97,7 @@ def test_modules_of_the_working_directory_run_nowhere(job: dict[str, Any], folde
 def test_a_cluster_of_this_machine_is_its_owners(job: dict[str, Any]) -> None:
     assert len(job["listening"]) > 3 and set(job["listening"]) <= LOOPBACK
     assert not job["shown"] and job["kept"] == []
+    assert Path(job["sockets"]).parent == Path(job["temp"]).parent
     assert job["modes"] == [0o700] and not Path(job["temp"]).exists()
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,20 @@ def in_a_worker() -> dict[str, Any]:
     pipe = model._for("an architecture")
     pipe.send((None, None))  # what is no checkpoint is answered when all is imported
     pipe.recv()
-    found = {"path": sys.path, "cwd": str(Path.cwd()), "token": os.environ["RAY_AUTH_TOKEN"], "alive": bool(model.pid)}
+    found = {
+        "sockets": util.get_temp_dir(),
+        "path": sys.path,
+        "cwd": str(Path.cwd()),
+        "token": os.environ["RAY_AUTH_TOKEN"],
+        "alive": bool(model.pid),
+    }
     model.close()
     return found
+
+
+@ray.remote(num_cpus=0)
+def forever() -> None:
+    time.sleep(60)
 
 
 def work(_: object) -> int:
@@ -56,7 +68,7 @@ def work(_: object) -> int:
         found["listening"] = listening(pids)
         found["shown"] = found.pop("token") in commands
         print(json.dumps(found), flush=True)
-        time.sleep(60)
+        ray.get(forever.remote())
     return 0
 
 
