@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.soundness import instead
-from klray.errors import CheckpointError
+from klray.errors import CheckpointError, Reason
 from klray.words.numbers import listed
 from klray.words.outside import parsed, printable
 
@@ -61,6 +61,13 @@ OTHER_WEIGHTS = (
 )
 
 
+class OutsideError(CheckpointError):
+    """An index names for weights what is no file below its own folder."""
+
+    def __init__(self, message: str, reason: Reason = "no_safe_weights"):
+        super().__init__(message, reason)
+
+
 @dataclass(frozen=True)
 class Listed:
     """What a repository at a commit, or a folder, offers; ``label`` names it in messages.
@@ -95,9 +102,13 @@ def loadable_files(offered: Listed) -> tuple[RemoteFile, ...]:
             "load_failed",
         )
     weights = weights_of(offered)
-    wanted = {*weights.files, weights.index} - {""}
-    wanted |= {name for name in offered.root if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)}
-    found = [offered.find(path) for path in sorted(wanted)]
+    return described_by(offered, {*weights.files, weights.index} - {""})
+
+
+def described_by(offered: Listed, more: Collection[str] = ()) -> tuple[RemoteFile, ...]:
+    """Config and tokenizer at the root, and ``more``, sorted by path."""
+    small = {name for name in offered.root if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)}
+    found = [offered.find(path) for path in sorted(small | set(more))]
     return tuple(file for file in found if file is not None)
 
 
@@ -181,9 +192,8 @@ def _shards(offered: Listed, index: RemoteFile, suffix: str) -> list[str]:
     folders = {str(parent) for path in shards for parent in PurePosixPath(path).parents}
     for path in shards:
         if not is_plain(path) or not path.endswith(suffix) or path in folders:
-            raise CheckpointError(
+            raise OutsideError(
                 f"{where} names {printable(path)!r} for weights: it may only name {suffix} files below its own folder. "
-                "Do not use this checkpoint before you know why",
-                "no_safe_weights",
+                "Do not use this checkpoint before you know why"
             )
     return shards

@@ -12,7 +12,7 @@ from typing import Any
 
 from klray.checkpoints.cards import CARD, CardError, card_metadata
 from klray.checkpoints.checkpoint import RemoteFile
-from klray.checkpoints.files import CONFIG, INDEX_BYTES, Listed, loadable_files
+from klray.checkpoints.files import CONFIG, INDEX_BYTES, Listed, OutsideError, described_by, loadable_files
 from klray.checkpoints.parents import Lineage, lineage_of
 from klray.checkpoints.soundness import CONFIG_BYTES, fault_of
 from klray.errors import CheckpointError
@@ -108,12 +108,18 @@ def architecture(folder: Path) -> str:
 def read_folder(folder: Path) -> tuple[str, tuple[RemoteFile, ...]]:
     """Hash what would be loaded from ``folder``: (commit, files).
 
-    The commit is the SHA-256 (64 hex) over (path, SHA-256) of weights, config and tokenizer files.
+    The commit is the SHA-256 (64 hex) over (path, SHA-256) of weights, config and tokenizer files. Where an index names
+    weights outside the folder, these are not looked at; a warning says so, and loading refuses the checkpoint.
 
     Raises CheckpointError: as ``loadable_files`` and ``file_in``.
     """
-    files = []
-    for file in loadable_files(offered_by(folder)):
+    offered, files = offered_by(folder), []
+    try:
+        loadable = loadable_files(offered)
+    except OutsideError as error:
+        log.warning("%s", error)
+        loadable = described_by(offered)
+    for file in loadable:
         with (folder / file.path).open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         files.append(RemoteFile(file.path, file.size_bytes, sha256, None))
