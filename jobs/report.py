@@ -13,6 +13,8 @@ from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.report import Study, write_report
 from klray.store import Store
+from klray.store.datasets import UNREADABLE
+from klray.words.outside import printable
 from klray.words.tables import say
 
 
@@ -27,14 +29,24 @@ def report(config: Config) -> Path:
             f"analysis.name={config.analysis.name}: the result of that name of snapshot {snapshot} is none of klray "
             "analyze; name one that is, or run klray analyze"
         )
-    page = write_report(
-        result,
-        Path(config.report.dir).expanduser(),
-        title=config.report.title,
-        failures=store.failures(),
-        noise=noise,
-        study=made(store, snapshot, config),
-    )
+    study = made(store, snapshot, config)
+    try:
+        page = write_report(
+            result,
+            Path(config.report.dir).expanduser(),
+            title=config.report.title,
+            failures=store.failures(),
+            noise=noise,
+            study=study,
+        )
+    except KlrayError:
+        raise
+    except UNREADABLE as error:
+        found = printable(f"{type(error).__name__}: {error}")
+        raise KlrayError(
+            f"analysis.name={config.analysis.name}: the result of snapshot {snapshot} is not what klray analyze "
+            f"writes ({found}); run klray analyze with analysis.recipe=fit for another"
+        ) from error
     say(f"report {page}")
     return page
 

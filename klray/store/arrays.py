@@ -8,6 +8,7 @@ import dataclasses
 import math
 import re
 import struct
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numcodecs import VLenUTF8, Zstd
 
 from klray.store.fields import MOST_TEXTS, shown
-from klray.words.outside import parsed
+from klray.words.outside import LONGEST, parsed
 
 LARGEST_CHUNK = 256 * 2**20  # bytes in memory
 LABEL_BYTES = 512  # of one label in the mean of a chunk
@@ -24,6 +25,9 @@ MOST_DIMS = 8
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 NUMBERS = {"bool": 1} | {f"{kind}{8 * size}": size for kind in ("int", "uint") for size in (1, 2, 4, 8)}
 NUMBERS |= {f"float{8 * size}": size for size in (2, 4, 8)}
+NAN = "AAAAAAAA+H8="  # as xarray writes it
+DECODED = {"scale_factor", "add_offset", "missing_value", "_Unsigned", "_Encoding", "calendar"}  # attributes
+FIXED = "fixed_length_utf32"
 CODECS = (["bytes"], ["bytes", "zstd"], ["vlen-utf8"], ["vlen-utf8", "zstd"])
 
 
@@ -52,13 +56,19 @@ class StoredArray:
             regular = (fields["zarr_format"], fields["node_type"], grid["name"], keys["name"]) == (
                 *(3, "array", "regular", "default"),
             )
+            attributes = dict(fields.get("attributes", {}))
             separator = keys.get("configuration", {}).get("separator", "/")
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             raise ValueError(f"{where} has metadata that klray does not write ({error!r:.60})") from None
         if not regular or separator != "/" or fields.get("storage_transformers"):
             raise ValueError(f"{where} is stored in a way that klray does not write")
-        if not isinstance(dtype, str) or dtype not in {*NUMBERS, "string"}:
+        dtype = _fixed_labels(dtype) if isinstance(dtype, dict) else dtype
+        if not isinstance(dtype, str) or _item_bytes(dtype) == 0:
             raise ValueError(f"{where} holds {shown(dtype)}, which klray neither writes nor reads")
+        for name_of, value in attributes.items():
+            told = {"dtype": value == "bool", "_FillValue": value == NAN, "units": " since " not in str(value)}
+            if name_of in DECODED or not told.get(name_of, True):
+                raise ValueError(f"{where} is to be decoded by its {name_of}, {shown(value)}, which klray never writes")
         if codecs not in CODECS or (codecs[0] == "vlen-utf8") != (dtype == "string"):
             raise ValueError(f"{where} goes through {shown(codecs)}, which klray neither writes nor reads")
         if not len(dims) == len(shape) == len(chunk) <= MOST_DIMS or not all(isinstance(each, str) for each in dims):
@@ -71,7 +81,7 @@ class StoredArray:
         if 0 in chunk:
             raise ValueError(f"{where} has an empty chunk")
         found = cls(name, dims, shape, chunk, dtype, codecs[-1] == "zstd")
-        if found.items * NUMBERS.get(dtype, 8) > LARGEST_CHUNK:
+        if found.items * _item_bytes(dtype) > LARGEST_CHUNK:
             raise ValueError(f"{where} has chunks of {shown(chunk)}: klray reads at most {LARGEST_CHUNK:,} bytes")
         return found
 
@@ -88,13 +98,13 @@ class StoredArray:
     @property
     def n_bytes(self) -> int:
         """Bytes of the whole array in memory, as far as its metadata say; a label counts as a reference."""
-        return math.prod(self.shape) * NUMBERS.get(self.dtype, 8)
+        return math.prod(self.shape) * _item_bytes(self.dtype)
 
     @property
     def chunk_bytes(self) -> int:
         """Bytes of a chunk before compression; of labels, the most."""
         if self.dtype != "string":
-            return self.items * NUMBERS[self.dtype]
+            return self.items * _item_bytes(self.dtype)
         return min(LARGEST_CHUNK, SMALL_CHUNK + self.items * LABEL_BYTES)
 
     @property
@@ -117,10 +127,24 @@ class StoredArray:
         if self.dtype != "string":
             if len(body) != self.chunk_bytes:
                 raise ValueError(f"it has {len(body):,} bytes in place of {self.chunk_bytes:,}")
+            if self.dtype.startswith(FIXED) and np.frombuffer(body, "<u4").max(initial=0) > sys.maxunicode:
+                raise ValueError("it holds what is no character")
         elif len(body) < 4 or struct.unpack_from("<I", body)[0] != self.items:
             raise ValueError(f"it does not have {self.items:,} labels")
         else:
             VLenUTF8().decode(np.frombuffer(body, np.uint8))
+
+
+def _fixed_labels(dtype: dict[str, Any]) -> str:
+    """Labels of one width, as xarray writes NumPy's: their name here; "" if they are none, or wider than any."""
+    size = dtype.get("configuration", {}).get("length_bytes") if dtype.get("name") == FIXED else None
+    return f"{FIXED}:{size}" if type(size) is int and 0 < size <= 4 * LONGEST and size % 4 == 0 else ""
+
+
+def _item_bytes(dtype: str) -> int:
+    """Bytes of a value in memory, of a label the reference to it; 0 of what is none."""
+    name, _, size = dtype.partition(":")
+    return int(size) if name == FIXED else 8 if dtype == "string" else NUMBERS.get(dtype, 0)
 
 
 def zstd_content(body: bytes) -> int:

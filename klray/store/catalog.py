@@ -241,7 +241,10 @@ def _rows_of(objects: Objects, base: Manifest) -> Rows:
 def _unpacked(body: bytes, n_models: int) -> Rows:
     """Inverse of ``Catalog.to_json``. One of UNREADABLE: it is no catalog of ``n_models`` rows."""
     most = min(CATALOG_BYTES, SMALL_CATALOG + n_models * ROW_BYTES)
-    unpacked = zlib.decompressobj(wbits=31).decompress(body, most + 1)
+    try:
+        unpacked = zlib.decompressobj(wbits=31).decompress(body, most + 1)
+    except zlib.error as error:
+        raise ValueError(f"it is not gzip ({error})") from None
     if len(unpacked) > most or unpacked.count(b",") > SMALL_CATALOG + n_models * ROW_COMMAS:
         raise ValueError(f"it holds more than {n_models:,} models need")
     values = parsed(unpacked)

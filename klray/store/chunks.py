@@ -132,7 +132,7 @@ def _rows_before(
         return done
     source = layout.chunk_path(base.id, number)
     whole, wrong = read_whole(objects, {source: base.chunks[number].sha256}, base.chunk_bytes)
-    if wrong or base.n_texts != block.shape[1]:
+    if wrong or len(whole[source]) != base.chunk_bytes or base.n_texts != block.shape[1]:
         log.warning("%s is missing or damaged: reading columns", source)
         return done
     before = np.frombuffer(whole[source], "<f4").reshape(base.chunk_models, -1)

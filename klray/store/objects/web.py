@@ -52,7 +52,10 @@ class WebObjects(Objects):
         start = time.monotonic()
 
         def attempt() -> bytes | None:
-            return cast(bytes | None, sync(self._files.loop, self._asked, key, most))
+            try:
+                return cast(bytes | None, sync(self._files.loop, self._asked, key, most))
+            except TimeoutError:
+                raise ConnectionError("it is silent") from None
 
         return patiently(attempt, PAUSES, (ClientError, OSError), lambda error: self._trouble(key, error, start))
 
@@ -98,16 +101,17 @@ class WebObjects(Objects):
             body += block
             self._check_size(key, len(body), most)
             if len(body) < (time.monotonic() - start - SILENT_SECONDS) * SLOWEST:
-                raise TimeoutError(f"less than {SLOWEST:,.0f} bytes/s")
+                raise ConnectionError(f"it gives less than {SLOWEST:,.0f} bytes/s")
         return bytes(body)
 
     async def _sent_on(self, key: str, answer: ClientResponse) -> URL:
         """Where a redirect leads. Raises StoreUnreachableError: klray does not go there."""
+        location = answer.headers.get("Location", "")
         try:
-            target = answer.url.join(URL(answer.headers.get("Location", ""), encoded=True))
+            target = answer.url.join(URL(location, encoded=True))
             same = target.origin() == answer.url.origin()
         except ValueError:
-            target, same = URL("nowhere"), False
+            target, same = URL(), False
         why = ""
         if not same and target.scheme != "https":
             why = "which is not https"
@@ -116,7 +120,7 @@ class WebObjects(Objects):
         elif not same and await _is_internal(target.host or ""):
             why = "an internal address"
         if why:
-            shown = without_secrets(ascii(str(target.with_query(None))[:200]))
+            shown = without_secrets(ascii(location.partition("?")[0][:200]))
             raise StoreUnreachableError(
                 f"store {self.url}: the server sends {key} on to {shown}, {why}: klray does not go there; open the "
                 "store at its own address"

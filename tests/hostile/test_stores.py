@@ -1,0 +1,158 @@
+"""Stores that somebody else wrote: whatever lies in them costs a sentence, and nothing beside them is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import resource
+import shutil
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import klray
+from jobs.report import report
+from klray.config import Config
+from klray.errors import KlrayError
+from klray.store import Store
+from klray.store.twins import take_over
+from tests.hostile.stores import TWIN, Case, cases, known_values, make
+
+# All of them, 640, took 160 s of CPU: KLRAY_ALL_STORES=1 python -m pytest tests/hostile/test_stores.py
+CASES = list(cases(every=True)) if "KLRAY_ALL_STORES" in os.environ else list(cases())[::4]
+SHARES = 4
+SECONDS, MEGABYTES = 5.0, 1500  # of each verb on each store
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound") / "store"
+    make(folder)
+    return folder
+
+
+def verbs(url: str, key: str) -> dict[str, Callable[[], object]]:
+    def dataset() -> object:
+        return klray.open_dataset(url).load()
+
+    def result() -> object:
+        return klray.open_result(url, "t").load()
+
+    opened = functools.cache(Store.open)
+
+    def status() -> None:
+        store = opened(url)
+        catalog = store.catalog()
+        store.failures(), store.wanted_keys(), store.leftovers(catalog)
+
+    return {
+        "open_dataset": dataset,
+        "open_result": result,
+        "status": status,
+        "verify": lambda: opened(url).audit(),
+        "take_over": lambda: take_over(opened(url).objects, key, TWIN, {"revision": "main"}),
+        "publish": lambda: opened(url).publish(),
+        "open_published": dataset,
+    }
+
+
+@contextlib.contextmanager
+def bounded_memory() -> Iterator[None]:
+    """More than so much address space beside what is in use is refused by the system: MemoryError."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEGABYTES * 10**6, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def faults(case: Case, sound: Path, place: Path, known: dict[str, np.ndarray]) -> list[str]:
+    """What went wrong with the store of ``case``; nothing, as it should be."""
+    root = place / "shared" / "store"
+    shutil.copytree(sound, root)
+    (place / "outside").mkdir()
+    (place / "outside" / "secret").write_text("mine")
+    case.tamper(root)
+    before, found, published = tree(place / "outside"), [], False
+    for verb, work in verbs(str(root), min(set(known) - {TWIN.key})).items():
+        if verb == "open_published" and not published:
+            continue
+        start, what = time.process_time(), f"{case.name} {verb}"
+        try:
+            with bounded_memory():
+                done = work()
+            published = verb == "publish"
+            if "open" in verb and "log_likelihood" in done:  # type: ignore[operator]
+                rows = zip(done["key"].values, done["log_likelihood"].values, strict=True)  # type: ignore[index]
+                found += [f"{what}: other values" for key, row in rows if not np.array_equal(row, known[str(key)])]
+        except KlrayError as error:
+            if not 20 < len(str(error)) < 3000 or "\n" in str(error):
+                found.append(f"{what}: no sentence: {str(error)[:200]!r}")
+        except Exception as error:  # noqa: BLE001
+            found.append(f"{what}: {type(error).__name__}: {str(error)[:200]}")
+        if time.process_time() - start > SECONDS:
+            found.append(f"{what}: {time.process_time() - start:.1f} s")
+    if tree(place / "outside") != before:
+        found.append(f"{case.name}: wrote outside of the store")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("share", range(SHARES))
+def test_tampered_store_costs_a_sentence(
+    share: int, sound: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was tampered with: no other error, no other value, nothing read or written beside the store."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # what is tried here is not the disk
+    caplog.set_level(logging.CRITICAL)
+    found = []
+    for number, case in enumerate(CASES[share::SHARES]):
+        found += faults(case, sound, tmp_path / str(number), known_values())
+        shutil.rmtree(tmp_path / str(number))
+    assert found == []
+    assert threading.active_count() < 200
+
+
+@pytest.mark.parametrize("attrs", [{}, {"recipe": "no", "snapshot": "<script>x</script>"}, {"mean_bytes": "x"}])
+def test_result_that_klray_analyze_did_not_write_is_no_report(
+    sound: Path, tmp_path: Path, attrs: dict[str, str]
+) -> None:
+    shutil.copytree(sound, tmp_path / "store")
+    store = Store.open(str(tmp_path / "store"))
+    data = xr.Dataset({"kl": (("model", "other"), np.eye(2)), "consecutive_kl": ("model", np.ones(2))}, attrs=attrs)
+    store.write_result(store.manifest().id, "trajectory", data)
+    config = Config()
+    config.store.url, config.report.dir = store.url, str(tmp_path / "report")
+    with pytest.raises(KlrayError, match="is not what klray analyze writes"):
+        report(config)
+
+
+def test_labels_of_one_width_are_read_as_they_were_written(sound: Path, tmp_path: Path) -> None:
+    shutil.copytree(sound, tmp_path / "store")
+    store = Store.open(str(tmp_path / "store"))
+    with warnings.catch_warnings(action="ignore"):  # Zarr's, of such labels
+        store.write_result(store.manifest().id, "wide", xr.Dataset(coords={"model": ["a", "long"]}))
+        assert store.result(store.manifest().id, "wide")["model"].values.tolist() == ["a", "long"]
+
+
+def test_sound_store_is_without_fault(sound: Path, tmp_path: Path) -> None:
+    shutil.copytree(sound, tmp_path / "shared" / "store")
+    for work in verbs(str(tmp_path / "shared" / "store"), min(set(known_values()) - {TWIN.key})).values():
+        work()
+    store = Store.open(str(tmp_path / "shared" / "store"))
+    assert store.audit().damages == () and store.manifest().n_columns == 4  # three and the one that was taken over
