@@ -28,6 +28,7 @@ from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading as models
 from klray.likelihood import score as likelihood
 from klray.likelihood.choices import QUANTIZATIONS, lacks_quantization
+from klray.likelihood.quantised import Counted, refuse_mostly_left
 from klray.likelihood.tokenizer import load_tokenizer
 from klray.likelihood.tokens import encode
 from klray.store import Store
@@ -227,6 +228,15 @@ except models.CheckpointError as error:
     assert said.startswith("load_failed ")
     assert "is stored quantised (bitsandbytes)" in said
     assert "pip install 'klray[quant]'" in said
+
+
+def test_experts_that_stay_as_they_were_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    usual = ("layers.0.mlp.gate.weight", "layers.0.mlp.router.weight", "layers.0.mixer.conv1d.weight")
+    with caplog.at_level(logging.WARNING, "klray"):
+        refuse_mostly_left(object(), "int8", Counted(9.0, 0.9, usual))
+        assert not caplog.text
+        refuse_mostly_left(object(), "int8", Counted(9.0, 0.9, ("layers.0.mlp.experts.gate_up_proj", *usual)))
+    assert "layers.0.mlp.experts.gate_up_proj" in caplog.text and "mlp.gate" not in caplog.text
 
 
 def test_noise_is_measured_on_models_as_they_are() -> None:

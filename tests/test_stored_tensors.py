@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from klray import config as configs
+from klray.checkpoints.tensors import read_tensors
 from klray.config.sweep import scoring_settings
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading as models
@@ -121,6 +122,18 @@ def test_rotary_frequencies_of_another_base_are_refused(tmp_path: Path) -> None:
     refused(with_tensors(folder, lambda stored: {**stored, name: own**1.3}), name)
 
 
+def test_rotary_frequencies_of_another_share_of_the_heads_are_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    own = dict(models.load(folder).model.named_buffers())["gpt_neox.rotary_emb.inv_freq"]
+    name = "gpt_neox.layers.0.attention.rotary_emb.inv_freq"
+    refused(with_tensors(folder, lambda stored: {**stored, name: own.repeat(2)}), name)
+
+
+def test_layers_that_a_config_calls_heads_of_later_tokens_are_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, "llama", layers=3)
+    refused(with_other_config(folder, num_hidden_layers=2, num_nextn_predict_layers=1), r"model.layers.2.")
+
+
 def test_heads_of_later_tokens_are_layers_after_the_last(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, "llama")
     with_tensors(folder, lambda stored: {**stored, "model.layers.2.eh_proj.weight": torch.rand(4, 4)})
@@ -146,6 +159,28 @@ def test_codes_without_scales_are_refused_wherever_tensors_are_read(tmp_path: Pa
     refused(as_pickle(folder) if pickled else folder, "attention.dense.weight")
     with pytest.raises(KlrayError, match=r"attention.dense.weight is stored as (float8_e4m3fn|int8)"):
         sketch(stored, 64)
+
+
+@pytest.mark.parametrize("change", [in_eight_bits, in_integers])
+@pytest.mark.parametrize("method", ["nosuch", "mxfp4"])
+def test_codes_without_scales_are_refused_whatever_the_config_calls_them(
+    tmp_path: Path, change: Any, method: str
+) -> None:
+    folder = with_tensors(save_checkpoint(tmp_path), change)
+    refused(with_other_config(folder, quantization_config={"quant_method": method}), "attention.dense.weight")
+
+
+def test_a_name_in_two_shards_is_of_one_tensor(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    tensor = torch.tensor([1.0, float("nan")])
+    save_file({"a": tensor, "b": torch.tensor(1.0)}, one)
+    save_file({"a": tensor}, other)
+    assert read_tensors([one, other]).keys() == {"a", "b"}
+    for unlike in (tensor + 1, tensor[:1].clone(), tensor.half()):
+        save_file({"a": unlike}, other)
+        with pytest.raises(CheckpointError, match=r"a twice, in one.safetensors and in other.safetensors") as caught:
+            read_tensors([one, other])
+        assert caught.value.reason == "load_failed"
 
 
 def test_not_a_number_is_what_was_stored(tmp_path: Path) -> None:

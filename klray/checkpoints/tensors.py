@@ -43,11 +43,31 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
-    """Stored tensors by name, mapped from the files where their format allows: read when used."""
+    """Stored tensors by name, mapped from the files where their format allows: read when used.
+
+    Raises CheckpointError (load_failed) for a name under which two files hold different tensors.
+    """
     stored: dict[str, torch.Tensor] = {}
+    homes: dict[str, Path] = {}
     for file in files:
-        stored |= load_file(file) if file.suffix == ".safetensors" else read_pickled(file)
+        read = load_file(file) if file.suffix == ".safetensors" else read_pickled(file)
+        for name in sorted(read.keys() & stored.keys()):
+            if not _are_same(read[name], stored[name]):
+                raise CheckpointError(
+                    f"{file.parent} holds {name} twice, in {homes[name].name} and in {file.name}, and they are not "
+                    "equal: which of them is the model's is not said; take all shards from one checkpoint",
+                    "load_failed",
+                )
+        stored |= read
+        homes |= dict.fromkeys(read, file)
     return stored
+
+
+def _are_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal in dtype, shape and bytes."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
 def is_coded(tensor: torch.Tensor) -> bool:
@@ -61,7 +81,7 @@ def refuse_coded(stored: Mapping[str, torch.Tensor], folder: Path) -> None:
         dtype = str(stored[coded[0]].dtype).removeprefix("torch.")
         raise CheckpointError(
             f"{folder} holds {len(coded)} tensors in {dtype}, {coded[0]} among them, and its config.json has no "
-            "quantization_config that says how they are scaled: take the config that they were published with, or the "
-            "unquantised original",
+            "quantization_config of a known method that says how they are scaled: take the config that they were "
+            "published with, or the unquantised original",
             "load_failed",
         )

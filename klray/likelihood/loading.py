@@ -21,7 +21,7 @@ from klray.likelihood.choices import NONE, Dtype, check_quantization, lacks_acce
 from klray.likelihood.kinds import check_kind
 from klray.likelihood.quiet import quiet
 from klray.likelihood.score import context_length
-from klray.likelihood.taken import find_slots, refuse_left_out
+from klray.likelihood.taken import find_slots, refuse_codes_as_numbers, refuse_left_out
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def load(
                 "again: score it as it is with scoring.quantization=none, or its unquantised original",
                 "load_failed",
             )
-        plain = not method and quantization == NONE
+        plain = quantization == NONE and not quantizations.is_method_known(config)
         if not plain:
             quantizations.import_library()
         read = read_tensors(files)
@@ -131,6 +131,8 @@ def load(
         with _quantized_explained(folder, method):
             model, unexpected = _build(folder, files, dtype, device, quantization)
         slots = find_slots(model, stored) if plain else None
+        if method and not plain:
+            refuse_codes_as_numbers(model, read, method, folder)
         unplaced = {name: tensor for name, tensor in stored.items() if not known and name not in (slots or {})}
         unused = refuse_left_out(model, unplaced, unexpected, allow_unused, folder)
         counted = quantised.count(model)

@@ -17,8 +17,10 @@ from klray.errors import CheckpointError
 from klray.words.outside import parsed
 
 _MOST = 1_000_000  # of labels, heads or experts: each is an object
-_COUNTED = re.compile(r"(label|head|expert|block|group|layer)s?($|_)|^num_|^n_(layer|head|block)")
-_NOT_COUNTED = re.compile(r"size|dim|position|token|param|length|ctx")
+_NOUN = "(label|layer|head|expert|block|group|codebook)s?"
+_COUNTED = re.compile(
+    rf"(^|_)(num|n)_(?!train|eval|test|data)(\w+_)?{_NOUN}(_kv)?$|^(encoder|decoder|attention)_(attention_)?{_NOUN}$"
+)  # other numbers may be notes on the training
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 _BITS = 8  # of a stored byte: no parameter takes less than one
 _BUFFERS = 1 << 26  # numbers that a small model may hold beside its parameters: masks, tables of positions
@@ -33,8 +35,7 @@ def check_config(folder: Path, config: dict[str, Any], tensors: int | None = Non
     """
     for name, value in _numbers(config):
         layers = tensors is not None and name in _LAYERS
-        counted = _COUNTED.search(name) and not _NOT_COUNTED.search(name)
-        if (layers and value > (tensors or 0)) or (counted and value > _MOST):
+        if (layers and value > (tensors or 0)) or (_COUNTED.search(name) and value > _MOST):
             found = f"the weights beside it are {tensors} tensors" if layers else f"{_MOST:,} is the limit"
             raise CheckpointError(
                 f"{folder} has {name}={value:,} in its config.json, and {found}: take config and weights from one "

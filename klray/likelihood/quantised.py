@@ -1,5 +1,7 @@
 """What of a model is quantised once it is loaded: counted, and refused where the name would be a false one."""
 
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +15,11 @@ from klray.errors import CheckpointError
 from klray.likelihood.quantization import Dequantized
 from klray.likelihood.taken import shown
 
+logger = logging.getLogger("klray")
+
 _BITS_4 = 4 + 32 / 64  # a scale in fp32 for 64 weights
 _LEAST_SHARE = 0.5
+_USUALLY_LEFT = re.compile(r"(^|[._])(gate|router|conv\w*)\.(\w+\.)?weight$")  # of experts, and before state spaces
 _PROBE_TOKENS = 8
 
 
@@ -54,7 +59,7 @@ def count(model: Any) -> Counted:
 
 
 def refuse_mostly_left(model: Any, name: str, counted: Counted) -> None:
-    """Raise CheckpointError (load_failed) for a model of which most weights stayed as they were."""
+    """Raise CheckpointError (load_failed) for a model of which most weights stayed as they were; warn of fewer."""
     if counted.share < _LEAST_SHARE:
         raise CheckpointError(
             f"{type(model).__name__} keeps {1 - counted.share:.0%} of the weights of its layers as they were "
@@ -63,6 +68,9 @@ def refuse_mostly_left(model: Any, name: str, counted: Counted) -> None:
             "scoring.quantization=none",
             "load_failed",
         )
+    if left := [each for each in counted.left if not _USUALLY_LEFT.search(each)]:
+        words = "%s is %s in %.0f%% of the weights of its layers; %d parameters stay as they were: %s"
+        logger.warning(words, type(model).__name__, name, 100 * counted.share, len(left), shown(left))
 
 
 def refuse_read(model: Any) -> None:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers.quantizers import AutoHfQuantizer
 
 
 def options(name: str, dtype: str) -> dict[str, Any]:
@@ -34,6 +35,14 @@ def stored_method(config: Mapping[str, Any]) -> str:
     """How a checkpoint's files are quantised, by its config.json: "bitsandbytes", "gptq", ...; "" if they are not."""
     found = config.get("quantization_config")
     return str(found.get("quant_method") or "unnamed") if isinstance(found, dict) else ""
+
+
+def is_method_known(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json says how its files are quantised, in a way that transformers does not pass over."""
+    found = config.get("quantization_config")
+    if not isinstance(found, dict):
+        return False
+    return "quant_method" not in found or AutoHfQuantizer.supports_quant_method(found)
 
 
 def import_library() -> None:

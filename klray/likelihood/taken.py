@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
+from klray.checkpoints.tensors import is_coded
 from klray.errors import CheckpointError
 
 logger = logging.getLogger("klray")
@@ -34,7 +35,8 @@ def refuse_left_out(
     Raises CheckpointError (load_failed) with their names.
     """
     left = sorted({*unexpected, *_not_in_memory(model, stored)})
-    left = [name for name in left if not _is_harmless(name, stored.get(name), model)]
+    later = _layers_of_later_tokens(model.config.get_text_config(), left)
+    left = [name for name in left if not name.startswith(later) and not _is_harmless(name, stored.get(name), model)]
     passed = tuple(name for name in left if any(fnmatchcase(name, pattern) for pattern in allowed))
     if refused := [name for name in left if name not in passed]:
         raise CheckpointError(
@@ -48,6 +50,34 @@ def refuse_left_out(
         words = "%d stored tensors are not taken by %s, as scoring.allow_unused says: %s"
         logger.warning(words, len(passed), type(model).__name__, shown(passed))
     return passed
+
+
+def refuse_codes_as_numbers(model: Any, read: Mapping[str, torch.Tensor], method: str, folder: Path) -> None:
+    """Raise CheckpointError (load_failed) for stored codes that became parameters with nothing stored to scale them."""
+    scaled = {name.rpartition(".")[0] for name in read if "scale" in name}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    scaling = getattr(model, "hf_quantizer", None) is not None
+
+    def is_bare(name: str, codes: torch.Tensor) -> bool:
+        own = parameters[name]
+        return not scaling if _are_codes(own) else _equal(own, codes)
+
+    bare = [
+        name
+        for name, tensor in read.items()
+        if name in parameters and _are_codes(tensor) and name.rpartition(".")[0] not in scaled and is_bare(name, tensor)
+    ]
+    if bare:
+        raise CheckpointError(
+            f"{folder} is stored quantised ({method}), as its config.json says, but {len(bare)} tensors hold codes "
+            f"that nothing scales: {shown(bare)}; take the config that they were published with, or the unquantised "
+            "original",
+            "load_failed",
+        )
+
+
+def _are_codes(tensor: torch.Tensor) -> bool:
+    return is_coded(tensor) or not tensor.is_floating_point()
 
 
 def shown(names: Sequence[str]) -> str:
@@ -104,8 +134,6 @@ def _equal(slot: torch.Tensor, stored: torch.Tensor) -> bool:
 
 
 def _is_harmless(name: str, tensor: torch.Tensor | None, model: Any) -> bool:
-    if any(f"layers.{layer}." in name for layer in _layers_of_later_tokens(model.config.get_text_config())):
-        return True
     if not any(re.search(pattern, name) for pattern, _ in HARMLESS):
         return False
     if tensor is not None and name.endswith("inv_freq"):
@@ -114,17 +142,22 @@ def _is_harmless(name: str, tensor: torch.Tensor | None, model: Any) -> bool:
     return tensor is None or not name.endswith("bias") or tensor.ndim in (0, 4)
 
 
-def _layers_of_later_tokens(config: Any) -> range:
-    """Numbers of the layers that DeepSeek-V3 and GLM-4 store after the last one, to predict tokens after the next."""
+def _layers_of_later_tokens(config: Any, names: Iterable[str]) -> tuple[str, ...]:
+    """Beginnings of the names of the layers that DeepSeek-V3 and GLM-4 store after the last one, to predict tokens
+    after the next: told from the layers of another model by what they alone have.
+    """
     last = getattr(config, "num_hidden_layers", None) or 0
-    return range(last, last + (getattr(config, "num_nextn_predict_layers", None) or 0))
+    numbers = range(last, last + (getattr(config, "num_nextn_predict_layers", None) or 0))
+    found = (re.match(r"(.*\blayers\.(\d+)\.)(eh_proj|enorm|hnorm|shared_head)\.", name) for name in names)
+    return tuple({match[1] for match in found if match and int(match[2]) in numbers})
 
 
 def _are_its_frequencies(stored: torch.Tensor, model: Any) -> bool:
     """Whether stored rotary frequencies are those of the model, up to 16 bits; scaled ones are stored as it happens."""
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    own = [each for name, each in model.named_buffers() if name.endswith("inv_freq") and each.shape == stored.shape]
+    own = [each for name, each in model.named_buffers() if name.endswith("inv_freq")]
     if rope.get("rope_type", "default") != "default" or not own:
         return True
     values = stored.float()
-    return any(torch.allclose(values, each.float().cpu(), rtol=0.02, atol=1e-6) for each in own)
+    alike = [each.float().cpu() for each in own if each.shape == stored.shape]
+    return any(torch.allclose(values, each, rtol=0.02, atol=1e-6) for each in alike)

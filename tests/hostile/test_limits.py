@@ -19,6 +19,7 @@ from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolv
 from klray.checkpoints.pickles import read_pickled
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood.loading import load
+from klray.likelihood.plausible import check_config
 from klray.likelihood.tokenizer import load_tokenizer
 from klray.sweep.limits import limits_of, memory_of
 from klray.sweep.model_process import ModelProcess
@@ -121,6 +122,20 @@ def test_a_config_asks_for_no_more_than_its_weights(kind: str, tmp_path: Path) -
     with pytest.raises(CheckpointError, match=words) as caught:
         load(folder)
     assert caught.value.reason == "load_failed" and "take config and weights from one checkpoint" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["num_labels", "num_attention_heads", "n_head", "n_head_kv", "n_routed_experts", "moe_num_experts", "n_group"],
+)
+def test_a_config_counts_no_more_than_a_million(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"{name}=2,000,000"):
+        check_config(tmp_path, {"text_config": {name: 2_000_000}})
+
+
+def test_notes_on_the_training_in_a_config_count_nothing(tmp_path: Path) -> None:
+    notes = {"num_train_samples": 5_000_000, "num_flops": 10**21, "head_lr_steps": 10**7, "num_train_examples": 10**7}
+    check_config(tmp_path, {**notes, "training": {"num_steps": 2_000_000, "block_offset": 10**8}}, 10)
 
 
 SWELL = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 30}
