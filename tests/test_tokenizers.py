@@ -60,7 +60,7 @@ def lower_cases(pipeline: Tokenizer) -> None:
 
 def cuts(pipeline: Tokenizer) -> None:
     pipeline.enable_truncation(3)
-    pipeline.enable_padding(length=9)
+    pipeline.enable_padding(length=9, pad_id=5, pad_token=pipeline.id_to_token(40))  # a letter of many words
 
 
 CLASSES = [
@@ -264,6 +264,54 @@ def test_a_sentencepiece_model_gives_the_ids_of_sentencepiece(
 def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write(tmp_path, byte_level(cuts)))
     assert [ids.tolist() for ids in encode(tokenizer, TEXTS)] == [byte_level().encode(text).ids for text in TEXTS]
+
+
+def test_dropout_of_the_file_is_switched_off_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write(tmp_path, byte_level())
+    file = folder / "tokenizer.json"
+    pipeline = json.loads(file.read_text())
+    file.write_text(json.dumps({**pipeline, "model": {**pipeline["model"], "dropout": 0.5}}))
+    assert [ids.tolist() for ids in encode(load_tokenizer(folder), TEXTS)] == [
+        byte_level().encode(x).ids for x in TEXTS
+    ]
+    assert "dropout" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "known"), [("GPT2Tokenizer", True), ("NoSuchTokenizer", False)])
+def test_without_a_pipeline_the_named_class_stands_above_the_kind_of_model(
+    tmp_path: Path, name: str, known: bool
+) -> None:
+    pipeline = byte_level()
+    folder = write(tmp_path, None, tokenizer_class=name, eos_token="<|endoftext|>")
+    tiny_models.tiny_config("qwen2").save_pretrained(folder)  # which transformers gives a tokenizer of its own
+    pipeline.model.save(str(folder))
+    if known:
+        expected = [pipeline.encode(text).ids for text in TEXTS]
+        assert [ids.tolist() for ids in encode(load_tokenizer(folder), TEXTS)] == expected
+    else:
+        with pytest.raises(CheckpointError, match="NoSuchTokenizer"):
+            load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", ["\n" * 200 + "x", "\u200d\u200b" * 60, "\x01\x02" * 90, "a b c d e f g h", "\t" * 50])
+def test_a_text_of_which_most_is_gone_is_refused_also_where_it_is_white_space(tmp_path: Path, text: str) -> None:
+    pipeline = byte_level(lambda made: setattr(made, "normalizer", normalizers.Replace(Regex(r"[\s\p{C}]"), "")))
+    with pytest.raises(CheckpointError, match="parts of 1 of 2 texts") as caught:
+        encode(load_tokenizer(write(tmp_path, pipeline)), ["the", text])
+    assert caught.value.reason == "text_lost"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_library_that_panics_is_a_refusal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pipeline = byte_level(lambda made: setattr(made, "pre_tokenizer", pre_tokenizers.ByteLevel(False)))
+    folder = write(tmp_path, pipeline)
+    file = folder / "tokenizer.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps({**written, "decoder": {"type": "Strip", "content": "a", "start": 0, "stop": 5}}))
+    with pytest.raises(CheckpointError, match="cannot give back the texts") as caught:
+        encode(load_tokenizer(folder), ["a", "b", "the words"])
+    assert caught.value.reason == "load_failed"
+    capfd.readouterr()
 
 
 def test_ids_beyond_the_embedding_are_refused(tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def explained(folder: Path, what: str = "model", doing: str = "loaded") -> Itera
         yield
     except KlrayError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of libraries in Rust
+            raise
         if is_out_of_memory(error):
             raise CheckpointError(_unexplained(folder, what, doing, error), "out_of_memory") from error
         reason: Reason = "load_failed"

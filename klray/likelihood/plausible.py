@@ -71,9 +71,11 @@ def check_tokenizer(folder: Path) -> None:
     if not isinstance(pipeline, dict):
         return  # refused where it is loaded
     growth = math.prod(map(_growth, _steps(pipeline.get("normalizer"), "normalizers")))
+    again = math.prod(map(_growth, _steps(pipeline.get("decoder"), "decoders")))
     added = sum(map(_added, _steps(pipeline.get("post_processor"), "processors")))
     for what, found, limit in (
         (f"replaces parts of a text by up to {growth:.3g} times as much", growth, _GROWTH),
+        (f"makes of its tokens up to {again:.3g} times as much", again, _GROWTH),
         (f"adds {added:,} tokens to each text", added, _ADDED),
     ):
         if found > limit:

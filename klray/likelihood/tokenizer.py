@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import decoders
+from tokenizers import Tokenizer, decoders, processors
 
 from klray.checkpoints import check_small_files, model_config
 from klray.checkpoints.causes import explained
@@ -58,7 +58,11 @@ def load_tokenizer(directory: str | Path) -> Any:
         if pipeline.is_file() and "auto_map" not in settings:
             return _with_decoder(_from_pipeline(pipeline, settings))
         model = _sentencepiece_model(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = (
+            _named_class(folder, settings)
+            if model is None
+            else transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        )
         if pipeline.is_file():
             return _with_decoder(_from_pipeline(pipeline, settings))
         if not _has_vocabulary(folder) and tokenizer.vocab_files_names:
@@ -116,7 +120,14 @@ def _settings(folder: Path) -> Mapping[str, Any]:
 
 
 def _from_pipeline(file: Path, settings: Mapping[str, Any]) -> Any:
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
+    backend = Tokenizer.from_file(str(file))
+    # Its pad token would be made a special one, at which words are split. Dropout is for training: ids at random.
+    backend.no_padding()
+    backend.no_truncation()
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None
+        logger.warning("tokenizer: the dropout of %s is left out, which is for training", PIPELINE)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
     asked = {name: token for name in ("bos", "eos") if (token := _content(settings.get(f"{name}_token")))}
     front, back = around(tokenizer)
     has = {"bos": asked.get("bos") in front, "eos": asked.get("eos") in back}
@@ -125,11 +136,43 @@ def _from_pipeline(file: Path, settings: Mapping[str, Any]) -> Any:
     if changed:
         words = "tokenizer: %s of %s holds, where %s does otherwise"
         logger.warning(words, " and ".join(f"add_{each}_token={wants[each]}" for each in changed), _CONFIG, PIPELINE)
-        adds = {f"add_{name}_token": wants[name] if name in changed else has[name] for name in asked}
-        named = {f"{name}_token": token for name, token in asked.items()}
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file), **named, **adds)
+        kept = {"bos": [each for each in front if each != asked.get("bos")]}
+        kept["eos"] = [each for each in back if each != asked.get("eos")]
+        wanted = {name: wants[name] if name in changed else has[name] for name in asked}
+        before = [asked["bos"], *kept["bos"]] if wanted.get("bos") else kept["bos"] if "bos" in asked else [*front]
+        after = [*kept["eos"], asked["eos"]] if wanted.get("eos") else kept["eos"] if "eos" in asked else [*back]
+        _put_around(backend, before, after)
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
     tokenizer.init_kwargs["tokenizer_class"] = str(settings.get("tokenizer_class") or type(tokenizer).__name__)
     return tokenizer
+
+
+def _put_around(backend: Any, before: list[str], after: list[str]) -> None:
+    """Have these tokens before and behind each text, and no others."""
+    ids = {token: backend.token_to_id(token) for token in (*before, *after)}
+    if unknown := [token for token, number in ids.items() if number is None]:
+        raise CheckpointError(f"{_CONFIG} asks for {unknown[0]!r} around texts, which {PIPELINE} lacks", "load_failed")
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after], pair=None, special_tokens=list(ids.items())
+    )
+
+
+def _named_class(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """The tokenizer of the class that the config names; transformers goes by the kind of the model first."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    wanted = str(settings.get("tokenizer_class") or type(tokenizer).__name__)
+    general = ("PreTrainedTokenizer", "TokenizersBackend", type(tokenizer).__name__.removesuffix("Fast"))
+    if "auto_map" in settings or wanted.removesuffix("Fast") in general:
+        return tokenizer
+    kind: Any = getattr(transformers, wanted, None)
+    if not hasattr(kind, "vocab_files_names"):  # a class of tokenizers
+        raise CheckpointError(
+            f"{folder} names the tokenizer {wanted!r} in its {_CONFIG}, which transformers {transformers.__version__} "
+            f"does not know, and has no {PIPELINE}: add the {PIPELINE} that the model was trained with",
+            "load_failed",
+        )
+    made: Any = kind.from_pretrained(folder, local_files_only=True)
+    return made
 
 
 def _content(token: Any) -> str | None:
@@ -140,7 +183,7 @@ def _content(token: Any) -> str | None:
 def _with_decoder(tokenizer: Any) -> Any:
     """Bytes come back as the text that they are, also where the file does not say so; no id depends on it."""
     backend = tokenizer.backend_tokenizer
-    if backend.decoder is None and "ByteLevel" in repr(backend.pre_tokenizer):
+    if backend.decoder is None and "ByteLevel" in f"{backend.pre_tokenizer!r} {backend.normalizer!r}":
         backend.decoder = decoders.ByteLevel()
     return tokenizer
 

@@ -19,6 +19,8 @@ _AT_ONCE = 256  # texts
 # Slow tokenizers, in Python, do some 50 kB a second.
 _SECONDS, _BYTES_PER_SECOND = 60.0, 20_000.0
 _SECONDS_ALONE = 2.0  # for a text, to find the one that took so long
+_LONGER = 20  # times as long as a text what its tokens give back may be, before it is looked at
+_FEW = 4  # words
 _SHOWN = 24  # characters of a text in a message
 
 # What a tokenizer is known to do to a text: each drops what the ones before it drop, too.
@@ -98,22 +100,33 @@ def facts(tokenizer: Any, texts: Sequence[str], ids: Sequence[Ids], allow_lost: 
     """What a tokenizer adds to the texts, and what it leaves of them, by decoding their ``ids``.
 
     Raises CheckpointError (text_lost) if more than ``allow_lost`` texts lack characters that no known normalisation
-    takes away: white space and control characters, Unicode's compatible forms (NFKC), or case. Of a tokenizer that
-    does not decode nothing is known.
+    takes away: white space and control characters, Unicode's compatible forms (NFKC), or case; or lack most of their
+    white space, or of their bytes. Of a tokenizer that does not decode nothing is known.
     """
     name = named(tokenizer)
     n_bytes, n_tokens = sum(len(text.encode()) for text in texts), sum(map(len, ids))
     if not hasattr(tokenizer, "convert_ids_to_tokens") or not hasattr(tokenizer, "decode"):
         return TokenizerFacts(name, bytes_per_token=n_bytes / max(1, n_tokens))
-    front, back = around(tokenizer)
+    deadline = time.monotonic() + _SECONDS + n_bytes / _BYTES_PER_SECOND
+    try:
+        front, back = _within(deadline, lambda: around(tokenizer))
+        inner = [list(each[len(front) : len(each) - len(back)]) for each in ids]
+        back_again = _within(deadline, lambda: _decoded(tokenizer, inner))
+    except (_Late, _Failed) as error:
+        raise CheckpointError(
+            f"{name} cannot give back the texts of which it makes tokens ({str(error)[:200] or 'it takes too long'}), "
+            "and nobody knows what they hold: take the tokenizer that belongs to the model, or leave the model out",
+            "timed_out" if isinstance(error, _Late) else "load_failed",
+        ) from error
     normalised, lost = 0, []
     kinds = (EXACT, SPACES, UNICODE, CASE)
-    inner = [list(each[len(front) : len(each) - len(back)]) for each in ids]
-    for number, (text, decoded) in enumerate(zip(texts, _decoded(tokenizer, inner), strict=True)):
+    for number, (text, decoded) in enumerate(zip(texts, back_again, strict=True)):
         if text == decoded:
             continue
-        kind = next((n for n, kind in enumerate(kinds) if kind and _form(text, kind) == _form(decoded, kind)), None)
-        if kind is None:
+        held = len(decoded) <= _LONGER * (len(text) + 1)
+        like = (n for n, kind in enumerate(kinds) if kind and _form(text, kind) == _form(decoded, kind))
+        kind = next(like, None) if held else None
+        if kind is None or _mostly_gone(text, decoded, kinds[kind]):
             lost.append((number, text, decoded))
         else:
             normalised = max(normalised, kind)
@@ -158,6 +171,15 @@ def _form(text: str, kind: str) -> str:
     if kind == CASE:
         text = text.casefold()
     return "".join(each for each in text if not each.isspace() and unicodedata.category(each) not in _CONTROL)
+
+
+def _mostly_gone(text: str, decoded: str, kind: str) -> bool:
+    """Whether what a tokenizer is known to shorten, white space above all, is gone for the most part."""
+    if kind != SPACES:
+        text = unicodedata.normalize("NFKC", text)
+    decoded = decoded.replace("▁", " ")
+    between, left = (len(each.split()) - 1 for each in (text, decoded))
+    return (between > _FEW and 2 * left < between) or 2 * len(decoded.encode()) < len(text.encode())
 
 
 def _decoded(tokenizer: Any, ids: Sequence[Ids]) -> list[str]:

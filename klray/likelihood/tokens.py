@@ -99,6 +99,12 @@ def encode(tokenizer: Callable[..., Any], texts: Sequence[str], *, allow_lost: i
     if not texts:
         return Tokens(ids=np.zeros(0, np.int32), offsets=np.zeros(1, np.int64))
     encoded = token_ids(tokenizer, texts)
+    most = max((max(ids) for ids in encoded if ids), default=0)
+    if most > np.iinfo(np.int32).max:
+        raise CheckpointError(
+            f"the tokenizer gives the id {most:,}, and no model has as many: take the one that belongs to the model",
+            "load_failed",
+        )
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
     return Tokens(

@@ -146,6 +146,7 @@ AROUND = [{"SpecialToken": {"id": "s", "type_id": 0}}] * 100 + [{"Sequence": {"i
     ("part", "value", "words"),
     [
         ("normalizer", {"type": "Sequence", "normalizers": [SWELL, SWELL]}, "900 times as much"),
+        ("decoder", {"type": "Sequence", "decoders": [SWELL, SWELL]}, "900 times as much"),
         (
             "post_processor",
             {
