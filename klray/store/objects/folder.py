@@ -66,6 +66,8 @@ class FolderObjects(Objects):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
+            if not self.root.is_dir():
+                raise
             raise self._in_the_way(path.parent) from error
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
         try:
