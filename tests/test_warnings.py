@@ -20,7 +20,7 @@ from klray.report.sections.section_warnings import warnings_section
 from klray.store import Store
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
-from klray.words.heard import LONGEST_WARNING, MOST, heard, joined, kinds, parted
+from klray.words.heard import LONGEST_WARNING, MOST, Heard, heard, joined, kinds, parted
 from tests.scorers import scorer_here
 from tests.stores import TEXTS, add, column
 from tests.tiny_models import byte_level_tokenizer, texts, tiny_config
@@ -56,8 +56,8 @@ def test_kinds_are_bounded() -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_warning_that_cannot_be_worded_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
-    with heard() as warned:
-        log.warning("%d", "no number")
+    warned = Heard()
+    warned.emit(logging.LogRecord("klray", logging.WARNING, __file__, 1, "%d", ("no number",), None))
     assert warned.take() == []
 
 
