@@ -79,6 +79,23 @@ def test_change_in_a_commit_is_found_and_repair_is_the_way_out(store: Store, bef
     assert_holds(store, column("b", 1), column("b", 2), column("a", 1))
 
 
+@pytest.mark.parametrize("target", ["/dev/zero", "/etc/passwd", "/no/such/place"])
+def test_link_in_place_of_a_commit_is_found_and_repair_removes_the_link_alone(tmp_path: Path, target: str) -> None:
+    store = Store.create(str(tmp_path / "store"), TEXTS)
+    add(store, column("a", 1), column("a", 2))
+    key = column("a", 1).identity.key
+    path = Path(store.url) / layout.commit_path(key)
+    path.unlink()
+    path.symlink_to(target)
+    with pytest.raises(StoreError, match=r"damaged .*out of the store"):
+        store.publish()
+    damages = store.audit().damages
+    assert [each.key for each in damages] == [key]
+    assert layout.commit_path(key) in store.repair(store.audit(), NOW)
+    assert not path.is_symlink() and store.audit().damages == ()
+    assert store.publish()[0].n_models == 1
+
+
 @pytest.mark.parametrize("damaged", ["architecture/zarr.json", layout.CATALOG, "LATEST", "manifest", "manifest lost"])
 def test_models_keep_their_places_whatever_is_damaged(store: Store, damaged: str) -> None:
     first = store.manifest()

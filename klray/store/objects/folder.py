@@ -34,7 +34,7 @@ class FolderObjects(Objects):
         path = self.root / self._checked(key)
         real = os.path.realpath(path)
         if real != self.url and not real.startswith(f"{self.url.rstrip('/')}/"):
-            raise StoreError(f"store {self.url}: {key} leads to {real}, out of the store; remove that link")
+            raise StoreDamagedError(f"store {self.url}: {key} leads to {real}, out of the store; remove that link")
         return path
 
     def conditional_put(self, key: str, body: bytes) -> bool:
@@ -179,8 +179,10 @@ class FolderObjects(Objects):
         return dict(sorted(found.items()))
 
     def delete_tree(self, prefix: str) -> None:
-        path = self._path(prefix)
-        if path.is_dir():
+        path = self._path(prefix.rpartition("/")[0]) / self._checked(prefix).rpartition("/")[2]
+        if path.is_symlink():  # it goes, and not what it leads to
+            path.unlink(missing_ok=True)
+        elif path.is_dir():
             shutil.rmtree(path, onerror=_unless_gone)
         else:
             path.unlink(missing_ok=True)
