@@ -35,6 +35,7 @@ Reason = Literal[
 # Which extra brings what not every installation has.
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "ray", "scipy"), "score"),
+    "sentencepiece": "score",
     "sklearn": "maps",
     "distributed": "distributed",
     "bitsandbytes": "quant",

@@ -39,6 +39,7 @@ DOORS = {
     "huggingface_hub": {"checkpoints"},
     "transformers": {"likelihood", "tiny", "watch"},
     "tokenizers": {"likelihood.tokenizer", "tiny"},
+    "sentencepiece": {"likelihood.tokenizer"},
     "safetensors": {"checkpoints", "likelihood.lens", "tiny"},
     "matplotlib": {"report.figures"},
     "sklearn": {"analysis.embedding"},

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
+import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from klray.errors import CheckpointError
-from klray.likelihood import tokenizer as tokenizers_of_folders
 from klray.likelihood import tokenizing
 from klray.likelihood.tokenizer import load_tokenizer
 from klray.likelihood.tokens import encode
@@ -230,35 +229,45 @@ def test_a_text_that_takes_too_long_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.reason == "timed_out" and time.monotonic() - start < 2
 
 
-@pytest.mark.parametrize("agrees", [True, False])
-def test_a_sentencepiece_model_gives_the_ids_of_sentencepiece(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agrees: bool
-) -> None:
-    """The library is not among those of the tests: one that gives the same ids, or others, stands in its place."""
-    made = tiny_models.byte_level_tokenizer()
-    write(tmp_path, None, tokenizer_class="LlamaTokenizer")
-    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15")
-
-    class Processor:
-        def __init__(self, model_file: str):
-            assert Path(model_file) == tmp_path / "tokenizer.model"
-
-        def encode(self, text: str) -> list[int]:
-            ids: list[int] = made(text)["input_ids"]
-            return ids if agrees or "  " not in text else ids[1:]
-
-    monkeypatch.setitem(
-        tokenizers_of_folders.importlib.sys.modules,  # type: ignore[attr-defined]
-        "sentencepiece",
-        types.SimpleNamespace(SentencePieceProcessor=Processor),
+def sentencepiece_model(**options: Any) -> bytes:
+    """A SentencePiece model of the texts."""
+    body = io.BytesIO()
+    lines = iter([line for text in TEXTS for line in text.split("\n") if line.strip()])
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_writer=body,
+        vocab_size=400,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
     )
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: made)
-    if agrees:
-        assert load_tokenizer(tmp_path) is made
-    else:
-        with pytest.raises(CheckpointError, match=r"makes .* of tokenizer.model, which gives 'two  spaces") as caught:
-            load_tokenizer(tmp_path)
-        assert caught.value.reason == "load_failed"
+    return body.getvalue()
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "GemmaTokenizer", "T5Tokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("options", [{}, {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}])
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_sentencepiece_model_gives_the_ids_of_sentencepiece(
+    tmp_path: Path, name: str, options: dict[str, Any], kind: str
+) -> None:
+    body = sentencepiece_model(model_type=kind, **options)
+    (write(tmp_path, None, tokenizer_class=name) / "tokenizer.model").write_bytes(body)
+    tokenizer, own = load_tokenizer(tmp_path), sentencepiece.SentencePieceProcessor(model_proto=body)
+    awkward = [*TEXTS, "two  spaces", " in front", "behind ", "one\ttab\n\nand lines", "naïve"]
+    for text, ids in zip(awkward, encode(tokenizer, awkward), strict=True):
+        bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert list(bare) == own.encode(text)
+        assert set(ids.tolist()) >= set(bare) and len(ids) - len(bare) in (0, 1)
+
+
+def test_a_model_that_counts_pieces_in_another_way_is_refused(tmp_path: Path) -> None:
+    (write(tmp_path, None, tokenizer_class="MBartTokenizer") / "sentencepiece.bpe.model").write_bytes(
+        sentencepiece_model(model_type="unigram")
+    )
+    with pytest.raises(CheckpointError, match="have other ids there") as caught:
+        load_tokenizer(tmp_path)
+    assert caught.value.reason == "load_failed"
 
 
 def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path: Path) -> None:

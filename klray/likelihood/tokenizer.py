@@ -1,10 +1,9 @@
 """The tokenizer of a checkpoint's folder: the pipeline of its files, not one that a library puts in its place."""
 
 import hashlib
-import importlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from klray.checkpoints.causes import explained
 from klray.errors import CheckpointError
 from klray.likelihood import plausible
 from klray.likelihood.quiet import quiet
-from klray.likelihood.tokenizing import around
+from klray.likelihood.tokenizing import around, named
 
 logger = logging.getLogger("klray")
 
@@ -46,7 +45,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     tokenizer.json is taken as it stands, whatever class tokenizer_config.json names: transformers' classes have
     pipelines of their own, which are used only where there is no tokenizer.json. ``add_bos_token`` and
     ``add_eos_token`` of tokenizer_config.json hold, as they do in transformers, and a warning says where they change
-    what tokenizer.json does. A SentencePiece model must give the ids that SentencePiece itself gives.
+    what tokenizer.json does. Where a SentencePiece model is all there is, ids are those of SentencePiece itself.
     """
     folder = Path(directory)
     with quiet(), explained(folder, "tokenizer"):
@@ -71,9 +70,9 @@ def load_tokenizer(directory: str | Path) -> Any:
                 f"{', '.join(_VOCABULARIES)}; add the tokenizer's files",
                 "load_failed",
             )
-        if model is not None:
-            _check_sentencepiece(model, tokenizer, folder)
-        return tokenizer
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+            raise ValueError(f"transformers finds no vocabulary for {type(tokenizer).__name__} in its files")
+        return tokenizer if model is None else _by_sentencepiece(model, tokenizer, folder)
 
 
 def tokenizer_fingerprint(directory: str | Path) -> str:
@@ -198,14 +197,58 @@ def _sentencepiece_model(folder: Path) -> Path | None:
     return models[0] if models else None
 
 
-def _check_sentencepiece(model: Path, tokenizer: Any, folder: Path) -> None:
-    processor = importlib.import_module("sentencepiece").SentencePieceProcessor(model_file=str(model))
-    for text in _PROBES:
-        own, found = list(processor.encode(text)), list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        if own != found:
-            raise CheckpointError(
-                f"{folder}: transformers makes {type(tokenizer).__name__} of {model.name}, which gives {text!r} other "
-                f"ids than SentencePiece does ({found[:8]}, not {own[:8]}): add the {PIPELINE} that the model was "
-                "trained with",
-                "load_failed",
-            )
+def _by_sentencepiece(model: Path, tokenizer: Any, folder: Path) -> Any:
+    """The tokenizer that transformers makes of a SentencePiece model, or SentencePiece itself where their ids differ.
+
+    Raises CheckpointError (load_failed): transformers gives its pieces other ids, as for models that count in another
+    way than their SentencePiece model does.
+    """
+    own = SentencePieceTokenizer(model, tokenizer)
+    known = tokenizer.get_vocab()
+    if moved := [piece for number, piece in own.pieces() if known.get(piece) != number]:
+        raise CheckpointError(
+            f"{folder}: transformers makes {type(tokenizer).__name__} of {model.name}, and {len(moved):,} of its "
+            f"pieces have other ids there, {moved[0]!r} first: add the {PIPELINE} that the model was trained with",
+            "load_failed",
+        )
+    same = all(own(text)["input_ids"] == list(tokenizer(text)["input_ids"]) for text in _PROBES)
+    return tokenizer if same else own
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model as it stands, called as tokenizers of transformers are.
+
+    ``like`` is what transformers makes of it: the special tokens around a text, and their names, are its own.
+    """
+
+    def __init__(self, model: Path, like: Any):
+        from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - few models need it
+
+        self._processor = SentencePieceProcessor(model_file=str(model))
+        self._like = like
+        self._front, self._back = (list(like.convert_tokens_to_ids(list(names))) for names in around(like))
+        self.init_kwargs = {"tokenizer_class": named(like)}
+
+    def pieces(self) -> Iterator[tuple[int, str]]:
+        """Ids and words of all pieces of texts."""
+        made = self._processor
+        for number in range(made.get_piece_size()):
+            if not (made.is_control(number) or made.is_unused(number) or made.is_unknown(number)):
+                yield number, made.id_to_piece(number)
+
+    def __call__(
+        self, text: str | list[str], *, add_special_tokens: bool = True, **_: object
+    ) -> dict[str, list[int] | list[list[int]]]:
+        """``input_ids`` of a text, or of each of several."""
+        front, back = (self._front, self._back) if add_special_tokens else ([], [])
+        if isinstance(text, str):
+            return {"input_ids": [*front, *self._processor.encode(text), *back]}
+        return {"input_ids": [[*front, *ids, *back] for ids in self._processor.encode(text)]}
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """Names of tokens."""
+        return list(self._like.convert_ids_to_tokens(ids))
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        """The text that tokens stand for."""
+        return str(self._processor.decode(list(ids)))
