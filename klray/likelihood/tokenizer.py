@@ -16,6 +16,7 @@ from klray.errors import CheckpointError
 from klray.likelihood import plausible
 from klray.likelihood.quiet import quiet
 from klray.likelihood.tokenizing import around, named
+from klray.words.outside import parsed
 
 logger = logging.getLogger("klray")
 
@@ -111,7 +112,7 @@ def _settings(folder: Path) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", _CONFIG):
         if (folder / name).is_file():
-            read = json.loads((folder / name).read_text("utf-8"))
+            read = parsed((folder / name).read_bytes())
             if not isinstance(read, dict):
                 raise ValueError(f"{name} is no JSON object")
             found |= read
