@@ -46,7 +46,7 @@ def test_both_ways_of_evaluation_are_taken(monkeypatch: pytest.MonkeyPatch) -> N
         return original(*arguments)
 
     monkeypatch.setattr(tiles, "paired", counting)
-    for kernel in (tiles.variance, tiles.square_variance):
+    for kernel in (tiles.variance, tiles.variances):
         counted.clear()
         kernel(matrix("every scale"))
         assert 30 < sum(counted) < 30 * 29 // 2 - 30
@@ -56,7 +56,7 @@ def test_subtracting_the_mean_row_spares_standard_errors_the_slow_way(monkeypatc
     counted: list[int] = []
     original = tiles.paired
     monkeypatch.setattr(tiles, "paired", lambda *given: counted.append(len(given[3])) or original(*given))
-    tiles.square_variance(matrix("trajectory"))
+    tiles.variances(matrix("trajectory"))
     assert sum(counted) < 0.1 * 30 * 29 / 2
 
 

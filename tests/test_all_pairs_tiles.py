@@ -18,8 +18,10 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from klray.analysis.kl import all_pairs as divergence
 from klray.analysis.kl import tiles
-from klray.analysis.kl.all_pairs import kl_divergence, kl_standard_error, projected_memory_bytes
-from tests.kl_matrices import BOTH, N, matrix, text_bytes
+from klray.analysis.kl.all_pairs import kl_divergence, kl_standard_error, kl_with_standard_error
+from klray.analysis.kl.panels import Shelf
+from klray.analysis.kl.tiling import tiling
+from tests.kl_matrices import BOTH, KINDS, N, kl_of_pair, matrix, standard_error_of_pair, text_bytes
 
 BLAS = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]  # type: ignore[call-overload, index]
 
@@ -87,7 +89,7 @@ def test_each_pair_of_tiles_is_computed_once(quantity: Callable, monkeypatch: py
 
     def counting(*arguments: Any) -> np.ndarray:
         with lock:
-            counted.append((len(arguments[2]), len(arguments[2] if arguments[3] is None else arguments[3])))
+            counted.append((len(arguments[1]), len(arguments[1] if arguments[2] is None else arguments[2])))
         return original(*arguments)
 
     monkeypatch.setattr(divergence, "_tile", counting)
@@ -109,7 +111,7 @@ def test_products_run_in_one_thread_and_blas_gets_its_threads_back(monkeypatch: 
         return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
     seen: list[set[int]] = []
-    monkeypatch.setattr(tiles, "_finished", lambda *_: seen.append(threads()) or np.zeros((1, 1)))
+    monkeypatch.setattr(tiles, "variance", lambda *_: seen.append(threads()) or np.zeros((1, 1)))
     before = threads()
     kl_divergence(np.zeros((1, 4)), np.ones(4))
     kl_divergence(da.zeros((1, 4)), np.ones(4)).compute(scheduler="threads")
@@ -169,46 +171,110 @@ def test_adding_models_computes_their_pairs_only(lazy: bool, monkeypatch: pytest
     computed: list[int] = []
     original, lock = tiles.variance, threading.Lock()
 
-    def counting(rows: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+    def counting(rows: np.ndarray, others: np.ndarray | None, reference: np.ndarray | None) -> np.ndarray:
         with lock:
             computed.append(len(rows) * (len(rows) - 1) // 2 if others is None else len(rows) * len(others))
-        return original(rows, others)
+        return original(rows, others, reference)
 
-    monkeypatch.setattr(divergence, "KL", divergence.KL._replace(tile=counting))
+    monkeypatch.setattr(tiles, "variance", counting)
     values = matrix("trajectory", 30, 300)
     rows = da.from_array(values, chunks=(9, -1)) if lazy else values
     np.asarray(kl_divergence(rows, text_bytes(300), tile=8, previous=kl_divergence(values[:19], text_bytes(300))))
     assert sum(computed) - 19 * 18 // 2 == 30 * 29 // 2 - 19 * 18 // 2
 
 
+def lazily(values: np.ndarray, tile: int, reference: np.ndarray) -> list[np.ndarray]:
+    """KL and standard errors of the same products, of a Dask array."""
+    rows = xr.DataArray(da.from_array(values, chunks=(9, -1)), dims=("model", "text"))
+    found = kl_with_standard_error(rows, text_bytes(values.shape[1]), reference=reference, tile=tile)
+    return [each.values for each in dask.compute(*found)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_at_once_agree_with_an_independent_evaluation(kind: str) -> None:
+    values, sizes = matrix(kind, 12), text_bytes()
+    kl, error = lazily(values, 5, values[6])
+    for i in range(len(values)):
+        for j in range(len(values)):
+            expected = kl_of_pair(values[i], values[j], sizes), standard_error_of_pair(values[i], values[j], sizes)
+            assert (kl[i, j], error[i, j]) == (
+                pytest.approx(expected[0], rel=1e-10, abs=0),
+                pytest.approx(expected[1], rel=1e-8, abs=0),
+            )
+
+
+@OPENBLAS
+def test_bits_of_both_do_not_depend_on_others_or_position() -> None:
+    values = matrix("trajectory", 2 * tiles.ROWS + 9, 257).astype(np.float32)
+    reference = values[100]
+    whole = lazily(values, 512, reference)
+    order = np.random.default_rng(0).permutation(len(values))
+    for found, expected in zip(lazily(values[order], 100, reference), whole, strict=True):
+        np.testing.assert_array_equal(found, expected[np.ix_(order, order)])
+    part = slice(90, 130)
+    for found, expected in zip(lazily(values[part], 7, reference), whole, strict=True):
+        np.testing.assert_array_equal(found, expected[part, part])
+
+
+@pytest.mark.parametrize(("room", "most"), [(4, 72), (8, 48), (12, 12)])
+def test_panels_are_read_as_few_times_as_the_room_allows(room: int, most: int) -> None:
+    """Twelve panels, and 78 tiles: without any room they would be read 144 times."""
+    counted: list[int] = []
+    values = matrix("trajectory", 48, 300)
+    rows = da.from_array(values, chunks=(4, -1)).map_blocks(
+        lambda block: counted.append(1) or block, dtype=values.dtype, meta=np.empty((0, 0))
+    )
+    labelled = xr.DataArray(rows, dims=("model", "text"))
+    found = kl_with_standard_error(labelled, text_bytes(300), reference=values[0], tile=4, room=room)
+    with dask.config.set(scheduler="synchronous"):
+        kl, _ = dask.compute(*found)
+    np.testing.assert_allclose(kl.values, kl_divergence(values, text_bytes(300)), rtol=1e-10)
+    assert len(counted) <= most
+
+
+def test_a_shelf_lets_go_what_is_needed_least() -> None:
+    shelf = Shelf(room=4, uses=5)
+    for number in (0, 1, 1, 2, 3, 4):
+        if shelf.get(number) is None:
+            shelf.put(number, np.zeros(1))
+    assert [number for number in range(5) if shelf.get(number) is not None] == [0, 2, 3, 4]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_models", "n_texts", "tile", "threads"), [(1500, 900, 256, 2), (1100, 5000, 128, 1)])
+@pytest.mark.parametrize(
+    ("n_models", "n_texts", "tile", "budget"), [(1500, 900, 256, None), (1100, 5000, 128, 60), (2200, 700, None, 120)]
+)
 def test_memory_stays_below_the_projection(
-    tmp_path: Path, n_models: int, n_texts: int, tile: int, threads: int
+    tmp_path: Path, n_models: int, n_texts: int, tile: int | None, budget: int | None
 ) -> None:
-    """Both matrices, from chunks that fit no tile to a file that is written tile by tile."""
+    """Both matrices, from chunks that fit no tile to files that are written tile by tile; in whole and in part."""
 
     def read(block_info: Any = None) -> np.ndarray:
         (start, stop), _ = block_info[None]["array-location"]
         return np.random.default_rng(start).normal(-900, 300, (stop - start, n_texts)).astype(np.float32)
 
-    chunks = da.core.normalize_chunks((350, -1), (n_models, n_texts))
+    threads, chunk = 2, 100
+    chunks = da.core.normalize_chunks((chunk, -1), (n_models, n_texts))
     values = da.map_blocks(read, chunks=chunks, dtype=np.float32, meta=np.empty((0, 0), np.float32))
-    sizes = text_bytes(n_texts)
+    plan = tiling(n_models, n_texts, threads, 4, chunk, budget and budget * 2**20, tile)
+    assert budget is None or plan.needed_bytes <= budget * 2**20
+    labelled = xr.DataArray(values, dims=("model", "text"))
     files = [np.memmap(tmp_path / name, np.float64, "w+", shape=(n_models, n_models)) for name in ("kl", "error")]
     tracemalloc.start()
     try:
-        matrices = [kl_divergence(values, sizes, tile=tile), kl_standard_error(values, sizes, tile=tile)]
+        options = {"reference": np.zeros(n_texts), "tile": plan.tile, "room": plan.room}
+        matrices = [each.data for each in kl_with_standard_error(labelled, text_bytes(n_texts), **options)]
         with dask.config.set(scheduler="threads", num_workers=threads):
             da.store(matrices, files, lock=False)
         measured = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    projected = projected_memory_bytes(n_models, n_texts, tile, threads)
-    assert measured <= projected < 4 * measured
+    assert measured <= plan.needed_bytes < 4 * measured
     np.testing.assert_array_equal(files[0], np.asarray(files[0]).T)
 
 
-def test_the_result_need_not_fit_in_memory() -> None:
-    """100,000 models: the matrix has 80 GB, a run holds the 4 GB of input and little more."""
-    assert projected_memory_bytes(100_000, 10_000, 1024, 8) < 8 * 2**30
+def test_neither_input_nor_result_need_fit_in_memory() -> None:
+    """100,000 models: the input has 4 GB, each matrix 80 GB."""
+    plan = tiling(100_000, 10_000, 2, 4, 400, budget_bytes=2 * 2**30)
+    assert plan.needed_bytes <= 2 * 2**30
+    assert plan.room < -(-100_000 // plan.tile)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from klray.analysis.analyze import analyze, projected_analysis_bytes
+from klray.analysis.analyze import analyze, projected_analysis
 from klray.analysis.diffusion import diffusion_exponent
 from klray.analysis.recipe import Recipe
 from klray.errors import KlrayError
@@ -258,7 +258,7 @@ def test_more_than_the_budget_is_refused_with_both_numbers(data: xr.Dataset) -> 
     )
     with pytest.raises(KlrayError, match=words):
         analyze(data, tile=20, memory_limit_bytes=2**20, threads=3)
-    needed = projected_analysis_bytes(67, 194, 32, 20, 3)
+    needed = projected_analysis(67, 194, 32, 3, chunk_models=67, tile=20).needed_bytes
     assert "kl" in analyze(data, tile=20, memory_limit_bytes=needed, threads=3, tsne=False)
 
 
@@ -277,7 +277,7 @@ def test_memory_of_the_whole_analysis_stays_below_the_projection(tmp_path: Path,
         measured = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert measured <= projected_analysis_bytes(n_models, 1455, longest, 128, 2)
+    assert measured <= projected_analysis(n_models, 1455, longest, 2, chunk_models=chunk_rows, tile=128).needed_bytes
 
 
 def test_values_that_are_not_finite_are_refused(data: xr.Dataset) -> None:

@@ -18,16 +18,13 @@ from dask.system import CPU_COUNT
 
 from klray.analysis import continuing, embedding
 from klray.analysis.continuing import check_previous, known_pairs
-from klray.analysis.defaults import CLIP_QUANTILE, MIN_STEP, OUTLIER_FRACTION, OUTLIER_MIN_STEP, TILE, WINDOW
+from klray.analysis.defaults import CLIP_QUANTILE, MIN_STEP, OUTLIER_FRACTION, OUTLIER_MIN_STEP, WINDOW
 from klray.analysis.diffusion import diffusion_exponent
 from klray.analysis.drift import Columns, Sketches, drift_bytes, exact_drift, sketched_drift
 from klray.analysis.facts import labels, origin, own_output, quantised, strings
-from klray.analysis.kl.all_pairs import (
-    kl_divergence,
-    kl_standard_error,
-    paired_standard_error,
-    projected_memory_bytes,
-)
+from klray.analysis.kl.all_pairs import kl_divergence, kl_with_standard_error, paired_standard_error
+from klray.analysis.kl.panels import Panel
+from klray.analysis.kl.tiling import CHUNK, Tiling, tiling
 from klray.analysis.maps import maps
 from klray.analysis.recipe import (
     FOUND,
@@ -63,7 +60,7 @@ def analyze(
     exclude_misplaced: bool = True,
     window: int = WINDOW,
     min_step: int = MIN_STEP,
-    tile: int = TILE,
+    tile: int | None = None,
     perplexity: float = 30.0,
     tsne: bool = True,
     memory_limit_bytes: int | None = None,
@@ -90,8 +87,8 @@ def analyze(
         Result of this analysis on an earlier snapshot. Same text set, same recipe, and its models are the first ones of
         ``dataset``: their pairs keep their values to the bit, and only pairs with a newer model are computed.
     window, min_step, tile, perplexity, tsne
-        Of ``diffusion_exponent``; of the matrices, whose chunks are tiles; of the t-SNE map, if it is wanted and
-        scikit-learn is there.
+        Of ``diffusion_exponent``; models on each side of a tile (None: what suits their number and the memory); of the
+        t-SNE map, if it is wanted and scikit-learn is there.
     memory_limit_bytes, threads
         Refuse to start when more could be needed with so many tiles at a time (None: Dask's setting, or one a CPU).
     sketches
@@ -141,15 +138,16 @@ def analyze(
         if why and not reason
     }
     found, claims = runs(dataset, excluded), contested(dataset, excluded)
-    _check_memory(values, tile, [len(run.models) for run in found], memory_limit_bytes, threads)
-    result = xr.Dataset(
-        {
-            "kl": kl_divergence(values, text_bytes, tile=tile, previous=known_pairs(previous, "kl")),
-            "kl_standard_error": kl_standard_error(
-                values, text_bytes, tile=tile, previous=known_pairs(previous, "kl_standard_error")
-            ),
-        }
+    plan = _checked_memory(values, tile, [len(run.models) for run in found], memory_limit_bytes, threads)
+    kl, standard_error = kl_with_standard_error(
+        values,
+        text_bytes,
+        reference=recipe.reference_row(dataset, values),
+        tile=plan.tile,
+        previous=(known_pairs(previous, "kl"), known_pairs(previous, "kl_standard_error")),
+        room=plan.room,
     )
+    result = xr.Dataset({each.name: each.chunk(min(plan.tile, CHUNK)) for each in (kl, standard_error)})
     columns, present = _by_run(values, text_bytes, found, excluded, window, min_step)
     if sketches is not None:
         _check_sketches(dataset, [len(run.models) for run in found], memory_limit_bytes)
@@ -219,32 +217,41 @@ def _without_anomalies(
     return recipe, left_out
 
 
-def projected_analysis_bytes(
-    n_models: int, n_texts: int, longest_run: int, tile: int = TILE, threads: int = 1, itemsize: int = 4
-) -> int:
-    """Bytes that ``analyze`` and the writing of its result hold at most: the largest of its three stages.
+def projected_analysis(
+    n_models: int,
+    n_texts: int,
+    longest_run: int,
+    threads: int = 1,
+    itemsize: int = 4,
+    chunk_models: int = 1,
+    budget_bytes: int | None = None,
+    tile: int | None = None,
+) -> Tiling:
+    """The tiles of an analysis, and the bytes that ``analyze`` and the writing of its result hold at most.
 
-    All pairs by tiles; the pairs of a run, one run in each thread; the map, which up to ``embedding.EXACT_RANK`` models
-    holds float64 copies of the values and Gram matrices.
+    The largest of its three stages: all pairs by tiles; the pairs of a run, one run in each thread; the map, which up
+    to ``embedding.EXACT_RANK`` models holds float64 copies of the values and Gram matrices.
     """
-    pairs = projected_memory_bytes(n_models, n_texts, tile, threads, itemsize=itemsize)
-    by_run = projected_memory_bytes(n_models, n_texts, max(longest_run, 1), threads, itemsize=itemsize)
+    pairs = tiling(n_models, n_texts, threads, itemsize, chunk_models, budget_bytes, tile)
+    by_run = threads * tiling(max(longest_run, 1), n_texts, 1, itemsize, chunk_models).needed_bytes
     map_rows = min(n_models, embedding.EXACT_RANK)
     maps = map_rows * n_texts * (itemsize + 3 * 8) + 6 * 8 * min(map_rows, n_texts) ** 2
-    return max(pairs, by_run, maps)
+    return pairs._replace(needed_bytes=max(pairs.needed_bytes, by_run, maps))
 
 
-def _check_memory(
-    values: xr.DataArray, tile: int, run_lengths: list[int], limit_bytes: int | None, threads: int | None
-) -> None:
+def _checked_memory(
+    values: xr.DataArray, tile: int | None, run_lengths: list[int], limit_bytes: int | None, threads: int | None
+) -> Tiling:
     threads = threads or dask.config.get("num_workers", None) or CPU_COUNT
     n_models, n_texts = values.shape
-    needed = projected_analysis_bytes(
-        n_models, n_texts, max(run_lengths, default=0), tile, threads, values.dtype.itemsize
-    )
-    what = f"the analysis of {n_models:,} models and {n_texts:,} texts in tiles of {tile:,} with {threads} threads"
+    longest = max(run_lengths, default=0)
+    chunk_models = max(values.data.chunks[0])
+    asked = (values.dtype.itemsize, chunk_models, limit_bytes, tile)
+    plan = projected_analysis(n_models, n_texts, longest, threads, *asked)
+    what = f"the analysis of {n_models:,} models and {n_texts:,} texts in tiles of {plan.tile:,} with {threads} threads"
     cure = "dask.memory_limit=... or analysis.tile=... or dask.threads=..."
-    _refuse_beyond(limit_bytes, needed, f"{what} needs", cure)
+    _refuse_beyond(limit_bytes, plan.needed_bytes, f"{what} needs", cure)
+    return plan
 
 
 def _check_sketches(dataset: xr.Dataset, run_lengths: list[int], limit_bytes: int | None) -> None:
@@ -271,7 +278,7 @@ def _by_run(
     names = labels(values)
     tasks = []
     for run in found:
-        rows = values.data[np.sort(run.models)].rechunk((-1, -1)).to_delayed()[0, 0]
+        rows = Panel(values.data[np.sort(run.models)])
         order = np.argsort(np.argsort(run.models))
         tasks.append(
             dask.delayed(_analyze_run, pure=False)(
@@ -305,7 +312,7 @@ def _by_run(
 
 
 def _analyze_run(
-    rows: np.ndarray,
+    panel: Panel,
     order: np.ndarray,
     names: list[str],
     steps: np.ndarray,
@@ -315,7 +322,7 @@ def _analyze_run(
     min_step: int,
 ) -> tuple[dict[str, np.ndarray], list[Anomaly]]:
     """Columns (T,) of one run, and what is off its path, from (T, N) values, the t-th checkpoint in row order[t]."""
-    rows = rows[order]
+    rows = panel.read()[order]
     kl = kl_divergence(rows, text_bytes, threads=1)
     kl[excluded] = np.nan
     kl[:, excluded] = np.nan

@@ -17,7 +17,7 @@ from klray.words.tables import say
 
 log = logging.getLogger("klray")
 
-NUMERICS_VERSION = 2  # raise when the same snapshot and recipe give other values than before
+NUMERICS_VERSION = 3  # raise when the same snapshot and recipe give other values than before
 
 Made = TypeVar("Made")
 

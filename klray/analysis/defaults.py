@@ -1,6 +1,6 @@
 """What analyses go by where nobody says otherwise; light, since the config and its help come from it.
 
-Source of all but the tile: arXiv:2505.15353, for runs of the length of Pythia.
+Source: arXiv:2505.15353, for runs of the length of Pythia.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ OUTLIER_MIN_STEP = 2000  # of the checkpoints that outliers among texts are told
 WINDOW = 10  # saved checkpoints after the start of a window, over which a diffusion exponent is fitted
 MIN_STEP = 1000  # of the first checkpoint that starts a window
 RESAMPLES = 1000  # of the bootstrap for the standard error of a median
-TILE = 512  # models on each side of a tile: 2 MB of float64 a tile; no value depends on it
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class AnalysisConfig:
     window: int = defaults.WINDOW
     min_step: int = defaults.MIN_STEP
     weights: str = "weights"  # exact weight distances: the result of this name that klray weights wrote, if any
-    tile: int = defaults.TILE
+    tile: int | None = None  # models on each side of a tile; unset: what suits their number and the memory
 
 
 @dataclass

@@ -3,12 +3,11 @@
 Shapes: I, J = models on the two sides of a tile, N = texts, P = pairs. Rows are log-likelihoods in nats, float32 or
 float64, C-contiguous and finite. Everything is summed in float64.
 
-The variance of a pair depends on its two rows alone, to the bit. Every matrix product has one shape, (ROWS, TEXTS) by
-(TEXTS, ROWS), filled up with zeros; its operands lie in different memory (NumPy has another routine for x @ x.T);
-nothing that depends on other models enters. OpenBLAS then sums each element in the same order wherever it stands, in
-any number of threads. With a library that does not, the variance of a pair still keeps to KL_CANCELLATION's bound, but
-not to the bit. The fourth moments subtract the tile's mean row, which cancels in differences, and keep to
-SE_CANCELLATION's bound.
+The moments of a pair depend on its two rows and the reference alone, to the bit. Every matrix product is of (m, TEXTS)
+by (TEXTS, n), m and n multiples of ROWS, filled up with zeros; its operands lie in different memory (NumPy has another
+routine for x @ x.T); nothing that depends on other models enters. OpenBLAS then sums each element in the same order
+wherever it stands, in a product of any of these sizes and in any number of threads. With a library that does not, a
+pair still keeps to the bounds below, but not to the bit.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,8 +15,10 @@ from itertools import pairwise
 
 import numpy as np
 
-ROWS = 128  # models on each side of one matrix product: larger ones waste more on the diagonal
+ROWS = 128  # rows of the smallest product: what is filled up on each side, and computed twice on the diagonal
+MOST_ROWS = 1024  # of the largest: small ones cost up to half as much again (docs/measurements.md)
 TEXTS = 1024  # texts in one product: the float64 copies of a tile stay small, and short sums round less
+FINISHED = 256  # rows of a block of sums that is finished: 512 kB stay in a core's cache
 DIRECT_VALUES = 2**16  # differences evaluated together: 512 kB stay in a core's cache
 
 # A pair that cancels below this share of its terms is evaluated from its differences. Sums of products err by 3e-15 of
@@ -25,78 +26,67 @@ DIRECT_VALUES = 2**16  # differences evaluated together: 512 kB stay in a core's
 # of a standard error (1e-8).
 KL_CANCELLATION = 5e-5
 SE_CANCELLATION = 1e-6
+# So is one whose variance is below this share of the squares of its values as they are given: to subtract the mean and
+# the reference rounds each value by 2e-16 of it, 2e-11 of such a difference.
+ROUNDED = 1e-10
+
+_ROOT = 1.5**0.5
 
 Moment = Callable[[np.ndarray], np.ndarray]  # (P, N) differences -> (P,)
 
 
-def variance(rows: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
-    """Population variance over texts of l_i - l_j for all pairs: |q_i|^2 + |q_j|^2 - 2 <q_i, q_j>, q = l - mean(l).
+def variance(rows: np.ndarray, others: np.ndarray | None = None, reference: np.ndarray | None = None) -> np.ndarray:
+    """Population variance over texts of l_i - l_j for all pairs: |x_i|^2 + |x_j|^2 - 2 <x_i, x_j>, x = l - mean(l) - r.
 
     Of ``rows`` (I, N) and ``others`` (J, N), nats; without others among ``rows``, where only i < j is computed, (j, i)
-    is its copy and (i, i) is 0. (I, J) float64, nats^2 per text, within 1e-10 relative of the variance of the
-    differences, never negative.
+    is its copy and (i, i) is 0. The ``reference`` r (N,), nats, cancels in every difference; without one it is 0. One
+    that is near to the models leaves fewer pairs to be evaluated from their differences, which takes 50 times as long.
+    (I, J) float64, nats^2 per text, within 1e-10 relative of the variance of the differences, never negative.
     """
     left, right = _Side(rows, powers=1), _Side(rows if others is None else others, powers=1)
-    among = others is None
-    x, y = left.operand, right.operand
-    products = np.zeros((left.padded, right.padded))
+    products = _Sums(left, right, among=others is None)
     for start in range(0, rows.shape[1], TEXTS):
-        left.center_into(x, start)
-        right.center_into(y, start)
-        left.squares += np.einsum("ij,ij->i", x, x)
-        right.squares += np.einsum("ij,ij->i", y, y)
-        for i, j in _blocks(left, right, among):
-            products[i, j] += x[i] @ y[j].T
-
-    def finish(block: np.ndarray, i: slice, j: slice) -> np.ndarray:
-        terms = left.squares[i, None] + right.squares[None, j]
-        block *= -2.0
-        block += terms
-        cancelled: np.ndarray = block < KL_CANCELLATION * terms
-        block /= rows.shape[1]
-        return cancelled
-
-    return _finished(products, left, right, among, finish, variance_of)
+        for side in (left, right):
+            side.center(start, side.operands[0])
+            side.subtract(side.operands[0], None if reference is None else reference[start : start + TEXTS])
+        products.add((left.operands[0], right.operands[0]))
+    _finish_variance(products)
+    return products.result()
 
 
-def square_variance(rows: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
-    """Population variance over texts of d^2, d = l_i - l_j centred, for all pairs: m4 - m2^2.
+def variances(
+    rows: np.ndarray, others: np.ndarray | None = None, reference: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Population variances over texts of d = l_i - l_j, centred, and of d^2, which is m4 - m2^2, for all pairs.
 
     m2 as in ``variance`` and N m4 = S4_i + S4_j - 4 <x_i^3, x_j> - 4 <x_i, x_j^3> + 6 <x_i^2, x_j^2> with S4 = sum x^4.
-    x = q - (mean row of the tile): any vector common to both rows cancels in d, and without what all models share the
-    sums cancel far less. (I, J) float64, nats^4 per text, within 2e-8 relative of direct evaluation, never negative.
+    Without a ``reference`` it is the mean row of the tile, because the sums cancel far less without what all models
+    share; the bits of a pair then depend on its tile. (I, J) float64 each, nats^2 and nats^4 per text, the second
+    within 2e-8 relative of direct evaluation, never negative.
     """
-    n_texts = rows.shape[1]
     left, right = _Side(rows, powers=3), _Side(rows if others is None else others, powers=3)
-    among = others is None
-    cross2, cross4 = np.zeros((left.padded, right.padded)), np.zeros((left.padded, right.padded))
-    x, y = left.operand, right.operand
-    x3, x1, x2 = x[:, :TEXTS], x[:, TEXTS : 2 * TEXTS], x[:, 2 * TEXTS :]
-    y1, y3, y2 = y[:, :TEXTS], y[:, TEXTS : 2 * TEXTS], y[:, 2 * TEXTS :]
-    for start in range(0, n_texts, TEXTS):
-        left.center_into(x1, start)
-        right.center_into(y1, start)
-        shared = (x1.sum(axis=0) + y1.sum(axis=0)) / (len(left.rows) + len(right.rows))
-        left.fill_powers(x1, x2, x3, shared)
-        right.fill_powers(y1, y2, y3, shared)
-        for i, j in _blocks(left, right, among):
-            cross2[i, j] += x1[i] @ y1[j].T
-        x1 *= 4.0
-        x3 *= 4.0
-        x2 *= -6.0
-        for i, j in _blocks(left, right, among):
-            cross4[i, j] += x[i] @ y[j].T  # 4 <x^3, y> + 4 <x, y^3> - 6 <x^2, y^2> in one product
-
-    def finish(block: np.ndarray, i: slice, j: slice) -> np.ndarray:
-        m2 = (left.squares[i, None] + right.squares[None, j] - 2.0 * cross2[i, j]) / n_texts
-        terms = left.fourths[i, None] + right.fourths[None, j]
-        np.subtract(terms, block, out=block)
-        block /= n_texts
-        block -= m2 * m2
-        # terms bounds every part: the products by 16, and N m2^2 by 8 (Cauchy-Schwarz)
-        return block < (SE_CANCELLATION / n_texts) * terms
-
-    return _finished(cross4, left, right, among, finish, square_variance_of)
+    squares, fourths = (_Sums(left, right, among=others is None) for _ in range(2))
+    (x1, x2, x3), (y1, y2, y3) = left.operands, right.operands
+    for start in range(0, rows.shape[1], TEXTS):
+        left.center(start, x1)
+        right.center(start, y1)
+        if reference is None:
+            shared = (x1.sum(axis=0) + y1.sum(axis=0)) / (len(left.rows) + len(right.rows))
+        else:
+            shared = reference[start : start + TEXTS]
+        left.subtract(x1, shared)
+        right.subtract(y1, shared)
+        left.raise_to_powers(x1, x2, x3)
+        right.raise_to_powers(y1, y2, y3)
+        squares.add((x1, y1))
+        # each step alike for both sides: whichever a model is on, the bits are the same
+        fourths.add((x3, y1), (x1, y3))
+        x2 *= _ROOT
+        y2 *= -_ROOT
+        fourths.add((x2, y2))
+    _finish_square_variance(fourths, squares)
+    _finish_variance(squares)
+    return squares.result(), fourths.result()
 
 
 def variance_of(differences: np.ndarray) -> np.ndarray:
@@ -143,61 +133,137 @@ def paired(moment: Moment, rows: np.ndarray, others: np.ndarray, i: np.ndarray, 
 class _Side:
     """One side of a tile: (I, N) rows, centred in float64 TEXTS at a time, filled up with zeros to a multiple of ROWS.
 
-    ``operand`` (padded, powers TEXTS) is its factor in the matrix products, the same memory for every block of texts.
+    ``operands`` (powers, padded, TEXTS) are its factors in the products, the same memory for all blocks of texts.
     """
 
     def __init__(self, rows: np.ndarray, powers: int):
         self.rows = rows
         self.padded = -(-len(rows) // ROWS) * ROWS
         sums = np.zeros(len(rows))
+        self.given = np.zeros(self.padded)  # sums over texts of the squares of the values as they are given
         for start in range(0, rows.shape[1], TEXTS):
             # the copy makes each row's sum run in the same order in every tile
-            sums += rows[:, start : start + TEXTS].astype(np.float64).sum(axis=1)
+            block = rows[:, start : start + TEXTS].astype(np.float64)
+            sums += block.sum(axis=1)
+            self.given[: len(rows)] += np.einsum("ij,ij->i", block, block)
         self.means = sums / rows.shape[1]
         self.squares = np.zeros(self.padded)  # sums over the texts so far, of the second and the fourth power
         self.fourths = np.zeros(self.padded)
-        self.operand = np.zeros((self.padded, powers * TEXTS))
+        self.operands = np.zeros((powers, self.padded, TEXTS))
 
-    def center_into(self, out: np.ndarray, start: int) -> None:
-        """Write the centred texts from ``start`` on into the first rows of ``out`` (padded, TEXTS)."""
+    def center(self, start: int, out: np.ndarray) -> None:
+        """Write the texts from ``start`` on, less each row's mean, into the first rows of ``out`` (padded, TEXTS)."""
         block = self.rows[:, start : start + TEXTS]
         np.subtract(block, self.means[:, None], out=out[: len(self.rows), : block.shape[1]])
         out[: len(self.rows), block.shape[1] :] = 0.0
 
-    def fill_powers(self, first: np.ndarray, second: np.ndarray, third: np.ndarray, shared: np.ndarray) -> None:
-        """Subtract ``shared`` (TEXTS,) from the first powers, fill in the second and third, and sum up."""
-        first[: len(self.rows)] -= shared
+    def subtract(self, first: np.ndarray, shared: np.ndarray | None) -> None:
+        """Subtract what is shared, (TEXTS,) or fewer at the end, from the first powers, and sum up their squares."""
+        if shared is not None:
+            first[: len(self.rows), : len(shared)] -= shared
+        self.squares += np.einsum("ij,ij->i", first, first)
+
+    def raise_to_powers(self, first: np.ndarray, second: np.ndarray, third: np.ndarray) -> None:
+        """Fill in the second and third powers, and sum up the fourth."""
         np.square(first, out=second)
         np.multiply(first, second, out=third)
-        self.squares += np.einsum("ij,ij->i", first, first)
         self.fourths += np.einsum("ij,ij->i", second, second)
 
 
-def _blocks(left: _Side, right: _Side, among: bool) -> Iterator[tuple[slice, slice]]:
-    """Blocks of (ROWS, ROWS); among the same rows only those that touch the upper triangle."""
-    for i in range(0, left.padded, ROWS):
-        for j in range(i if among else 0, right.padded, ROWS):
-            yield slice(i, i + ROWS), slice(j, j + ROWS)
+class _Sums:
+    """Sums of products of the two sides of a tile; among the same rows only of its upper triangle."""
+
+    def __init__(self, left: _Side, right: _Side, among: bool):
+        self.left, self.right, self.among = left, right, among
+        self.values = np.zeros((left.padded, right.padded))
+        self._rooms = np.empty((2, min(left.padded, MOST_ROWS) * min(right.padded, MOST_ROWS)))
+
+    def add(self, *factors: tuple[np.ndarray, np.ndarray]) -> None:
+        """Add the sum of x @ y.T of one or two pairs of factors, (padded, TEXTS) each."""
+        for i, j in self._blocks(MOST_ROWS):
+            into = self.values[i, j]
+            first, *second = (
+                np.matmul(x[i], y[j].T, out=room[: into.size].reshape(into.shape))
+                for (x, y), room in zip(factors, self._rooms, strict=False)
+            )
+            for product in second:
+                first += product
+            into += first
+
+    def finish(self, block: Callable[[np.ndarray, slice, slice], np.ndarray], moment: Moment) -> None:
+        """Turn sums into moments block by block, evaluate again what ``block`` says cancelled, and mirror."""
+        for i, j in self._blocks(FINISHED):
+            values = self.values[i, j]
+            cancelled = block(values, i, j)
+            cancelled = np.triu(cancelled, 1) if self.among and i == j else cancelled
+            rows, others = self.left.rows, self.right.rows
+            first, second = np.nonzero(cancelled[: len(rows) - i.start, : len(others) - j.start])
+            values[first, second] = paired(moment, rows, others, first + i.start, second + j.start)
+            if self.among and i == j:
+                upper = np.triu(values, 1)
+                values[...] = upper + upper.T
+            elif self.among:
+                self.values[j, i] = values.T
+
+    def result(self) -> np.ndarray:
+        """(I, J), without what was filled up."""
+        return self.values[: len(self.left.rows), : len(self.right.rows)]
+
+    def _blocks(self, most: int) -> Iterator[tuple[slice, slice]]:
+        """Blocks of ``most`` rows on each side; among the same rows of what touches the upper triangle."""
+        for i in range(0, self.left.padded, most):
+            side = slice(i, min(i + most, self.left.padded))
+            if self.among:
+                yield from _triangle(side)
+            for j in range(i + most if self.among else 0, self.right.padded, most):
+                yield side, slice(j, min(j + most, self.right.padded))
 
 
-def _finished(
-    products: np.ndarray,
-    left: _Side,
-    right: _Side,
-    among: bool,
-    finish: Callable[[np.ndarray, slice, slice], np.ndarray],
-    moment: Moment,
-) -> np.ndarray:
-    """Turn sums of products into moments block by block, re-evaluate what cancelled, and mirror among the same rows."""
-    for i, j in _blocks(left, right, among):
-        block = products[i, j]
-        cancelled = finish(block, i, j)
-        cancelled = np.triu(cancelled, 1) if among and i == j else cancelled
-        first, second = np.nonzero(cancelled[: len(left.rows) - i.start, : len(right.rows) - j.start])
-        block[first, second] = paired(moment, left.rows, right.rows, first + i.start, second + j.start)
-        if among and i == j:
-            upper = np.triu(block, 1)
-            block[...] = upper + upper.T
-        elif among:
-            products[j, i] = block.T
-    return np.ascontiguousarray(products[: len(left.rows), : len(right.rows)])
+def _triangle(side: slice) -> Iterator[tuple[slice, slice]]:
+    """Blocks that cover the pairs of one side: its halves beside each other, and each half by itself, down to ROWS."""
+    half = side.start + (side.stop - side.start) // (2 * ROWS) * ROWS
+    if half == side.start:
+        yield side, side
+        return
+    first, second = slice(side.start, half), slice(half, side.stop)
+    yield first, second
+    yield from _triangle(first)
+    yield from _triangle(second)
+
+
+def _finish_variance(sums: _Sums) -> None:
+    left, right, n_texts = sums.left, sums.right, sums.left.rows.shape[1]
+
+    def block(values: np.ndarray, i: slice, j: slice) -> np.ndarray:
+        terms = left.squares[i, None] + right.squares[None, j]
+        values *= -2.0
+        values += terms
+        terms *= KL_CANCELLATION
+        np.maximum(terms, ROUNDED * (left.given[i, None] + right.given[None, j]), out=terms)
+        cancelled: np.ndarray = values < terms
+        values /= n_texts
+        return cancelled
+
+    sums.finish(block, variance_of)
+
+
+def _finish_square_variance(sums: _Sums, of_squares: _Sums) -> None:
+    """Of the fourth powers, with the products of the first, which are not finished yet."""
+    left, right, n_texts = sums.left, sums.right, sums.left.rows.shape[1]
+
+    def block(values: np.ndarray, i: slice, j: slice) -> np.ndarray:
+        variance = -2.0 * of_squares.values[i, j]
+        variance += left.squares[i, None] + right.squares[None, j]
+        variance /= n_texts
+        terms = left.fourths[i, None] + right.fourths[None, j]
+        values *= -4.0
+        values += terms
+        values /= n_texts
+        values -= variance * variance
+        # terms bounds every part: the products by 16, and N m2^2 by 8 (Cauchy-Schwarz)
+        terms *= SE_CANCELLATION / n_texts
+        cancelled: np.ndarray = values < terms
+        cancelled |= variance < ROUNDED / n_texts * (left.given[i, None] + right.given[None, j])
+        return cancelled
+
+    sums.finish(block, square_variance_of)

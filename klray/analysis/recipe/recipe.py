@@ -21,6 +21,7 @@ from klray.analysis.defaults import CLIP_QUANTILE, OUTLIER_FRACTION, OUTLIER_MIN
 from klray.analysis.facts import facts
 from klray.analysis.recipe.misplaced import misplaced, misplaced_in
 from klray.analysis.recipe.quantile import lower_quantile
+from klray.analysis.recipe.reference import central, position
 from klray.analysis.runs import by_step, claims, runs
 from klray.errors import KlrayError
 from klray.words.outside import parsed
@@ -83,6 +84,7 @@ class Recipe:
     mean_bytes: float  # B-bar, mean UTF-8 bytes of the kept texts
     excluded: tuple[Exclusion, ...] = ()
     note: str = ""  # what could not be done as asked
+    reference: str = ""  # key of the model in the middle: see ``reference_row``
 
     @property
     def text_kept(self) -> np.ndarray:
@@ -101,7 +103,7 @@ class Recipe:
         exclude: Iterable[Exclusion | str] = KNOWN_ANOMALIES,
         exclude_misplaced: bool = True,
     ) -> "Recipe":
-        """Choose the numbers from a snapshot, in three passes over its values.
+        """Choose the numbers from a snapshot, in five passes over its values.
 
         The threshold is the exact ``clip_quantile`` of all values of the included models (their own output, no layers
         under a lens), as ``np.quantile(..., method="lower")``. A text's score is its largest absolute change, after
@@ -134,6 +136,7 @@ class Recipe:
             note = f"no run has two consecutive checkpoints at steps >= {min_step:,}: all texts are kept"
             logger.warning("%s; %s", note, _smaller_min_step(dataset, excluded))
             scores, n_removed = np.zeros(n_texts), 0
+        label, key, _ = names_of(dataset)[central(values, included)]
         removed = sorted(np.argsort(-scores, kind="stable")[:n_removed].tolist())
         if n_texts - len(removed) < 2:
             raise KlrayError(
@@ -151,6 +154,7 @@ class Recipe:
             mean_bytes=_mean_bytes(dataset, removed),
             excluded=exclusions,
             note=note,
+            reference=key or label,
         )
 
     def apply(self, dataset: xr.Dataset) -> xr.DataArray:
@@ -177,6 +181,10 @@ class Recipe:
         )
         return dataset["log_likelihood"].transpose("model", "text").isel(text=kept).copy(data=clipped)
 
+    def reference_row(self, dataset: xr.Dataset, values: xr.DataArray) -> np.ndarray:
+        """(kept texts,) nats: the row of the reference among those that ``apply`` gave, else of the first model."""
+        return np.asarray(values.isel(model=position(self.reference, names_of(dataset))).values, dtype=np.float64)
+
     def reasons(self, dataset: xr.Dataset) -> list[str]:
         """(K,) why each model of the snapshot is excluded; an empty string when it is not."""
         return _reasons(dataset, self.excluded)
@@ -197,8 +205,9 @@ class Recipe:
                 raise ValueError(f"removed_texts are places among {recipe.n_texts} texts")
             if not (math.isfinite(recipe.clip_threshold) and math.isfinite(recipe.mean_bytes)):
                 raise ValueError("clip_threshold and mean_bytes are finite")
-            if not all(isinstance(text, str) for each in recipe.excluded for text in (each.pattern, each.reason)):
-                raise ValueError("excluded has a pattern and a reason, both strings")
+            texts = [text for each in recipe.excluded for text in (each.pattern, each.reason)]
+            if not all(isinstance(text, str) for text in (*texts, recipe.reference)):
+                raise ValueError("excluded has a pattern and a reason, and reference is one: all strings")
             return recipe
         except (ValueError, KeyError, TypeError) as error:
             names = ", ".join(field.name for field in fields(cls))
