@@ -30,7 +30,9 @@ def analyze(config: Config) -> xr.Dataset:
     def same(result: xr.Dataset) -> bool:
         of_earlier = earlier is not None and earlier.attrs["snapshot"] == snapshot
         windows = (result.attrs.get("window"), result.attrs.get("min_step")) == (asked.window, asked.min_step)
-        return of_earlier and windows and "exponent_weights" in result and result.attrs.get("weights", "") == weights
+        pairs = asked.pairs in (None, result.attrs.get("pairs", "all"))
+        exact = result.attrs.get("weights", "") == weights
+        return of_earlier and windows and pairs and exact and "exponent_weights" in result
 
     there = there_already(
         f"result {name} of this snapshot",
@@ -49,6 +51,8 @@ def analyze(config: Config) -> xr.Dataset:
             **vars(made_so),
             window=asked.window,
             min_step=asked.min_step,
+            pairs_kept=asked.pairs,
+            n_neighbours=asked.neighbours,
             tile=asked.tile,
             memory_limit_bytes=configs.memory_bytes(config.dask.memory_limit),
             threads=config.dask.threads,

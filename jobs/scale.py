@@ -57,7 +57,7 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
             if len(domains) > 1:
                 # exponents of the runs on these texts; pairs of all models stay uncomputed
                 trajectories[domain] = trajectory.analyze(
-                    dataset, recipe=recipe, window=of.window, min_step=of.min_step, tile=of.tile, tsne=False
+                    dataset, recipe=recipe, window=of.window, min_step=of.min_step, pairs_kept="runs", tsne=False
                 )
     if len(domains) > 1:
         show(compare_domains(results, trajectories).table())

@@ -17,14 +17,19 @@ import xarray as xr
 
 from klray.analysis.analyze import analyze, projected_analysis
 from klray.analysis.diffusion import diffusion_exponent
+from klray.analysis.pairs import chosen
 from klray.analysis.recipe import Recipe
 from klray.errors import KlrayError
 from tests.snapshot_data import TEXT_SET, rows_of, snapshot
 
+EXCLUDED = ["pythia-1b@step9000", "else/model-1@*"]
 RUNS = ("org/pythia-70m", "org/pythia-1b")
 VARIABLES = {
     "kl",
     "kl_standard_error",
+    "relative",
+    "relative_kl",
+    "relative_kl_standard_error",
     "consecutive_kl",
     "consecutive_kl_standard_error",
     "previous_step",
@@ -48,7 +53,7 @@ def data() -> xr.Dataset:
 @pytest.fixture(scope="module")
 def result(data: xr.Dataset) -> xr.Dataset:
     """With a checkpoint in the middle of a run and a single model excluded."""
-    return analyze(data, exclude=["pythia-1b@step9000", "else/model-1@*"], tile=20)
+    return analyze(data, exclude=EXCLUDED, tile=20)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +98,7 @@ def test_the_result_has_what_is_promised(data: xr.Dataset, result: xr.Dataset) -
     assert result["map_pca"].shape == result["map_tsne"].shape == (n_models, 2)
     assert result["previous_step"].dtype == np.int64
     assert result["text_kept"].dtype == result["excluded"].dtype == bool
-    for name in VARIABLES - {"text_kept", "excluded", "previous_step"}:
+    for name in VARIABLES - {"text_kept", "excluded", "previous_step", "relative"}:
         assert "arXiv:2505.15353" in result[name].attrs["references"]
         assert result[name].attrs["units"]
     assert result.attrs["snapshot"] == data.attrs["snapshot"]
@@ -246,6 +251,42 @@ def test_what_is_no_earlier_state_is_refused(data: xr.Dataset) -> None:
         analyze(data, previous=previous, recipe=Recipe.fit(data, clip_quantile=0.1))
     with pytest.raises(KlrayError, match=r"text set 3f3f3f3f3f3f, .* 777777777777"):
         analyze(data.assign_attrs(text_set="7" * 64), previous=previous)
+
+
+# ---- which pairs are kept
+
+
+def test_neighbours_and_relatives_are_those_of_the_matrix(data: xr.Dataset, computed: xr.Dataset) -> None:
+    found = analyze(data, exclude=EXCLUDED, pairs_kept="neighbours", n_neighbours=4, tile=20, tsne=False)
+    assert not {"kl", "kl_standard_error"} & set(found.data_vars)
+    included = ~found["excluded"].values
+    kl = np.where(included[:, None] & included, computed["kl"].values, np.inf)
+    np.fill_diagonal(kl, np.inf)
+    expected = np.argsort(kl, axis=1, kind="stable")[:, :4]
+    np.testing.assert_array_equal(found["neighbour"].values[included], expected[included])
+    nearest = np.take_along_axis(kl, expected, axis=1)[included]
+    np.testing.assert_allclose(found["neighbour_kl"].values[included], nearest, rtol=1e-9)
+    assert (found["neighbour"].values[~included] == -1).all()
+    assert np.isnan(found["neighbour_kl"].values[~included]).all()
+    for name in VARIABLES - {"kl", "kl_standard_error", "map_tsne"}:
+        np.testing.assert_array_equal(found[name].values, computed[name].values)
+
+
+def test_without_pairs_of_all_models_those_of_runs_stay(data: xr.Dataset, computed: xr.Dataset) -> None:
+    found = analyze(data, exclude=EXCLUDED, pairs_kept="runs", tsne=False)
+    assert set(found.data_vars) == VARIABLES - {"kl", "kl_standard_error", "map_tsne"}
+    np.testing.assert_array_equal(found["exponent_kl"].values, computed["exponent_kl"].values)
+
+
+def test_the_number_of_models_says_which_pairs_are_kept(caplog: pytest.LogCaptureFixture) -> None:
+    assert chosen(None, 5_000) == "all"
+    assert chosen(None, 5_001) == "neighbours"
+    assert "5,001 models" in caplog.text
+    assert chosen("all", 5_001) == "all"
+    with pytest.raises(KlrayError, match=r"analysis\.pairs=some: choose one of all, neighbours, runs"):
+        chosen("some", 3)
+    with pytest.raises(KlrayError, match=r"analysis\.neighbours=0"):
+        analyze(snapshot(RUNS), pairs_kept="neighbours", n_neighbours=0, tsne=False)
 
 
 # ---- memory

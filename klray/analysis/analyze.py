@@ -16,15 +16,16 @@ import numpy as np
 import xarray as xr
 from dask.system import CPU_COUNT
 
-from klray.analysis import continuing, embedding
-from klray.analysis.continuing import check_previous, known_pairs
-from klray.analysis.defaults import CLIP_QUANTILE, MIN_STEP, OUTLIER_FRACTION, OUTLIER_MIN_STEP, WINDOW
+from klray.analysis import continuing, embedding, pairs
+from klray.analysis.continuing import check_previous
+from klray.analysis.defaults import CLIP_QUANTILE, MIN_STEP, NEIGHBOURS, OUTLIER_FRACTION, OUTLIER_MIN_STEP, WINDOW
 from klray.analysis.diffusion import diffusion_exponent
 from klray.analysis.drift import Columns, Sketches, drift_bytes, exact_drift, sketched_drift
 from klray.analysis.facts import labels, origin, own_output, quantised, strings
-from klray.analysis.kl.all_pairs import kl_divergence, kl_with_standard_error, paired_standard_error
+from klray.analysis.kl.all_pairs import kl_divergence, paired_standard_error
+from klray.analysis.kl.chosen_pairs import ROWS_BYTES
 from klray.analysis.kl.panels import Panel
-from klray.analysis.kl.tiling import CHUNK, Tiling, tiling
+from klray.analysis.kl.tiling import Tiling, tiling
 from klray.analysis.maps import maps
 from klray.analysis.recipe import (
     FOUND,
@@ -60,6 +61,8 @@ def analyze(
     exclude_misplaced: bool = True,
     window: int = WINDOW,
     min_step: int = MIN_STEP,
+    pairs_kept: str | None = None,
+    n_neighbours: int = NEIGHBOURS,
     tile: int | None = None,
     perplexity: float = 30.0,
     tsne: bool = True,
@@ -86,6 +89,9 @@ def analyze(
     previous
         Result of this analysis on an earlier snapshot. Same text set, same recipe, and its models are the first ones of
         ``dataset``: their pairs keep their values to the bit, and only pairs with a newer model are computed.
+    pairs_kept, n_neighbours
+        Which KL are kept: "all", those of the n "neighbours" of each, or of "runs" alone (None: by the number of
+        models, see ``pairs.chosen``). Consecutive KL, exponents and relatives come with each of them.
     window, min_step, tile, perplexity, tsne
         Of ``diffusion_exponent``; models on each side of a tile (None: what suits their number and the memory); of the
         t-SNE map, if it is wanted and scikit-learn is there.
@@ -96,14 +102,17 @@ def analyze(
     exact_weights
         Squared distances that ``klray weights`` wrote; variables whose names end in _exact (_aligned) come with it.
 
-    The Dataset has kl and kl_standard_error (model, other) bits/byte; consecutive_kl and consecutive_kl_standard_error
-    (model) bits/byte, NaN for the first checkpoint of a run and beside excluded ones; previous_step (model), -1 when
-    there is none; exponent_kl and exponent_kl_r_squared (model), NaN where no window starts; exponent_weights,
-    exponent_weights_r_squared and consecutive_weight_distance (model), NaN without sketches, too; map_pca (model,
-    component) in sqrt(bits/byte) and map_tsne (model, component), NaN for excluded models and for layers under a lens,
-    and the maps of fine-tuned models and of layers if there are any (`maps`); text_kept (text); excluded (model); the
-    coordinates of the snapshot. The attribute ``anomalies`` has the evidence for each anomalous checkpoint that was
-    found, as JSON, ``excluded_reasons`` why each excluded one is, ``contested`` why a model with a step is in no run.
+    The Dataset has kl and kl_standard_error (model, other) bits/byte, or neighbour, neighbour_kl and
+    neighbour_kl_standard_error (model, rank), or neither; relative, relative_kl and relative_kl_standard_error
+    (model), of a quantised model and its unquantised self, of a fine-tuned one and its parent; consecutive_kl and
+    consecutive_kl_standard_error (model) bits/byte, NaN for the first checkpoint of a run and beside excluded ones;
+    previous_step (model), -1 when there is none; exponent_kl and exponent_kl_r_squared (model), NaN where no window
+    starts; exponent_weights, exponent_weights_r_squared and consecutive_weight_distance (model), NaN without
+    sketches, too; map_pca (model, component) in sqrt(bits/byte) and map_tsne (model, component), NaN for excluded
+    models and for layers under a lens, and the maps of fine-tuned models and of layers if there are any (`maps`);
+    text_kept (text); excluded (model); the coordinates of the snapshot. The attribute ``anomalies`` has the
+    evidence for each anomalous checkpoint that was found, as JSON, ``excluded_reasons`` why each excluded one is,
+    ``contested`` why a model with a step is in no run.
 
     KlrayError: more memory than the limit, a recipe or previous result that does not fit the snapshot, values that are
     not finite.
@@ -139,15 +148,14 @@ def analyze(
     }
     found, claims = runs(dataset, excluded), contested(dataset, excluded)
     plan = _checked_memory(values, tile, [len(run.models) for run in found], memory_limit_bytes, threads)
-    kl, standard_error = kl_with_standard_error(
-        values,
-        text_bytes,
-        reference=recipe.reference_row(dataset, values),
-        tile=plan.tile,
-        previous=(known_pairs(previous, "kl"), known_pairs(previous, "kl_standard_error")),
-        room=plan.room,
-    )
-    result = xr.Dataset({each.name: each.chunk(min(plan.tile, CHUNK)) for each in (kl, standard_error)})
+    kept, reference = pairs.chosen(pairs_kept, len(excluded)), recipe.reference_row(dataset, values)
+    result = xr.Dataset()
+    if kept == "all":
+        result = pairs.matrices(values, text_bytes, reference, plan, previous)
+    elif kept == "neighbours":
+        result = result.assign(pairs.neighbours(values, text_bytes, reference, plan, excluded, n_neighbours))
+    rows_bytes = ROWS_BYTES if memory_limit_bytes is None else memory_limit_bytes // 4
+    result = result.assign(pairs.relatives(values, excluded, rows_bytes))
     columns, present = _by_run(values, text_bytes, found, excluded, window, min_step)
     if sketches is not None:
         _check_sketches(dataset, [len(run.models) for run in found], memory_limit_bytes)
@@ -171,6 +179,7 @@ def analyze(
         "excluded_reasons": json.dumps(
             {str(name): why for name, why in zip(labels(result), reasons, strict=True) if why}
         ),
+        "pairs": kept,
         "exclude_found": exclude_found,
         "exclude_misplaced": exclude_misplaced,
         "misplaced": json.dumps(kept_all_the_same),

@@ -144,7 +144,7 @@ def check_previous(previous: xr.Dataset, dataset: xr.Dataset, recipe: Recipe) ->
 
 def known_pairs(previous: xr.Dataset | None, name: str) -> Any:
     """Pairs of a previous result; a block that was lost reads as NaN, and is refused when it is used."""
-    if previous is None:
+    if previous is None or name not in previous:
         return None
     values = previous[name]
     blocks = da.asarray(values.data).map_blocks(_whole, name, dtype=values.dtype, meta=np.empty((0, 0), values.dtype))

@@ -12,6 +12,9 @@ OUTLIER_FRACTION = 0.03  # of the texts, left out
 OUTLIER_MIN_STEP = 2000  # of the checkpoints that outliers among texts are told by
 WINDOW = 10  # saved checkpoints after the start of a window, over which a diffusion exponent is fitted
 MIN_STEP = 1000  # of the first checkpoint that starts a window
+PAIRS = ("all", "neighbours", "runs")  # whose KL is kept: of all models; of the nearest; of runs and relatives alone
+ALL_PAIRS_MOST = 5000  # models of which all pairs are kept where nobody says otherwise: 0.4 GB of results
+NEIGHBOURS = 10  # nearest models of each that are kept
 RESAMPLES = 1000  # of the bootstrap for the standard error of a median
 
 

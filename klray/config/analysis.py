@@ -24,6 +24,8 @@ class AnalysisConfig:
     window: int = defaults.WINDOW
     min_step: int = defaults.MIN_STEP
     weights: str = "weights"  # exact weight distances: the result of this name that klray weights wrote, if any
+    pairs: str | None = None  # all, neighbours or runs; unset: all of up to 5,000 models, else neighbours
+    neighbours: int = defaults.NEIGHBOURS  # nearest models of each that analysis.pairs=neighbours keeps
     tile: int | None = None  # models on each side of a tile; unset: what suits their number and the memory
 
 

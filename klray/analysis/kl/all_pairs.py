@@ -58,7 +58,8 @@ class Work(NamedTuple):
         return found
 
 
-def _variance(rows: np.ndarray, others: np.ndarray | None, reference: np.ndarray | None) -> Matrices:
+def variance_of_tile(rows: np.ndarray, others: np.ndarray | None, reference: np.ndarray | None) -> Matrices:
+    """What `Work` computes for KL alone."""
     return (tiles.variance(rows, others, reference),)
 
 
@@ -95,7 +96,7 @@ def kl_divergence(
     tile), or xarray with dims (model, other) and the coordinates of ``model``. KlrayError: wrong shapes, fewer than 2
     texts, bytes that are not positive, values that are not finite (Dask: when computed).
     """
-    found: Values = _all_pairs((KL,), _variance, log_likelihood, text_bytes, tile, (previous,), threads)[0]
+    found: Values = _all_pairs((KL,), variance_of_tile, log_likelihood, text_bytes, tile, (previous,), threads)[0]
     return found
 
 

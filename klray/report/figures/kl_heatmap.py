@@ -146,4 +146,5 @@ PLATE = Plate(
     "Heat map of the KL divergence in bits per byte between all pairs of models, ordered by run and step.",
     kl_heatmap,
     kl_heatmap_caption,
+    lambda result: "kl" in result,
 )

@@ -5,6 +5,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from klray.analysis.pairs import relative_divergence
 from klray.analysis.relatives import parents
 from klray.analysis.scale.published_settings import AUTHORS, setting_named
 from klray.errors import KlrayError
@@ -59,7 +60,7 @@ def lineage_caption(result: xr.Dataset) -> str:
     """What the figure shows, as one paragraph of plain text."""
     of = _family(result)
     children = np.flatnonzero(of >= 0)
-    median = significant(float(np.nanmedian(result["kl"].values[of[children], children])))
+    median = significant(float(np.nanmedian(relative_divergence(result, children, of[children])[0])))
     tsne = f"{_stem(result)}_tsne"
     sentences = [
         f"Fine-tuning: edges lead from parents to {len(children):,} fine-tuned children; models of one origin share "

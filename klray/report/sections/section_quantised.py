@@ -7,6 +7,7 @@ import xarray as xr
 
 from klray.analysis.facts import strings
 from klray.analysis.noise_floor import NoiseFloor
+from klray.analysis.pairs import relative_divergence
 from klray.analysis.relatives import unquantised
 from klray.analysis.scale.measuring import bootstrap_standard_error
 from klray.report.sections import Section, Table
@@ -26,8 +27,7 @@ def quantization_section(result: xr.Dataset, noise: NoiseFloor | None) -> Sectio
     rows = []
     for name in np.unique(quantizations[of >= 0]):
         quantised = np.flatnonzero((of >= 0) & (quantizations == name))
-        pairs = {"model": xr.DataArray(quantised, dims="pair"), "other": xr.DataArray(of[quantised], dims="pair")}
-        kl, error = (result[each].isel(pairs).values for each in ("kl", "kl_standard_error"))
+        kl, error = relative_divergence(result, quantised, of[quantised])
         cells = _cells(str(name), kl, error)
         if noise is not None:
             known = [floors[dtype] for dtype in set(dtypes[quantised]) if dtype in floors]
