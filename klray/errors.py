@@ -40,6 +40,7 @@ EXTRAS = {
     "distributed": "distributed",
     "bitsandbytes": "quant",
     "accelerate": "multi_gpu",
+    "gguf": "gguf",
     "obstore": "obstore",
 }
 

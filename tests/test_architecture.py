@@ -56,6 +56,7 @@ DOORS = {
     "obstore": {"store.objects"},
     "tqdm": {"words"},
     "bitsandbytes": {"likelihood"},
+    "gguf": {"likelihood"},
 }
 
 

@@ -210,7 +210,7 @@ def test_one_format_of_weights_is_taken(tmp_path: Path, offered: list[str], take
 @pytest.mark.parametrize(
     ("offered", "words"),
     [
-        (["tf_model.h5", "flax_model.msgpack", "model.gguf"], "found: flax_model.msgpack, model.gguf, tf_model.h5"),
+        (["tf_model.h5", "flax_model.msgpack", "model.onnx"], "found: flax_model.msgpack, model.onnx, tf_model.h5"),
         (["adapter_model.safetensors"], "found: adapter_model.safetensors"),
         (["consolidated.00.pth", "weights.ckpt"], "consolidated.00.pth, weights.ckpt"),
         ([*SHARDS[:2], INDEX], f"2 of 3 shards that {INDEX} names, without {SHARDS[2]}"),

@@ -90,7 +90,7 @@ def test_studies_that_cannot_be(tmp_path: Path, changes: dict[str, object], word
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("name", ["tiny", "pythia"])
+@pytest.mark.parametrize("name", ["tiny", "pythia", "smollm2", "smollm2_layers"])
 def test_studies_of_conf_name_families_that_are_there(name: str) -> None:
     folder = Path(str(conf.__file__)).parent
     stages = composed("study", f"study={name}").study.stages

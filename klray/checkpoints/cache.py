@@ -73,7 +73,8 @@ class Cache:
             return sum(entry.bytes for entry in self._entries.values())
 
     def fetch(self, hub: Hub, checkpoint: Checkpoint) -> Path:
-        """Return a folder with the verified files of ``checkpoint``, in use until ``release`` or ``evict``.
+        """Return where the verified files of ``checkpoint`` are, in use until ``release`` or ``evict``: a folder, or a
+        GGUF file (``Checkpoint.place``).
 
         A folder that is here already costs no request. A local folder is used where it is, after hashing it again.
 
@@ -82,11 +83,11 @@ class Cache:
         has free.
         """
         if checkpoint.directory:
-            return verify_folder(checkpoint)
+            return checkpoint.place(verify_folder(checkpoint))
         folder = self._folder(checkpoint)
         entry = self._reserve(folder, checkpoint)
         if entry is None:
-            return folder
+            return checkpoint.place(folder)
         try:
             deliver(self._downloader, hub, checkpoint, folder, self._twin)
         except BaseException as error:
@@ -98,7 +99,7 @@ class Cache:
         with self._changed:
             entry.complete = True
             self._changed.notify_all()
-        return folder
+        return checkpoint.place(folder)
 
     def release(self, checkpoint: Checkpoint) -> None:
         """Give back what ``fetch`` gave: the folder stays until room is needed."""

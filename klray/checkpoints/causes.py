@@ -3,7 +3,7 @@
 import importlib.util
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from klray.checkpoints.files import CONFIG, SMALL_FILES, weights_of
+from klray.checkpoints.gguf import is_gguf, read_gguf
 from klray.checkpoints.local_folder import model_config, offered_by
 from klray.checkpoints.soundness import CONFIG_BYTES, fault_of
 from klray.errors import CheckpointError, KlrayError, Reason
@@ -67,6 +68,8 @@ def explained(folder: Path, what: str = "model", doing: str = "loaded") -> Itera
 
 def unsound(folder: Path) -> str:
     """Which file of a checkpoint's folder is not what its name says, and what to do; "" when none is found."""
+    if is_gguf(folder):
+        return _first_fault(folder.parent, [folder.name])
     try:
         offered = offered_by(folder)
         names = [name for name in offered.root if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)]
@@ -74,7 +77,11 @@ def unsound(folder: Path) -> str:
         names += [*weights.files, weights.index]
     except (KlrayError, OSError):
         names = [CONFIG]
-    for name in sorted(filter(None, names)):
+    return _first_fault(folder, sorted(filter(None, names)))
+
+
+def _first_fault(folder: Path, names: Sequence[str]) -> str:
+    for name in names:
         try:
             if why := fault_of(folder / name):
                 return f"{folder / name} {why}"
@@ -98,7 +105,7 @@ def _missing_library(folder: Path, what: str, error: BaseException) -> str:
 
 def _tokenizer_library(folder: Path) -> str:
     """What reads a folder's vocabulary where there is no tokenizer.json, which needs none."""
-    if (folder / "tokenizer.json").is_file():
+    if is_gguf(folder) or (folder / "tokenizer.json").is_file():
         return ""
     for path in sorted(folder.iterdir()):
         if path.suffix in (".model", ".spm", ".tiktoken") and path.is_file():
@@ -171,6 +178,8 @@ def _unexplained(folder: Path, what: str, doing: str, error: BaseException) -> s
 
 def _architecture(folder: Path) -> str:
     try:
+        if is_gguf(folder):
+            return printable(read_gguf(folder).architecture)
         config = model_config(folder)
         return printable(str((config.get("architectures") or [config.get("model_type", "no config.json")])[0]))
     except (ValueError, LookupError, TypeError, OSError):

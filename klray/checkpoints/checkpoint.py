@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from klray.errors import Reason
 from klray.words.outside import LONGEST
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 # Fetched for whoever uses the folder; the log-likelihood of a plain text does not depend on them.
 UNREAD = ("generation_config.json", "chat_template.")
 
@@ -67,6 +69,9 @@ class Checkpoint:
     ``commit`` is the resolved 40-digit commit sha, never a branch name. For a local folder ``directory`` is not empty,
     ``repository`` is the absolute path and ``commit`` the SHA-256 (64 digits) over the paths and hashes of ``files``.
     ``parameters`` is how many it has, as far as the hub says, or else as many as ``main`` has.
+
+    A GGUF file is a checkpoint by itself: ``gguf`` is its path below the repository, and the last part of
+    ``repository``; ``commit`` is the hash over its files, and ``hub_commit`` where the hub has them.
     """
 
     repository: str
@@ -76,6 +81,19 @@ class Checkpoint:
     facts: Facts
     directory: str = ""
     parameters: int | None = None
+    gguf: str = ""
+    hub_commit: str = ""
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """Repository and commit, as the hub knows them."""
+        if not self.gguf:
+            return self.repository, self.commit
+        return self.repository.removesuffix(f"/{self.gguf}"), self.hub_commit
+
+    def place(self, folder: Path) -> Path:
+        """What is loaded, once its files are in ``folder``: that folder, or a GGUF file in it."""
+        return folder / self.gguf if self.gguf else folder
 
     @property
     def label(self) -> str:
@@ -106,6 +124,12 @@ class Checkpoint:
         if not all(content for _, content in files):
             return ""
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def hash_of(files: Iterable[RemoteFile]) -> str:
+    """SHA-256 (64 hex) over paths and contents: what stands for a commit where there is none."""
+    listed = "".join(f"{file.path}\n{file.sha256 or file.content}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,8 @@ def _obtain(
                 return
     wrong = ""
     for _ in range(2):
-        wrong = downloader.download(hub, checkpoint.repository, checkpoint.commit, file, folder)
+        wrong = downloader.download(hub, *checkpoint.source, file, folder)
         if not wrong:
             return
     path.unlink()
-    raise other_content(hub, f"{checkpoint.label} (commit {checkpoint.commit})", file, wrong)
+    raise other_content(hub, f"{checkpoint.label} (commit {checkpoint.source[1]})", file, wrong)

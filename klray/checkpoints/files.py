@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from klray.checkpoints.checkpoint import RemoteFile
+from klray.checkpoints.gguf import is_part
 from klray.checkpoints.soundness import instead
 from klray.errors import CheckpointError, Reason
 from klray.words.numbers import listed
@@ -32,6 +33,9 @@ SMALL_FILES = (
     "*.tiktoken",
     "chat_template.*",
 )
+
+# What a tokenizer cannot be without.
+VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "*.spm", "tekken*")
 
 # In the order of preference: safetensors hold nothing but tensors; a .bin is a pickle, which is read with
 # weights_only=True and so cannot run code. One file wins over shards, as in transformers.
@@ -80,6 +84,7 @@ class Listed:
     root: Collection[str]  # names of the files that lie in no subfolder
     find: Callable[[str], RemoteFile | None]
     read: Callable[[RemoteFile], bytes]
+    gguf: Collection[str] = ()  # paths of GGUF files, wherever they lie
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,24 @@ def loadable_files(offered: Listed) -> tuple[RemoteFile, ...]:
         )
     weights = weights_of(offered)
     return described_by(offered, {*weights.files, weights.index} - {""})
+
+
+def gguf_files(offered: Listed, path: str) -> tuple[RemoteFile, ...]:
+    """Return the files to fetch for one GGUF file, sorted by path: it, and the repository's tokenizer if there is one.
+
+    Raises CheckpointError (load_failed): it is a part of a model in several files.
+    """
+    if is_part(path):
+        raise CheckpointError(
+            f"{printable(path)} of {offered.label} is one of several files that hold a model together, and klray reads "
+            "models in one GGUF file: merge them with llama-gguf-split --merge, or choose another file",
+            "load_failed",
+        )
+    own = any(fnmatchcase(name, pattern) for name in offered.root for pattern in VOCABULARIES)
+    if own:
+        return described_by(offered, {path})
+    file = offered.find(path)
+    return (file,) if file else ()
 
 
 def described_by(offered: Listed, more: Collection[str] = ()) -> tuple[RemoteFile, ...]:

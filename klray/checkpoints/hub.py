@@ -105,8 +105,8 @@ def _is_sound(endpoint: str) -> bool:
 @dataclass(frozen=True)
 class Listing:
     """A repository at one revision; ``repository`` is its name as the hub answers it, which is another than it was
-    asked by where it was renamed; ``parameters`` is the number that its safetensors files have together, None when
-    the hub does not say.
+    asked by where it was renamed; ``parameters`` is the number that its safetensors files have together, or one of its
+    GGUF files, None when the hub does not say.
     """
 
     repository: str
@@ -177,7 +177,7 @@ def _listing(repository: str, revision: str, data: dict[str, Any]) -> Listing:
     files = tuple(_remote_file(sibling) for sibling in data.get("siblings") or [])
     if len({file.path for file in files}) < len(files):
         raise OddAnswerError("listed a file twice")
-    parameters = (data.get("safetensors") or {}).get("total")
+    parameters = (data.get("safetensors") or data.get("gguf") or {}).get("total")
     name = data.get("id")
     name = name if isinstance(name, str) and _is_name(name) else repository
     return Listing(

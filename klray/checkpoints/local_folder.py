@@ -4,15 +4,16 @@ import hashlib
 import json
 import logging
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from klray.checkpoints.cards import CARD, CardError, card_metadata
-from klray.checkpoints.checkpoint import RemoteFile
+from klray.checkpoints.checkpoint import RemoteFile, hash_of
 from klray.checkpoints.files import CONFIG, INDEX_BYTES, Listed, OutsideError, described_by, loadable_files
+from klray.checkpoints.gguf import SUFFIX, is_gguf, read_gguf
 from klray.checkpoints.parents import Lineage, lineage_of
 from klray.checkpoints.soundness import CONFIG_BYTES, fault_of
 from klray.errors import CheckpointError
@@ -45,9 +46,15 @@ def local_folder(repository: str) -> Path | None:
 
 
 def folder_revisions(folder: Path) -> dict[str, Path]:
-    """Models in a folder: ``local`` for the folder itself, and each subfolder with a config.json by its name."""
-    found = {sub.name: sub for sub in sorted(folder.iterdir()) if (sub / CONFIG).is_file()}
-    return {LOCAL_REVISION: folder, **found} if (folder / CONFIG).is_file() else found
+    """Models in a folder: ``local`` for the folder itself, and each subfolder by its name, if they hold a config.json
+    or GGUF files.
+    """
+    found = {sub.name: sub for sub in sorted(folder.iterdir()) if sub.is_dir() and _holds_model(sub)}
+    return {LOCAL_REVISION: folder, **found} if _holds_model(folder) else found
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() or any(folder.glob(f"*{SUFFIX}"))
 
 
 def model_config(folder: Path) -> dict[str, Any]:
@@ -98,8 +105,13 @@ def _card(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def architecture(folder: Path) -> str:
-    """A name that is equal for folders whose models differ in numbers alone, or "" if config.json cannot be read."""
+    """A name that is equal for checkpoints that differ in numbers alone, or "" if what says so cannot be read.
+
+    It is in config.json of a folder, or in a GGUF file's header.
+    """
     try:
+        if is_gguf(folder):
+            return json.dumps(read_gguf(folder).form, sort_keys=True)
         return json.dumps(model_config(folder), sort_keys=True)
     except (ValueError, OSError):
         return ""
@@ -113,24 +125,36 @@ def read_folder(folder: Path) -> tuple[str, tuple[RemoteFile, ...]]:
 
     Raises CheckpointError: as ``loadable_files`` and ``file_in``.
     """
-    offered, files = offered_by(folder), []
+    offered = offered_by(folder)
     try:
         loadable = loadable_files(offered)
     except OutsideError as error:
         log.warning("%s", error)
         loadable = described_by(offered)
-    for file in loadable:
+    files = hashed(folder, loadable)
+    return hash_of(files), files
+
+
+def hashed(folder: Path, files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
+    """The same files with the SHA-256 of what is in the folder."""
+    found = []
+    for file in files:
         with (folder / file.path).open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        files.append(RemoteFile(file.path, file.size_bytes, sha256, None))
-    commit = hashlib.sha256("".join(f"{file.path}\n{file.sha256}\n" for file in files).encode()).hexdigest()
-    return commit, tuple(files)
+        found.append(RemoteFile(file.path, file.size_bytes, sha256, None))
+    return tuple(found)
 
 
 def offered_by(folder: Path) -> Listed:
     """What a folder offers to be loaded."""
     names = [path.name for path in folder.iterdir() if not path.is_dir()] if folder.is_dir() else []
-    return Listed(str(folder), names, partial(file_in, folder), lambda file: contents(folder / file.path, INDEX_BYTES))
+    return Listed(
+        str(folder),
+        names,
+        partial(file_in, folder),
+        lambda file: contents(folder / file.path, INDEX_BYTES),
+        [name for name in names if name.endswith(SUFFIX)],
+    )
 
 
 def file_in(folder: Path, path: str) -> RemoteFile | None:

@@ -12,6 +12,8 @@ from typing import TypeVar
 from klray.checkpoints.checkpoint import Checkpoint, Facts, RemoteFile, Unavailable
 from klray.checkpoints.download import small_file
 from klray.checkpoints.files import Listed, loadable_files
+from klray.checkpoints.gguf import SUFFIX, is_gguf
+from klray.checkpoints.gguf_choice import chosen_gguf, gguf_checkpoint, gguf_lineage
 from klray.checkpoints.hub import (
     COMMIT,
     Hub,
@@ -24,11 +26,19 @@ from klray.checkpoints.hub import (
     references,
     repositories_of,
 )
-from klray.checkpoints.local_folder import LOCAL_REVISION, folder_lineages, folder_revisions, local_folder, read_folder
+from klray.checkpoints.local_folder import (
+    LOCAL_REVISION,
+    folder_lineages,
+    folder_revisions,
+    local_folder,
+    offered_by,
+    read_folder,
+)
 from klray.checkpoints.parents import Lineage, parsed_parents
-from klray.errors import CheckpointError, KlrayError, refuse_unfit
+from klray.checkpoints.spec import RepositorySpec, Selection
+from klray.errors import CheckpointError
 from klray.words.numbers import counted
-from klray.words.outside import fault, fit
+from klray.words.outside import fault, fit, printable
 from klray.words.revisions import Place, place_of, run_of, step_of
 
 REQUESTS_AT_ONCE = 8
@@ -37,54 +47,6 @@ COMPARED = 2000  # names that are compared with one that is not there, 0.1 ms ea
 KEPT_BYTES = 1 << 18  # of an index: that of Pythia 12B has 56,000
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class RepositorySpec:
-    """A repository of the hub, or a local folder, and which of its revisions.
-
-    ``revisions`` is a branch, a tag, a commit sha, a pattern such as ``step*`` or ``step[0-9]*000`` (shell rules,
-    matched against branches and tags; for a folder against its subfolders), or a list of these.
-    ``size``, ``seed`` and ``base_model`` (``org/name`` or ``org/name@revision``) are facts to record; without a
-    ``base_model`` the hub's parents are taken.
-    """
-
-    repository: str
-    revisions: str | Sequence[str] = "main"
-    size: str = ""
-    seed: int | None = None
-    base_model: str = ""
-
-    def __post_init__(self) -> None:
-        refuse_unfit("models", {**vars(self), "revisions": self.patterns})
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """``revisions`` as a tuple."""
-        return (self.revisions,) if isinstance(self.revisions, str) else tuple(self.revisions)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Repositories of one family.
-
-    Of the revisions of each run that name a step, every ``stride``-th in the order of steps is kept, and the last one
-    always. ``limit`` keeps the first so many checkpoints of the whole selection.
-    """
-
-    family: str
-    repositories: tuple[RepositorySpec, ...]
-    stride: int = 1
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        refuse_unfit("models", {"family": self.family})
-        ends = {"stride": "; 1 keeps every step", "limit": ", or leave it out to take everything"}
-        for name, end in ends.items():
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                asked = f"models.{name}={value} was asked for"
-                raise KlrayError(f"{asked}: set models.{name} (in Python: {name}=) to 1 or more{end}")
 
 
 @dataclass(frozen=True)
@@ -126,7 +88,10 @@ def resolve(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unav
             lambda item: step_of(item.revision),
         )[: selection.limit]
         wanted = _under_current_names(hub, pool, wanted)
-        completed = list(pool.map(partial(_complete, hub, selection.family, indexes), wanted))
+        completed = [
+            item for found in pool.map(partial(_complete, hub, selection.family, indexes), wanted) for item in found
+        ]
+        completed = completed[: selection.limit]
     unavailable += [item for item in completed if isinstance(item, Unavailable)]
     checkpoints = _distinct(
         (item for item in completed if isinstance(item, Checkpoint)),
@@ -149,11 +114,16 @@ def _distinct(items: Iterable[T], key: Callable[[T], Hashable], step: Callable[[
 
 def _expand(hub: Hub, stride: int, spec: RepositorySpec) -> _Expansion:
     folder = local_folder(spec.repository)
+    if folder and is_gguf(folder) and folder.is_file():
+        folder, spec = folder.parent, replace(spec, files=folder.name)
     no_folder = (
         "" if folder or spec.repository.count("/") == 1 else f" (nor is there a folder {spec.repository!r} here)"
     )
     try:
-        found = _expand_folder(folder, spec) if folder else _expand_repository(hub, spec)
+        if spec.directory:
+            found: _Expansion = [_named(spec)]
+        else:
+            found = _expand_folder(folder, spec) if folder else _expand_repository(hub, spec)
     except CheckpointError as error:
         if isinstance(error, SilentHubError) and not is_there(hub):
             raise SilentHubError(error.message + no_folder, error.reason) from error
@@ -194,6 +164,14 @@ def _by_step(revision: str) -> tuple[bool, str, int]:
     return place.step is None, place.branch, place.step or 0
 
 
+def _named(spec: RepositorySpec) -> _Wanted:
+    """What a folder holds that stands for a repository."""
+    folder = Path(spec.directory)
+    if not folder.is_dir():
+        raise CheckpointError(f"folder {folder} of {spec.repository} does not exist", "repository_not_found")
+    return _Wanted(spec, spec.repository, spec.patterns[0], "", _lineage(spec, Lineage()), directory=folder)
+
+
 def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
     if not folder.is_dir():
         raise CheckpointError(f"folder {folder} does not exist: check the path", "repository_not_found")
@@ -202,7 +180,8 @@ def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
     models = folder_revisions(folder)
     if not models:
         raise CheckpointError(
-            f"folder {folder} holds no config.json, and no folder in it does, so there is no model to load: give a "
+            f"folder {folder} holds no config.json and no GGUF file, and no folder in it does, so there is no model to "
+            "load: give a "
             "folder that transformers saved a model to, or one with a folder of that kind for each revision (if "
             f"{spec.repository!r} is meant as the name of a repository on the hub, run in another folder: here it is "
             "this one)",
@@ -211,7 +190,8 @@ def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
     patterns = [LOCAL_REVISION if pattern == "main" else pattern for pattern in spec.patterns]
     names, unmatched = _match(patterns, list(models))
     unavailable = [
-        _no_match(str(folder), each, list(models), "models (folders with a config.json)") for each in unmatched
+        _no_match(str(folder), each, list(models), "models (folders with a config.json or GGUF files)")
+        for each in unmatched
     ]
     want = partial(_Wanted, spec, str(folder), commit="")
     lineages = folder_lineages({name: models[name] for name in names}, folder)
@@ -317,37 +297,73 @@ def _offered(hub: Hub, repository: str, known: Listing, label: str, indexes: _In
                 indexes[repository] = file.content, body
         return body
 
-    return Listed(label, [path for path in by_path if "/" not in path], by_path.get, read)
+    paths = [path for path in by_path if "/" not in path]
+    return Listed(label, paths, by_path.get, read, [path for path in by_path if path.endswith(SUFFIX)])
 
 
-def _complete(hub: Hub, family: str, indexes: _Indexes, wanted: _Wanted) -> Checkpoint | Unavailable:
-    spec, label = wanted.spec, f"{wanted.repository}@{wanted.revision}"
-    revision = fit(wanted.revision)  # of anybody; what is scored is the commit
+def _facts(family: str, wanted: _Wanted, lineage: Lineage) -> Facts:
+    revision = fit(wanted.revision)
     place = place_of(revision)
-    facts = Facts(
+    return Facts(
         family=family,
         run=run_of(wanted.repository, revision),
         step=place.step,
-        size=spec.size,
-        seed=spec.seed,
-        base_model=wanted.lineage.single,
-        base_revision=wanted.lineage.revision,
-        parents=", ".join(wanted.lineage.parents),
-        relation=wanted.lineage.relation,
-        card=wanted.lineage.unread,
+        size=wanted.spec.size,
+        seed=wanted.spec.seed,
+        base_model=lineage.single,
+        base_revision=lineage.revision,
+        parents=", ".join(lineage.parents),
+        relation=lineage.relation,
+        card=lineage.unread,
         trained_tokens=place.tokens,
     )
+
+
+def _complete(hub: Hub, family: str, indexes: _Indexes, wanted: _Wanted) -> list[Checkpoint | Unavailable]:
+    """The checkpoint at a commit or in a folder, or several: each GGUF file is one."""
+    spec, label = wanted.spec, f"{wanted.repository}@{wanted.revision}"
+    revision = fit(wanted.revision)  # of anybody; what is scored is the commit
+    facts = _facts(family, wanted, wanted.lineage)
     make = partial(Checkpoint, wanted.repository, revision, facts=facts)
     unavailable = partial(Unavailable, wanted.repository, revision)
+    folder = wanted.directory
     try:
-        if wanted.directory is not None:
-            return make(*read_folder(wanted.directory), directory=str(wanted.directory))
-        known = wanted.known or listing(hub, wanted.repository, wanted.commit)
-        files = loadable_files(_offered(hub, wanted.repository, known, label, indexes))
-        return make(known.commit, files, parameters=known.parameters or wanted.parameters)
+        known = None
+        if folder is not None:
+            offered = offered_by(folder)
+        else:
+            known = wanted.known or listing(hub, wanted.repository, wanted.commit)
+            offered = _offered(hub, wanted.repository, known, label, indexes)
+        if chosen := chosen_gguf(offered, spec.file_patterns):
+            return [_of_gguf(family, wanted, offered, known, path) for path in chosen]
+        if folder is not None:
+            return [make(*read_folder(folder), directory=str(folder))]
+        assert known is not None
+        return [make(known.commit, loadable_files(offered), parameters=known.parameters or wanted.parameters)]
     except CheckpointError as error:
         if isinstance(error, SilentHubError) and not is_there(hub):
             raise
-        return unavailable(error.reason, error.message)
+        return [unavailable(error.reason, error.message)]
     except OSError as error:
-        return unavailable("load_failed", f"{label} cannot be read ({error}): check the folder's permissions")
+        return [unavailable("load_failed", f"{label} cannot be read ({error}): check the folder's permissions")]
+
+
+def _of_gguf(
+    family: str, wanted: _Wanted, offered: Listed, known: Listing | None, path: str
+) -> Checkpoint | Unavailable:
+    named = bool(wanted.spec.base_model)
+    lineage = gguf_lineage(wanted.lineage, None if named else offered, wanted.repository, wanted.revision)
+    facts, revision = _facts(family, wanted, lineage), fit(wanted.revision)
+    try:
+        found = gguf_checkpoint(
+            offered,
+            path,
+            wanted.repository,
+            revision,
+            facts,
+            directory=str(wanted.directory or ""),
+            commit=known.commit if known else "",
+        )
+    except CheckpointError as error:
+        return Unavailable(f"{wanted.repository}/{printable(path)}", revision, error.reason, error.message)
+    return replace(found, parameters=found.parameters or (known.parameters if known else None))

@@ -4,6 +4,7 @@ import re
 import zipfile
 from pathlib import Path
 
+from klray.checkpoints.gguf import gguf_fault
 from klray.words.outside import contents, parsed
 
 CONFIG_BYTES = 1 << 24  # of a JSON file beside the weights that is no list of tokens or tensors; most have a few kB
@@ -44,6 +45,8 @@ def fault_of(path: Path) -> str:
         return "is no tokenizer, it has no model: take it from another revision" if no_tokenizer else ""
     if path.suffix == ".safetensors":
         return header_fault(path)
+    if path.suffix == ".gguf":
+        return gguf_fault(path)
     if path.suffix == ".bin" and not head.startswith((b"PK\x03\x04", b"\x80")):
         return "is no file of torch.save: download it again"
     if head.startswith(b"PK") and not zipfile.is_zipfile(path):

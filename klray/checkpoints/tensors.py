@@ -8,24 +8,32 @@ from safetensors.torch import load_file
 
 from klray.checkpoints.causes import explained
 from klray.checkpoints.files import weights_of
+from klray.checkpoints.gguf import TYPES, GgufFile, is_gguf, read_gguf
 from klray.checkpoints.local_folder import model_config, offered_by
 from klray.checkpoints.pickles import read_pickled
 from klray.errors import CheckpointError
 
+_OF_GGUF = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 
 def stored_tensors(directory: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint's folder by name, as they are stored, mapped from the files; CheckpointError."""
+    """Tensors of a checkpoint's folder, or of a GGUF file, by name, as they are stored, mapped from the files.
+
+    Raises CheckpointError.
+    """
     folder = Path(directory)
     with explained(folder):
         return read_tensors(weight_files(folder))
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint's folder that hold its weights, whole or in shards.
+    """The files of a checkpoint's folder that hold its weights, whole or in shards; a GGUF file is its own.
 
     Raises CheckpointError: there are none that can be read without running code (no_safe_weights), or an adapter's
     alone (load_failed).
     """
+    if is_gguf(folder):
+        return [folder]
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{folder} holds an adapter (adapter_config.json): merge it into its base model and save the whole model",
@@ -50,7 +58,7 @@ def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
     stored: dict[str, torch.Tensor] = {}
     homes: dict[str, Path] = {}
     for file in files:
-        read = load_file(file) if file.suffix == ".safetensors" else read_pickled(file)
+        read = _read(file)
         for name in sorted(read.keys() & stored.keys()):
             if not _are_same(read[name], stored[name]):
                 raise CheckpointError(
@@ -61,6 +69,23 @@ def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
         stored |= read
         homes |= dict.fromkeys(read, file)
     return stored
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    return gguf_tensors(read_gguf(file)) if is_gguf(file) else read_pickled(file)
+
+
+def gguf_tensors(file: GgufFile) -> dict[str, torch.Tensor]:
+    """Tensors of a GGUF file: floats as numbers, quantised ones as the bytes of their blocks, uint8."""
+    body = torch.from_file(str(file.path), shared=False, size=file.path.stat().st_size, dtype=torch.uint8)
+    found = {}
+    for each in file.tensors:
+        flat = body[each.start : each.start + each.size_bytes]
+        dtype = _OF_GGUF.get(TYPES[each.kind][0])
+        found[each.name] = flat.view(dtype).reshape(each.shape) if dtype else flat.reshape(*each.shape[:-1], -1)
+    return found
 
 
 def _are_same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -1,11 +1,12 @@
 """What the verbs that fetch or score checkpoints make of their groups: a selection, settings, and the hub."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from klray.checkpoints import Hub, RepositorySpec, Selection
-from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig
+from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig, package_folder
 from klray.config.scoring import DTYPES, ScoringConfig, cache_home, check_above_zero
 from klray.errors import KlrayError
 from klray.likelihood.choices import LOGIT, NONE, check_quantization, lacks_accelerate, lacks_quantization
@@ -24,18 +25,25 @@ def selection(config: ModelsConfig) -> Selection:
             "no models were asked for: set models=tiny (embedded, needs no network), models=pythia or another family "
             'of conf/models/, or models.repo=ORG/NAME models.revisions="step*"'
         )
-    specs = tuple(
-        RepositorySpec(
-            repository=each.repository,
-            revisions=_revisions(each.revisions if config.revisions is None else config.revisions),
-            size=each.size,
-            seed=each.seed,
-            base_model=each.base_model,
-        )
-        for each in repositories
-    )
+    specs = tuple(_spec(config, each) for each in repositories)
     family = config.family or specs[0].repository.rstrip("/").rsplit("/", 1)[-1]
     return Selection(family=family, repositories=specs, stride=config.stride, limit=config.limit)
+
+
+def _spec(config: ModelsConfig, asked: RepositoryConfig) -> RepositorySpec:
+    files = asked.files if config.files is None else config.files
+    spec = RepositorySpec(
+        repository=asked.repository,
+        revisions=_names(asked.revisions if config.revisions is None else config.revisions),
+        size=asked.size,
+        seed=asked.seed,
+        base_model=asked.base_model,
+        files=() if files is None else _names(files),
+    )
+    if config.source is not ModelSource.package:
+        return spec
+    folder, version = package_folder(asked.repository)
+    return replace(spec, revisions=version, directory=str(folder))
 
 
 def hub(config: ModelsConfig) -> contextlib.AbstractContextManager[Hub]:
@@ -91,5 +99,5 @@ def lacks_libraries(ray: RaySettings, scoring: ScoringConfig) -> str:
     return lacks_quantization(scoring.quantization)
 
 
-def _revisions(value: Any) -> str | tuple[str, ...]:
+def _names(value: Any) -> str | tuple[str, ...]:
     return tuple(str(each) for each in value) if isinstance(value, list) else str(value)

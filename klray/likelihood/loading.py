@@ -13,11 +13,13 @@ import transformers
 
 from klray.checkpoints import check_small_files, model_config
 from klray.checkpoints.causes import explained, first_line
+from klray.checkpoints.gguf import is_gguf
 from klray.checkpoints.tensors import read_tensors, refuse_coded, weight_files
 from klray.errors import CheckpointError, KlrayError
-from klray.likelihood import plausible, quantised, steady
+from klray.likelihood import gguf_model, plausible, quantised, steady
 from klray.likelihood import quantization as quantizations
 from klray.likelihood.choices import NONE, Dtype, check_quantization, lacks_accelerate, lacks_quantization
+from klray.likelihood.gguf_taken import left_out
 from klray.likelihood.kinds import check_kind
 from klray.likelihood.quiet import quiet
 from klray.likelihood.score import context_length
@@ -62,7 +64,8 @@ def load(
 ) -> Loaded:
     """Load a causal language model from a checkpoint's folder, in eval mode, never running code that it brings.
 
-    The folder holds config.json and model.safetensors or pytorch_model.bin, whole or in shards.
+    The folder holds config.json and model.safetensors or pytorch_model.bin, whole or in shards. It may be a GGUF file,
+    too: its weights are dequantised, and quantised again as ``quantization`` says.
 
     Parameters
     ----------
@@ -95,6 +98,9 @@ def load(
     if dtype not in get_args(Dtype):
         raise KlrayError(f"dtype is {dtype!r}: it must be one of {', '.join(get_args(Dtype))}")
     folder = Path(directory)
+    if is_gguf(folder):
+        with quiet(), explained(folder):
+            return _load_gguf(folder, dtype, device, quantization, reuse, look, allow_unused)
     with quiet(), explained(folder):
         files = weight_files(folder)
         config = model_config(folder)
@@ -124,10 +130,7 @@ def load(
                     for name, slot in reuse._slots.items():
                         slot.copy_(stored[name])
                 return reuse
-            _free(reuse.model)
-            reuse._slots = None
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()  # other sizes would not fit into the blocks that the old model leaves
+            _give_up(reuse)
         with _quantized_explained(folder, method):
             model, unexpected = _build(folder, files, dtype, device, quantization)
         slots = find_slots(model, stored) if plain else None
@@ -156,9 +159,58 @@ def load(
         )
 
 
+def _load_gguf(
+    place: Path,
+    dtype: str,
+    device: str | torch.device,
+    quantization: str,
+    reuse: Loaded | None,
+    look: Callable[[Mapping[str, torch.Tensor]], None] | None,
+    allow_unused: Sequence[str],
+) -> Loaded:
+    """The model in a GGUF file; each is built anew, and its numbers are checked once for those of one form."""
+    file = gguf_model.open_gguf(place)
+    if quantization != NONE:
+        quantizations.import_library()
+    if look is not None:
+        look(read_tensors([place]))
+    layout = (json.dumps(file.form, sort_keys=True), dtype, quantization, str(device), ())
+    known = reuse is not None and reuse._layout == layout
+    if reuse is not None:
+        _give_up(reuse)
+    model = gguf_model.build(file, dtype, device if quantization == NONE else "cpu")
+    unused = () if known else refuse_left_out(model, {}, left_out(model, file), allow_unused, place)
+    if quantization != NONE:
+        model = gguf_model.quantised_again(model, quantizations.options(quantization, dtype), dtype, device)
+    quantizations.settle(model)
+    model.eval()
+    counted = quantised.count(model)
+    if quantization != NONE:
+        quantised.refuse_mostly_left(model, quantization, counted)
+        quantised.refuse_read(model)
+    steady.run_once(model)
+    return Loaded(
+        model=model,
+        architecture=type(model).__name__,
+        parameters=model.num_parameters(),
+        context=context_length(model),
+        stored_quantization=file.quantization,
+        bits_per_parameter=file.bits_per_parameter if quantization == NONE else counted.bits_per_parameter,
+        quantised_share=file.quantised_share if quantization == NONE else counted.share,
+        unused=unused,
+        _layout=layout,
+        _slots=None,
+    )
+
+
 def model_shape(directory: str | Path) -> ModelShape:
-    """Shape of the language model whose config.json is in ``directory``. Raises CheckpointError, load_failed."""
+    """Shape of the language model whose config.json is in ``directory``, or which is in a GGUF file of that path.
+
+    Raises CheckpointError, load_failed.
+    """
     folder = Path(directory)
+    if is_gguf(folder):
+        return ModelShape(*gguf_model.shape_of(folder))
     with quiet(), explained(folder):
         config = _config(folder).get_text_config()
         return ModelShape(int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size))
@@ -168,6 +220,14 @@ def import_early() -> None:
     """Import what transformers imports with the first model, 2 s, for processes that are forked from this one."""
     for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "PreTrainedModel", "GenerationMixin"):
         getattr(transformers, name)
+
+
+def _give_up(reuse: Loaded) -> None:
+    """Free the memory of a model that is not used again."""
+    _free(reuse.model)
+    reuse._slots = None
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # other sizes would not fit into the blocks that the old model leaves
 
 
 def _free(model: Any) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer, decoders, processors
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 
 from klray.checkpoints import check_small_files, model_config
 from klray.checkpoints.causes import explained
+from klray.checkpoints.files import VOCABULARIES
+from klray.checkpoints.gguf import Array, is_gguf
 from klray.errors import CheckpointError
-from klray.likelihood import plausible
+from klray.likelihood import gguf_tokenizer, plausible
+from klray.likelihood.gguf_model import open_gguf
 from klray.likelihood.quiet import quiet
 from klray.likelihood.tokenizing import around, named
 from klray.words.outside import parsed
@@ -22,9 +25,8 @@ logger = logging.getLogger("klray")
 
 PIPELINE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
-_VOCABULARIES = (PIPELINE, "vocab*", "*.model", "*.tiktoken", "*.spm", "tekken*")
 # What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
-_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", *_VOCABULARIES[2:])
+_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", *VOCABULARIES[2:])
 # Where SentencePiece and a pipeline made of its model have been seen to part.
 _PROBES = (
     *(
@@ -47,8 +49,12 @@ def load_tokenizer(directory: str | Path) -> Any:
     pipelines of their own, which are used only where there is no tokenizer.json. ``add_bos_token`` and
     ``add_eos_token`` of tokenizer_config.json hold, as they do in transformers, and a warning says where they change
     what tokenizer.json does. Where a SentencePiece model is all there is, ids are those of SentencePiece itself.
+
+    Of a GGUF file it is what lies beside it, and must give the file's ids to the file's tokens; else it is the file's.
     """
     folder = Path(directory)
+    if is_gguf(folder):
+        return _beside_gguf(folder)
     with quiet(), explained(folder, "tokenizer"):
         _files(folder)
         check_small_files(folder)
@@ -68,12 +74,12 @@ def load_tokenizer(directory: str | Path) -> Any:
         if not _has_vocabulary(folder) and tokenizer.vocab_files_names:
             raise CheckpointError(
                 f"{folder} has a tokenizer ({type(tokenizer).__name__}) without its vocabulary: none of "
-                f"{', '.join(_VOCABULARIES)}; add the tokenizer's files",
+                f"{', '.join(VOCABULARIES)}; add the tokenizer's files",
                 "load_failed",
             )
         if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
             raise ValueError(f"transformers finds no vocabulary for {type(tokenizer).__name__} in its files")
-        return tokenizer if model is None else _by_sentencepiece(model, tokenizer, folder)
+        return tokenizer if model is None else _by_sentencepiece(model.read_bytes(), tokenizer, folder)
 
 
 def tokenizer_fingerprint(directory: str | Path) -> str:
@@ -84,6 +90,11 @@ def tokenizer_fingerprint(directory: str | Path) -> str:
     Raises CheckpointError (load_failed) if there are none.
     """
     folder = Path(directory)
+    if is_gguf(folder):
+        with explained(folder, "tokenizer"):
+            own = gguf_tokenizer.fingerprint(open_gguf(folder))
+        beside = tokenizer_fingerprint(folder.parent) if _has_vocabulary(folder.parent) else ""
+        return hashlib.sha256(f"{own} {beside}".encode()).hexdigest()
     with explained(folder, "tokenizer"):
         files = _files(folder)
         digest = hashlib.sha256(json.dumps(model_config(folder).get("model_type")).encode())
@@ -92,6 +103,36 @@ def tokenizer_fingerprint(directory: str | Path) -> str:
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             digest.update(json.dumps([file.name, sha256]).encode())
         return digest.hexdigest()
+
+
+def _beside_gguf(place: Path) -> Any:
+    """The tokenizer of a GGUF file: the one beside it, or its own."""
+    with quiet(), explained(place, "tokenizer"):
+        file = open_gguf(place)
+        if _has_vocabulary(place.parent):
+            tokenizer = load_tokenizer(place.parent)
+            if isinstance(file.metadata.get(f"{gguf_tokenizer.KEY}tokens"), Array):
+                gguf_tokenizer.check_ids(file, tokenizer, "the tokenizer beside it")
+            return tokenizer
+        tokenizer, model = gguf_tokenizer.from_gguf(file)
+        if way := gguf_tokenizer.way_of(file):
+            _cut(tokenizer.backend_tokenizer, way)
+        before, after = gguf_tokenizer.special_around(file)
+        _put_around(tokenizer.backend_tokenizer, before, after, str(place))
+        name = tokenizer.init_kwargs["tokenizer_class"]
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+        tokenizer.init_kwargs["tokenizer_class"] = name
+        gguf_tokenizer.check_ids(file, tokenizer, str(place))
+        return _with_decoder(tokenizer) if not model else _by_sentencepiece(model, tokenizer, place)
+
+
+def _cut(backend: Any, way: gguf_tokenizer.Way) -> None:
+    """Have texts cut and merged in a way that transformers may not know."""
+    if not way.known:
+        as_gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        alone = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([alone, as_gpt2]) if way.digits else as_gpt2
+    backend.model.ignore_merges = way.whole
 
 
 def _files(folder: Path) -> list[Path]:
@@ -104,7 +145,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _has_vocabulary(folder: Path) -> bool:
-    return any(file.is_file() for pattern in _VOCABULARIES for file in folder.glob(pattern))
+    return any(file.is_file() for pattern in VOCABULARIES for file in folder.glob(pattern))
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
@@ -147,11 +188,11 @@ def _from_pipeline(file: Path, settings: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
-def _put_around(backend: Any, before: list[str], after: list[str]) -> None:
+def _put_around(backend: Any, before: list[str], after: list[str], where: str = _CONFIG) -> None:
     """Have these tokens before and behind each text, and no others."""
     ids = {token: backend.token_to_id(token) for token in (*before, *after)}
     if unknown := [token for token, number in ids.items() if number is None]:
-        raise CheckpointError(f"{_CONFIG} asks for {unknown[0]!r} around texts, which {PIPELINE} lacks", "load_failed")
+        raise CheckpointError(f"{where} asks for {unknown[0]!r} around texts; the vocabulary lacks it", "load_failed")
     backend.post_processor = processors.TemplateProcessing(
         single=[*before, "$A", *after], pair=None, special_tokens=list(ids.items())
     )
@@ -198,7 +239,7 @@ def _sentencepiece_model(folder: Path) -> Path | None:
     return models[0] if models else None
 
 
-def _by_sentencepiece(model: Path, tokenizer: Any, folder: Path) -> Any:
+def _by_sentencepiece(model: bytes, tokenizer: Any, folder: Path) -> Any:
     """The tokenizer that transformers makes of a SentencePiece model, or SentencePiece itself where their ids differ.
 
     Raises CheckpointError (load_failed): transformers gives its pieces other ids, as for models that count in another
@@ -208,7 +249,7 @@ def _by_sentencepiece(model: Path, tokenizer: Any, folder: Path) -> Any:
     known = tokenizer.get_vocab()
     if moved := [piece for number, piece in own.pieces() if known.get(piece) != number]:
         raise CheckpointError(
-            f"{folder}: transformers makes {type(tokenizer).__name__} of {model.name}, and {len(moved):,} of its "
+            f"{folder}: transformers makes {named(tokenizer)} of its SentencePiece model, and {len(moved):,} of the "
             f"pieces have other ids there, {moved[0]!r} first: add the {PIPELINE} that the model was trained with",
             "load_failed",
         )
@@ -222,10 +263,10 @@ class SentencePieceTokenizer:
     ``like`` is what transformers makes of it: the special tokens around a text, and their names, are its own.
     """
 
-    def __init__(self, model: Path, like: Any):
+    def __init__(self, model: bytes, like: Any):
         from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - few models need it
 
-        self._processor = SentencePieceProcessor(model_file=str(model))
+        self._processor = SentencePieceProcessor(model_proto=model)
         self._like = like
         self._front, self._back = (list(like.convert_tokens_to_ids(list(names))) for names in around(like))
         self.init_kwargs = {"tokenizer_class": named(like)}

@@ -94,6 +94,9 @@ COORDINATES: Final = {
     "variant": Coordinate("label", _variant, "compute dtype, and quantisation and lens if any"),
     "dtype": Coordinate("label", _identity("dtype")),
     "quantization": Coordinate("label", _identity("quantization")),
+    "stored_quantization": Coordinate(
+        "label", _fact("stored_quantization"), "how the files were quantised before, such as Q4_K_M; empty if not"
+    ),
     "lens": Coordinate("label", _identity("lens")),
     "layer": Coordinate("number", lambda _, layer, __: layer, "layer, -1 for the model's own output"),
     "parameters": Coordinate("number", _fact("parameters")),

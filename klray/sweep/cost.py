@@ -7,6 +7,7 @@ reach the rate that is stated.
 
 import dataclasses
 import logging
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ H100_SHARE = 0.4
 CPU_CORE_TFLOPS = 0.04
 # Where nobody says how many parameters there are, weights are taken for 16-bit numbers.
 UNKNOWN_BYTES_PER_PARAMETER = 2
+_BITS = re.compile(r"(?:Q|F|BF)(\d+)(?=[-._]|$)")  # in the name of a GGUF file, such as Q4_K_M
 # For config.json of one repository after another.
 CACHE_BYTES = 64 * 2**20
 
@@ -92,7 +94,7 @@ class Cost:
         lens = f" + {self.lens_weights:,} weights of the lens" if self.lens_weights else ""
         lens += f", none known for {counted(self.untold, 'checkpoint')}" if self.untold else ""
         twins = f"; {once:,} more {'has' if once == 1 else 'have'} files that are there or among these" if once else ""
-        guess = f", of {counted(self.guessed, 'checkpoint')} from the bytes of 16-bit weights" if self.guessed else ""
+        guess = f", of {counted(self.guessed, 'checkpoint')} from the bytes of the weights" if self.guessed else ""
         weights = f"{self.parameters:,} parameters{guess}"
         weights = f"({weights}{lens})" if lens else weights
         limit = "the link" if self.fetch_seconds > self.compute_seconds else f"the {self.rates.device}"
@@ -155,7 +157,9 @@ def lens_weights(hub: Hub, checkpoints: Iterable[Checkpoint], *, tuned: bool) ->
                 continue
             config = dataclasses.replace(each, files=tuple(file for file in each.files if file.path == CONFIG))
             try:
-                model = model_shape(cache.fetch(hub, config))
+                if each.gguf and not each.directory:
+                    raise CheckpointError("its shape is in the GGUF file, which no plan fetches", "load_failed")
+                model = model_shape(cache.fetch(hub, each if each.gguf else config))
                 translator = model.width if tuned else 0
                 found[each.repository] = model.layers * model.width * (model.vocabulary + translator)
                 cache.release(config)
@@ -166,7 +170,12 @@ def lens_weights(hub: Hub, checkpoints: Iterable[Checkpoint], *, tuned: bool) ->
 
 
 def parameters(checkpoint: Checkpoint) -> int:
-    """Parameters as the hub tells them, or else the bytes of the weights over those of a 16-bit number."""
+    """Parameters as the hub tells them, or else the bytes of the weights over those of a number: of 16 bits, or as many
+    as a GGUF file's name says.
+    """
     if checkpoint.parameters is not None:
         return checkpoint.parameters
-    return sum(file.size_bytes for file in checkpoint.files if file.is_weight) // UNKNOWN_BYTES_PER_PARAMETER
+    size = sum(file.size_bytes for file in checkpoint.files if file.is_weight)
+    if checkpoint.gguf and (found := _BITS.search(checkpoint.gguf)):
+        return round(8 * size / (float(found[1]) + (0.5 if found[0].startswith("Q") else 0.0)))
+    return size // UNKNOWN_BYTES_PER_PARAMETER

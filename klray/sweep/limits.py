@@ -20,6 +20,7 @@ _LENS = 10.0  # times as long, where every layer is read
 _BYTES_PER_TOKEN = 4.0  # of text
 _BYTES = 3e9  # of PyTorch, transformers and what they keep
 _COPIES = 12.0  # of the files: 4-bit weights in fp32, and the tensors that they are made from
+_PACKED = 16  # times as many bytes in 16 bits as in the fewest that GGUF has
 _TEXT_COPIES = 200.0  # of the texts: strings, ids, positions
 _BYTES_PER_BATCH_TOKEN = 1e6
 _BATCH = 16_384  # tokens, where the settings leave it to the device
@@ -53,10 +54,10 @@ class Limits:
 
 def limits_of(checkpoint: Checkpoint, text_set: TextSet, settings: ScoringSettings) -> Limits:
     """The settings' limits, or those in proportion to the bytes of the checkpoint's files and of the texts."""
-    size, text_bytes = checkpoint.bytes, float(text_set.n_bytes.sum())
+    size, text_bytes = _unpacked(checkpoint), float(text_set.n_bytes.sum())
     seconds, memory, by = settings.limit_seconds, settings.limit_bytes, ""
     if seconds is None or memory is None:
-        by = f" (by default, for files of {size / 1e6:,.1f} MB and texts of {text_bytes / 1e6:,.1f} MB)"
+        by = f" (by default, for files of {checkpoint.bytes / 1e6:,.1f} MB and texts of {text_bytes / 1e6:,.1f} MB)"
     if seconds is None:
         a_token = _SECONDS_PER_TOKEN + size / _OPERATIONS_PER_SECOND  # 2 bytes and 2 operations a parameter
         a_text = text_bytes / _BYTES_PER_TOKEN * a_token * (1.0 if settings.lens == NONE else _LENS)
@@ -65,6 +66,14 @@ def limits_of(checkpoint: Checkpoint, text_set: TextSet, settings: ScoringSettin
         batch = (settings.tokens_per_batch or _BATCH) * _BYTES_PER_BATCH_TOKEN if settings.device != "cpu" else 0.0
         memory = _BYTES + _COPIES * size + _TEXT_COPIES * text_bytes + batch
     return Limits(seconds, memory, by)
+
+
+def _unpacked(checkpoint: Checkpoint) -> int:
+    """Bytes of a checkpoint's files; of a GGUF file those of its weights in 16 bits."""
+    if not checkpoint.gguf:
+        return checkpoint.bytes
+    most = _PACKED * checkpoint.bytes  # the number of parameters may be a stranger's word
+    return min(most, 2 * checkpoint.parameters) if checkpoint.parameters else most
 
 
 def memory_of(pid: int) -> float:

@@ -12,6 +12,8 @@ import torch
 
 from klray.checkpoints import Checkpoint
 from klray.checkpoints.causes import explained
+from klray.checkpoints.gguf import read_gguf
+from klray.checkpoints.gguf_choice import said_lineage
 from klray.errors import KlrayError
 from klray.likelihood import loading, tokens
 from klray.likelihood.choices import LOGIT, NONE
@@ -98,6 +100,9 @@ class Compute:
             "tokens_per_batch": scores.tokens_per_batch,
             "sketch": sketched.label if sketched else "",
         }
+        if checkpoint.gguf and not checkpoint.facts.parents:
+            said = said_lineage(read_gguf(directory))
+            facts |= {"base_model": said.single, "parents": ", ".join(said.parents), "relation": said.relation}
         if self.model.unused:
             facts["unused_tensors"] = list(self.model.unused)
         if self.lens is not None and self.lens.translators is not None:
@@ -128,7 +133,10 @@ class Compute:
     def _encode(self, checkpoint: Checkpoint, directory: Path) -> tokens.Tokens:
         """The texts under the checkpoint's tokenizer, tokenised once per tokenizer."""
         # By the verified hashes, when config and tokenizer are the last one's: reading them again takes 5 to 20 ms.
-        described = [(file.path, file.content) for file in checkpoint.files if not file.is_weight]
+        # A GGUF file may be weights and tokenizer in one.
+        described = [
+            (file.path, file.content) for file in checkpoint.files if not file.is_weight or file.path == checkpoint.gguf
+        ]
         if described != self._tokens_of or not all(content for _, content in described):
             fingerprint = tokenizer_fingerprint(directory)
             if fingerprint not in self._tokens:

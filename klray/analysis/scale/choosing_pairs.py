@@ -13,7 +13,7 @@ from klray.analysis.defaults import Choice
 from klray.analysis.facts import NO_QUANTIZATION
 from klray.analysis.runs import Run
 from klray.analysis.scale.compared_models import Models
-from klray.analysis.scale.generations import Lineages, lineages
+from klray.analysis.scale.generations import Lineages, lineages, parent_of
 
 EIGHT_BITS = ("int8",)
 FOUR_BITS = ("fp4", "nf4")
@@ -37,7 +37,8 @@ def setting_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> dict[str, 
         have.
     8-bit, 4-bit
         A quantised checkpoint (int8; fp4 and nf4, counted apart too) against the same commit unquantised, in the same
-        dtype if there is one. Other quantisations are settings of their own name.
+        dtype if there is one. Other quantisations are settings of their own name. So are those that files were stored
+        in, such as Q4_K_M of GGUF: such a copy against its single parent.
     fine-tuning
         A distinct model (its repository's final checkpoint) against its single parent, see ``lineage``.
     intra-type
@@ -65,6 +66,8 @@ def setting_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> dict[str, 
     found |= {f"4-bit {name}": quantization_pairs(models, (name,)) for name in FOUR_BITS}
     others = sorted(set(models.labels["quantization"].tolist()) - {*NO_QUANTIZATION, *EIGHT_BITS, *FOUR_BITS})
     found |= {f"quantization {name}": quantization_pairs(models, (name,)) for name in others}
+    for name, pairs in stored_pairs(models).items():
+        found[f"quantization {name}"] = _joined([found.get(f"quantization {name}", _array([])), pairs])
     found["layer, tuned lens"] = layer_pairs(models, "tuned")
     return found
 
@@ -85,6 +88,16 @@ def quantization_pairs(models: Models, names: Sequence[str]) -> np.ndarray:
     """Unquantised and quantised, for each quantised checkpoint with one of these quantisations."""
     chosen = np.flatnonzero((models.selves >= 0) & np.isin(models.labels["quantization"], list(names)))
     return np.stack([models.selves[chosen], chosen], axis=1)
+
+
+def stored_pairs(models: Models) -> dict[str, np.ndarray]:
+    """Parent and copy, for each copy whose files are quantised and whose parent is there, by how they are."""
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for copy in models.copies.tolist():
+        name, parent = str(models.labels["stored_quantization"][copy]), parent_of(models, copy)
+        if name and parent is not None:
+            pairs.setdefault(name, []).append((parent, copy))
+    return {name: _array(pairs[name]) for name in sorted(pairs)}
 
 
 def intra_type_pairs(models: Models, family: Lineages, choice: Choice = DEFAULT_CHOICE) -> np.ndarray:

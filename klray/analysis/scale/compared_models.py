@@ -13,7 +13,7 @@ from klray.analysis.relatives import finals, unquantised
 from klray.analysis.runs import Run, runs
 
 _TOLD = ("repository", "revision", "commit", "base_model", "base_revision", "relation")
-_VARIANTS = ("architecture", "dtype", "quantization", "lens")
+_VARIANTS = ("architecture", "dtype", "quantization", "stored_quantization", "lens")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,10 @@ class Models:
     plain: np.ndarray  # (K,) bool: own output, neither quantised nor excluded, of the one dtype: nothing counts twice
     selves: np.ndarray  # (K,) int64, position of each quantised model's unquantised self, -1 where there is none
     runs: list[Run]  # plain checkpoints of each pretraining run; what was made from another model is none
-    finals: dict[str, int]  # final plain checkpoint by repository, which "fine-tuning", "intra-type", "random" compare
+    # Final plain checkpoint by repository, which "fine-tuning", "intra-type", "random" compare; quantised copies of
+    # another model, such as GGUF files, are not among them
+    finals: dict[str, int]
+    copies: np.ndarray  # (C,) int64, positions of these copies
 
     @classmethod
     def of(cls, dataset: xr.Dataset, excluded: np.ndarray | None = None) -> "Models":
@@ -39,6 +42,7 @@ class Models:
         plain = own_output(dataset) & ~quantised(dataset) & ~excluded
         dtype = usual_dtype(labels["dtype"], plain)
         plain &= labels["dtype"] == dtype
+        copies = plain & (labels["relation"] == "quantized")
         pretrained = plain & (labels["base_model"] == "") & (strings(dataset, "parents") == "")
         pretraining = (run.at(pretrained[run.models]) for run in runs(dataset, excluded))
         return cls(
@@ -49,5 +53,6 @@ class Models:
             plain=plain,
             selves=unquantised(dataset, excluded),
             runs=sorted((run for run in pretraining if len(run.models)), key=lambda run: run.models.min()),
-            finals=finals(dataset, plain),
+            finals=finals(dataset, plain & ~copies),
+            copies=np.flatnonzero(copies),
         )

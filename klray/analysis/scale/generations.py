@@ -32,16 +32,18 @@ def lineages(models: Models) -> Lineages:
     finals = models.finals
     pairs, parents = [], {}
     apart = dict.fromkeys(NO_FINE_TUNING, 0)
+    apart["quantized"] = len(set(models.labels["repository"][models.copies].tolist()))
     absent = []
     for repository, child in finals.items():
         named, relation = (str(models.labels[name][child]) for name in ("base_model", "relation"))
+        if models.labels["stored_quantization"][child]:
+            relation = "quantized"  # it may be fine-tuned as well
         if relation in NO_FINE_TUNING:
             apart[relation] += 1
             continue
         if named in ("", repository):
             continue
-        revision = str(models.labels["base_revision"][child])
-        parent = _at(models, named, revision) if revision else finals.get(named)
+        parent = parent_of(models, child)
         if parent is None:
             absent.append(repository)
             continue
@@ -49,6 +51,12 @@ def lineages(models: Models) -> Lineages:
         parents[repository] = named
     generation = {repository: _generation(repository, parents) for repository in finals}
     return Lineages(np.array(pairs, dtype=np.int64).reshape(-1, 2), generation, apart, tuple(absent))
+
+
+def parent_of(models: Models, child: int) -> int | None:
+    """Position of a model's single parent: at the revision that is named, else its final checkpoint."""
+    named, revision = (str(models.labels[name][child]) for name in ("base_model", "base_revision"))
+    return _at(models, named, revision) if revision else models.finals.get(named)
 
 
 def _at(models: Models, repository: str, revision: str) -> int | None:
