@@ -16,10 +16,11 @@ from klray.checkpoints import Checkpoint, Facts, RemoteFile
 from klray.errors import CheckpointError, KlrayError
 from klray.store import Column, Store
 from klray.sweep import driver
-from klray.sweep.actor import Pending, ScorerActor
+from klray.sweep.actor import ScorerActor
 from klray.sweep.cluster import Shape, connected
 from klray.sweep.driver import Driver, _Call, _Worker
-from klray.sweep.scorer import Outcome
+from klray.sweep.examining import Expected, here
+from klray.sweep.replies import Outcome, Pending, WorkerFacts
 from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.words.progress import Progress
 from tests.stores import TEXTS, column
@@ -131,6 +132,9 @@ class Actor(ScorerActor):
     def __init__(self, patience: Any, kind: type[Ordinary], url: str, folder: Path):
         self.scorer = kind(url, folder)  # type: ignore[assignment]
         self._scored = {}
+
+    def ready(self, wanted: Expected) -> WorkerFacts:
+        return WorkerFacts(here(ray.get_runtime_context().get_node_id()), "cpu", 0, 0, time.time())
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from klray.likelihood.tokenizer import load_tokenizer
 from klray.likelihood.tokens import encode
 from klray.measure.exact import exact_log_likelihood
 from klray.store import Store
-from klray.sweep.actor import Pending, Refusal, ScorerActor
-from klray.sweep.scorer import Outcome
+from klray.sweep.actor import ScorerActor
+from klray.sweep.replies import Outcome, Pending, Refusal
 from klray.tiny.family import train_family
 from klray.tiny.family_recipe import SMALLEST
 from tests.scorers import scorer_here

@@ -3,18 +3,20 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
 import ray
 import ray.exceptions
 
 from klray.checkpoints import Checkpoint, Hub, Patience
-from klray.errors import CheckpointError, Reason, StoreError
-from klray.store import Column
+from klray.errors import CheckpointError, StoreError
+from klray.store import Column, Store
+from klray.sweep.examining import Expected, examine, here
 from klray.sweep.model_process import ModelProcess
 from klray.sweep.processes import spare_loopback
-from klray.sweep.scorer import Outcome, Scorer
+from klray.sweep.replies import Outcome, Pending, Refusal, Unfit, WorkerFacts
+from klray.sweep.scorer import Scorer
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
 from klray.words.heard import Heard
@@ -25,23 +27,6 @@ T = TypeVar("T")
 A = TypeVar("A", bound="Outcome | Pending | Refusal")
 
 ANSWER_SECONDS = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Refusal:
-    """Why an actor could not score a checkpoint; returned, not raised, so that nothing has to survive unpickling."""
-
-    reason: Reason
-    message: str
-    warnings: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Pending:
-    """A checkpoint is scored, and its column, of this key, waits in the actor for ``ScorerActor.commit``."""
-
-    key: str
-    warnings: tuple[str, ...] = ()
 
 
 class SharedPatience(Patience):
@@ -85,13 +70,30 @@ class ScorerActor:
         settings: ScoringSettings,
     ):
         spare_loopback()
-        compute = ModelProcess(settings, text_set)  # first, because its imports take longest
-        self.scorer = Scorer(hub, store_url, storage_options, text_set, settings, compute, SharedPatience(patience))
+        self._compute = ModelProcess(settings, text_set)  # first, because its imports take longest
+        self._open = partial(
+            Scorer, hub, store_url, storage_options, text_set, settings, self._compute, SharedPatience(patience)
+        )
+        self._store = store_url, storage_options
         self._scored: dict[str, Column] = {}
 
-    def ready(self) -> bool:
-        """Answers once the scorer stands."""
-        return self._heard is not None  # from now on
+    def ready(self, wanted: Expected) -> WorkerFacts | Unfit:
+        """Examined, as ``klray.sweep.examining`` says; it may be asked again, and then sees what has become of it."""
+        assert self._heard is not None  # from now on
+        place = here(ray.get_runtime_context().get_node_id())
+        return examine(
+            place,
+            wanted,
+            self._store[0],
+            lambda: Store.open(*self._store).objects,
+            lambda: self.scorer.cache,
+            self._compute.try_device,
+        )
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Opened when the store was found to be the driver's."""
+        return self._open()
 
     def score(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint], source: str) -> Outcome | Pending | Refusal:
         """As ``Scorer.column``, or ``Scorer.take_over`` from the column with the key ``source`` if that is not "".

@@ -13,10 +13,12 @@ import ray.exceptions
 from klray.checkpoints import Checkpoint, Patience
 from klray.errors import KlrayError
 from klray.store import Failure, Store
-from klray.sweep.actor import Pending, Refusal, ScorerActor
+from klray.store.objects import probe
+from klray.sweep.actor import ScorerActor
 from klray.sweep.cluster import Shape
+from klray.sweep.examining import Expected, expected
 from klray.sweep.queue import Queue, Work
-from klray.sweep.scorer import Outcome
+from klray.sweep.replies import Outcome, Pending, Refusal, Unfit
 from klray.sweep.settings import ScoringSettings
 from klray.words.numbers import counted
 from klray.words.progress import Progress
@@ -80,6 +82,7 @@ class Driver:
         self.workers: list[_Worker] = []
         self.running: dict[Any, _Call] = {}
         self.patience: Any = None
+        self.wanted: Expected | None = None  # of workers
         self.scored = self.taken_over = self.elsewhere = self.tokens = 0
         self.failures: list[Failure] = []
         self.warned: list[tuple[str, tuple[str, ...]]] = []  # by label of the checkpoint
@@ -87,6 +90,11 @@ class Driver:
 
     def go(self, progress: Progress) -> None:
         """Work until nothing is left to do."""
+        with probe.common(self.store.objects) as common:
+            self.wanted = expected(common, [each.checkpoint for each in self.queue.works()])
+            self._go(progress)
+
+    def _go(self, progress: Progress) -> None:
         self.patience = ray.remote(Patience).options(num_cpus=0).remote()
         self.workers = [_Worker(self._actor()) for _ in range(self.shape.workers)]
         for worker in self.workers:
@@ -119,12 +127,19 @@ class Driver:
         return kind.remote(self.patience, *self.arguments)
 
     def _ask_ready(self, worker: _Worker) -> None:
-        self.running[worker.actor.ready.remote()] = _Call("ready", worker, worker.actor)
+        self.running[worker.actor.ready.remote(self.wanted)] = _Call("ready", worker, worker.actor)
 
     def _welcome(self, worker: _Worker, answer: Any) -> None:
         """Take in that a worker stands; one that died on the way is tried again, then gone without."""
         try:
-            worker.ready = bool(ray.get(answer))
+            reply = ray.get(answer)
+            if isinstance(reply, Unfit):
+                host, found, cure = reply.place.host, reply.found, reply.cure
+                log.warning("node %s put aside: %s; %s", host, found, cure)
+                self.workers.remove(worker)
+                if not self.workers:
+                    raise KlrayError(f"no scoring worker is left: node {host} put aside: {found}; {cure}")
+            worker.ready = not isinstance(reply, Unfit)
         except ray.exceptions.RayError as error:
             cause = _cause(error)
             if isinstance(cause, KlrayError):

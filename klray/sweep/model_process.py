@@ -25,14 +25,16 @@ from klray.checkpoints import Checkpoint, architecture
 from klray.errors import CheckpointError, KlrayError
 from klray.sweep.limits import Limits, limits_of
 from klray.sweep.processes import safe_environment, socket_folder, with_environment
+from klray.sweep.replies import DeviceError
 from klray.sweep.settings import Computed, Computing, ScoringSettings
 from klray.texts import TextSet
 
 log = logging.getLogger("klray")
 
-_READ, _COMPUTED, _FAILED = "read", "computed", "failed"
+_READ, _COMPUTED, _FAILED, _TRIED = "read", "computed", "failed", "tried"
+_TRY_SECONDS = 300.0  # the libraries' imports and a small product, on a busy machine
 _LOOK_SECONDS = 0.2  # between two looks at what a process takes
-_IMPORTS = ("klray.sweep.preload", "klray.sweep.model_process")
+_IMPORTS = ("klray.sweep.preload", "klray.sweep.device", "klray.sweep.model_process")
 _SOCKET = "pymp-12345678/listener-12345678"  # as multiprocessing names the server's
 
 
@@ -85,6 +87,25 @@ class ModelProcess:
         started = time.monotonic() - begun - computed.timings["load_seconds"] - computed.timings["score_seconds"]
         return replace(computed, timings={**computed.timings, "start_seconds": started})
 
+    def try_device(self) -> tuple[str, int]:
+        """Name and bytes of memory of the device, once a process has the lens and a product on the device is right.
+
+        Raises DeviceError; KlrayError as ``load_lens``; what PyTorch raises.
+        """
+        try:
+            pipe = self._pipe or self._for("")
+            pipe.send(_TRIED)
+            if not pipe.poll(_TRY_SECONDS):
+                self.close()
+                raise DeviceError(f"no answer of PyTorch within {_TRY_SECONDS:.0f} s")
+            kind, value = pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise DeviceError(f"the process that tried it {self._ended()}") from error
+        if kind == _FAILED:
+            raise value
+        found: tuple[str, int] = value
+        return found
+
     def close(self) -> None:
         """End the process, and with it whatever it holds."""
         if self._process is not None:
@@ -103,7 +124,9 @@ class ModelProcess:
         return answer
 
     def _for(self, wanted: str) -> connection.Connection:
-        """The pipe to a process that has had no other architecture."""
+        """The pipe to a process that has had no other architecture; none that has only tried the device."""
+        if self._pipe is not None and not self._architecture:
+            self._architecture = wanted
         if self._pipe is None or wanted != self._architecture:
             self.close()
             self._pipe, theirs = self._context.Pipe()
@@ -154,11 +177,15 @@ def _serve(pipe: connection.Connection, settings: ScoringSettings, text_set: Tex
 
     while True:
         try:
-            checkpoint, directory = pipe.recv()
+            asked = pipe.recv()
         except EOFError:
             return
         try:
             compute = compute or _compute(settings, text_set)
+            if asked == _TRIED:
+                say(_TRIED, _tried(settings.device))
+                continue
+            checkpoint, directory = asked
             computed = compute.score(checkpoint, directory, partial(say, _READ))
         except Exception as error:  # noqa: BLE001 - it is raised in the worker, by which it is recorded
             say(_FAILED, _sendable(error))
@@ -170,6 +197,12 @@ def _compute(settings: ScoringSettings, text_set: TextSet) -> Computing:
     from klray.sweep.model import Compute  # noqa: PLC0415 - in the child alone: its parent takes no PyTorch
 
     return Compute(settings, text_set)
+
+
+def _tried(device: str) -> tuple[str, int]:
+    from klray.sweep.device import tried  # noqa: PLC0415 - as above
+
+    return tried(device)
 
 
 def _sendable(error: Exception) -> Exception:

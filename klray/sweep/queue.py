@@ -44,6 +44,10 @@ class Queue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def works(self) -> list[Work]:
+        """All that wait, for their turn or for the column of another."""
+        return [*self._waiting, *(each for twins in self._twins.values() for each in twins)]
+
     def take(self, repository: str, taken: Set[str]) -> Work | None:
         """The next work: of ``repository`` if there is any, so that its model is reused; then of one not ``taken``."""
         if not self._waiting:

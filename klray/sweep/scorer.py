@@ -16,20 +16,10 @@ from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub, Patience
 from klray.errors import CheckpointError, StoreError
 from klray.store import Column, Store
 from klray.store.twins import take_over
+from klray.sweep.replies import Outcome
 from klray.sweep.settings import Computing, ScoringSettings
 from klray.texts import TextSet
 from klray.words.outside import fit
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of one checkpoint: a column (this worker's, or another's that stood first)."""
-
-    key: str
-    first: bool  # False: another job had committed the same column meanwhile
-    tokens: int
-    taken_over: bool = False  # the values were there, of a checkpoint with the same files
-    warnings: tuple[str, ...] = ()  # of the worker meanwhile
 
 
 class Scorer:

@@ -3,6 +3,7 @@
 Everything happens below ``probes/<random id>/`` and is removed again.
 """
 
+import contextlib
 import threading
 import time
 import uuid
@@ -118,6 +119,26 @@ def store_time(objects: Objects) -> datetime:
         return max(written.values())
     finally:
         objects.delete_tree(folder)
+
+
+@contextlib.contextmanager
+def common(objects: Objects) -> Iterator[tuple[str, bytes]]:
+    """Key and body of an object by which others find, for the length of the context, that their place is this one."""
+    missing, folder = _missing_folders(objects), _new_folder()
+    key, body = f"{folder}/common", _body()
+    try:
+        objects.put(key, body)
+        yield key, body
+    finally:
+        _remove(objects, folder, missing)
+
+
+def is_common(objects: Objects, key: str, body: bytes) -> bool:
+    """Whether a place is the one where ``common`` put an object; beside it one is written, as a sweep will."""
+    there = objects.get(key) == body
+    if there:
+        objects.put(f"{key.rpartition('/')[0]}/{uuid.uuid4().hex[:16]}", _body())
+    return there
 
 
 def create_in_turn(objects: Objects, folder: str) -> Outcome:
