@@ -75,6 +75,8 @@ def _print(report: SweepReport, checkpoints: Sequence[Checkpoint], store: Store)
         + (f"; {report.taken_over} of these hold the same files as another" if report.taken_over else "")
         + (f"; {report.elsewhere} were committed by other jobs meanwhile" if report.elsewhere else "")
     )
+    if report.workers:
+        say(report.workers)
     if report.warnings:
         show(table(report.warnings))
     if report.failures:

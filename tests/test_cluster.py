@@ -10,7 +10,7 @@ import ray
 
 from klray.analysis.cluster import dask_scheduler
 from klray.errors import KlrayError
-from klray.sweep.cluster import Shape, _shape, connected
+from klray.sweep.cluster import Shape, _shape, connected, is_growing
 from klray.sweep.settings import RaySettings
 
 LAPTOP = {"CPU": 8.0}
@@ -31,7 +31,7 @@ WAIT = "RAY_gcs_server_port_wait_time_s"
     ],
 )
 def test_actors_fit_their_nodes(nodes: list[dict[str, float]], settings: RaySettings, cpus: int, shape: Shape) -> None:
-    assert _shape(settings, cpus, nodes) == shape
+    assert _shape(settings, cpus, [(node, {}) for node in nodes]) == shape
 
 
 def test_an_actor_with_several_gpus_spreads_its_model_over_them() -> None:
@@ -40,11 +40,60 @@ def test_an_actor_with_several_gpus_spreads_its_model_over_them() -> None:
 
 def test_what_does_not_fit_is_refused_with_what_there_is() -> None:
     with pytest.raises(KlrayError, match=r"9 CPUs and 0 GPUs .* 2 nodes with 16 CPUs"):
-        _shape(RaySettings(), 9, [LAPTOP, LAPTOP])
+        _shape(RaySettings(), 9, [(LAPTOP, {}), (LAPTOP, {})])
     with pytest.raises(KlrayError, match=r"ray\.workers=9: .* carries 8 actors"):
-        _shape(RaySettings(workers=9), 1, [LAPTOP])
+        _shape(RaySettings(workers=9), 1, [(LAPTOP, {})])
     with pytest.raises(KlrayError, match=r"gpus_per_worker=1\.5: .*whole number"):
-        _shape(RaySettings(gpus_per_worker=1.5), 1, [TWO_GPUS])
+        _shape(RaySettings(gpus_per_worker=1.5), 1, [(TWO_GPUS, {})])
+
+
+def test_a_cluster_that_is_joined_is_waited_for_where_it_can_have_what_is_asked_for() -> None:
+    growing = _shape(RaySettings(), 1, [({"CPU": 0.0}, {})], waits=True, grows=True)
+    assert (growing.workers, growing.grows) == (0, True)
+    believed = _shape(RaySettings(workers=9, accelerator="H100"), 1, [(LAPTOP, {})], waits=True)
+    assert (believed.workers, believed.gpus_per_worker) == (0, 1.0)
+    with pytest.raises(KlrayError, match=r"9 CPUs and 0 GPUs .*, or set ray\.workers to wait for nodes"):
+        _shape(RaySettings(), 9, [(LAPTOP, {})], waits=True)
+
+
+def test_what_a_node_must_have_is_asked_of_ray_and_counted_alike() -> None:
+    asked = RaySettings(
+        accelerator="H100",
+        memory_gigabytes=10,
+        labels={"market-type": "!spot", "zone": "in(a, b)"},
+        resources={"licence": 0.5},
+    )
+    node = {**TWO_GPUS, "accelerator_type:H100": 1.0, "memory": 25e9, "licence": 1.0}
+    shape = _shape(asked, 1, [(node, {"zone": "b"}), (node, {"zone": "c"}), (TWO_GPUS, {"zone": "a"})])
+    assert shape.workers == 2
+    assert shape.room_on(node, {"zone": "a", "market-type": "spot"}) == 0
+    assert shape.room_on({**node, "memory": 19e9}, {"zone": "a"}) == 1
+    assert shape.options({"beef", "f00d"}) == {
+        "num_cpus": 1, "num_gpus": 1.0, "max_restarts": 0, "memory": 10 * 10**9, "accelerator_type": "H100",
+        "label_selector": {**asked.labels, "ray.io/node-id": "!in(beef, f00d)"}, "resources": {"licence": 0.5},
+    }  # fmt: skip
+    assert _shape(RaySettings(), 1, [(LAPTOP, {})]).options(set()) == {
+        "num_cpus": 1, "num_gpus": 0.0, "max_restarts": 0,
+    }  # fmt: skip
+    with pytest.raises(KlrayError, match=r"ray\.memory_gigabytes=0: must be above 0"):
+        RaySettings(memory_gigabytes=0)
+
+
+@pytest.mark.parametrize(
+    ("told", "grows"),
+    [
+        ("", False),
+        ("{", False),
+        ('{"load_metrics_report": {}}', False),
+        ('{"autoscaler_report": {"node_type_mapping": {"beef": "node_beef"}}}', False),
+        ('{"autoscaler_report": {"node_type_mapping": {"beef": "ray.head.default"}}}', True),
+    ],
+)
+def test_a_cluster_grows_where_the_autoscaler_knows_kinds_of_nodes(
+    told: str, grows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("klray.sweep.cluster._internal_kv_get", lambda key: told.encode() or None)
+    assert is_growing() is grows
 
 
 def test_unknown_scheduler_is_named() -> None:

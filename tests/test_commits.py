@@ -18,9 +18,9 @@ from klray.store import Column, Store
 from klray.sweep import driver
 from klray.sweep.actor import ScorerActor
 from klray.sweep.cluster import Shape, connected
-from klray.sweep.driver import Driver, _Call, _Worker
+from klray.sweep.driver import Driver
 from klray.sweep.examining import Expected, here
-from klray.sweep.replies import Outcome, Pending, WorkerFacts
+from klray.sweep.replies import Outcome, WorkerFacts
 from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.words.progress import Progress
 from tests.stores import TEXTS, column
@@ -155,7 +155,9 @@ def swept(
 
     def sweep(kind: type[Ordinary], max_attempts: int) -> tuple[Driver, dict[str, int]]:
         arguments = (kind, folder_store.url, tmp_path)
-        found = Driver(folder_store, SETTINGS, shape, arguments, checkpoints, {}, max_attempts)
+        found = Driver(
+            folder_store, SETTINGS, shape, arguments, checkpoints, {}, RaySettings(workers=1, max_attempts=max_attempts)
+        )
         found.go(Progress(3, "score", "checkpoint"))
         return found, {each.revision: len(list(tmp_path.glob(f"score {each.revision} *"))) for each in checkpoints}
 
@@ -167,27 +169,27 @@ Sweep = Callable[[type[Ordinary], int], tuple[Driver, dict[str, int]]]
 
 def test_the_next_checkpoint_is_scored_while_a_column_is_committed(swept: Sweep, folder_store: Store) -> None:
     found, scored = swept(Overlapping, 1)
-    assert (found.scored, found.failures, found.tokens) == (3, [], 3 * 84)
+    assert (found.dispatch.tally.scored, found.failures, found.dispatch.tally.tokens) == (3, [], 3 * 84)
     assert scored == {"1": 1, "2": 1, "3": 1} and len(folder_store.commits()) == 3
 
 
 def test_a_column_is_not_blamed_for_what_was_scored_beside_its_commit(swept: Sweep, folder_store: Store) -> None:
     found, scored = swept(DyingBeside, 1)
     assert [(each.revision, each.reason) for each in found.failures] == [("2", "worker_died")]
-    assert found.scored == len(folder_store.commits()) == 2
+    assert found.dispatch.tally.scored == len(folder_store.commits()) == 2
     assert scored == {"1": 2, "2": 1, "3": 1}
 
 
 def test_a_commit_whose_worker_died_afterwards_counts(swept: Sweep, folder_store: Store) -> None:
     found, scored = swept(DyingAfter, 2)
-    assert (found.scored, found.failures) == (3, []) and len(folder_store.commits()) == 3
+    assert (found.dispatch.tally.scored, found.failures) == (3, []) and len(folder_store.commits()) == 3
     assert scored["1"] == 1
 
 
 def test_a_commit_is_awaited_where_the_next_model_dies(swept: Sweep, folder_store: Store) -> None:
     found, scored = swept(ModelDying, 1)
     assert [(each.revision, each.reason) for each in found.failures] == [("2", "worker_died")]
-    assert found.scored == len(folder_store.commits()) == 2
+    assert found.dispatch.tally.scored == len(folder_store.commits()) == 2
     assert scored == {"1": 1, "2": 1, "3": 1}
 
 
@@ -195,23 +197,3 @@ def test_checkpoints_are_not_blamed_where_no_worker_can_be_started_again(swept: 
     with pytest.raises(KlrayError, match=r"no scoring worker .*: .*the disk is gone"):
         swept(StartingOnce, 2)
     assert folder_store.failures() == []
-
-
-def test_what_a_dead_actor_had_scored_is_not_asked_of_the_one_that_replaced_it(
-    shape: Shape, folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(driver, "ScorerActor", Actor)
-    weights = RemoteFile("model.safetensors", 1, "1", None)
-    checkpoint = Checkpoint("org/a", "1", "commit1", (weights,), Facts())
-    one = Driver(folder_store, SETTINGS, shape, (Ordinary, folder_store.url, tmp_path), [checkpoint], {}, 1)
-    one.patience = None
-    work = one.queue.take("", set())
-    assert work is not None
-    work.attempts = 1
-    dead, worker = one._actor(), _Worker(one._actor())
-    ray.kill(dead)
-    assert not one._finish(_Call("score", worker, dead, work), work, ray.put(Pending(work.identity.key)))
-    ((result, call),) = one.running.items()
-    assert not one._finish(call, work, result)
-    assert (len(one.queue), worker.commits, one.failures) == (1, 0, [])
-    ray.kill(worker.actor)

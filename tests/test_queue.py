@@ -7,13 +7,13 @@ from klray.store import Identity
 from klray.sweep.queue import Queue, Work
 
 
-def checkpoint(name: str, content: str, **files: str) -> Checkpoint:
+def checkpoint(name: str, content: str, size: int = 1, **files: str) -> Checkpoint:
     """``name`` is repository@revision; ``content`` the weights' hash, "" for one that the hub does not announce."""
     repository, revision = name.split("@")
     hashes = {"config.json": "c", "tokenizer.json": "t", **files}
     small = tuple(RemoteFile(path, 1, None, hashed) for path, hashed in hashes.items())
     return Checkpoint(
-        repository, revision, name, (RemoteFile("model.safetensors", 1, content or None, None), *small), Facts()
+        repository, revision, name, (RemoteFile("model.safetensors", size, content or None, None), *small), Facts()
     )
 
 
@@ -95,3 +95,13 @@ def test_what_was_not_begun_is_next_and_what_was_begun_is_last() -> None:
     waiting.put_back([second, third])
     order = list(taken(waiting).values())
     assert (order[:2], order[-1]) == ([second, third], first)
+
+
+def test_the_largest_are_first_and_what_is_only_taken_over_is_last() -> None:
+    sizes = {"a/a@1": 10, "b/b@1": 1000, "a/a@2": 990, "c/c@1": 100, "c/c@2": 5000}
+    works = [checkpoint(name, name, size) for name, size in sizes.items()]
+    waiting = queue(*works, present={works[-1].content: "key"})
+    assert waiting.bytes == sum(each.bytes for each in works[:-1])
+    order = list(taken(waiting))
+    assert {*order[:2]} == {"a/a@2", "b/b@1"} and order[2:] == ["c/c@1", "a/a@1", "c/c@2"]
+    assert (waiting.bytes, len(waiting)) == (0, 0)

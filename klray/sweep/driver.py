@@ -1,68 +1,55 @@
-"""The driver of a sweep: who works on what, and what came of it."""
+"""The driver of a sweep: what ``klray.sweep.dispatch`` decides, done on Ray, and what comes of it told back."""
 
 import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import ray
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from klray.checkpoints import Checkpoint, Patience
-from klray.errors import KlrayError
+from klray.errors import StoreError
 from klray.store import Failure, Store
-from klray.store.objects import probe
+from klray.store.objects import FolderObjects, probe
+from klray.sweep import cluster
 from klray.sweep.actor import ScorerActor
 from klray.sweep.cluster import Shape
-from klray.sweep.examining import Expected, expected
+from klray.sweep.dispatch import Dispatch
+from klray.sweep.examining import SHARE, Expected, expected, shares
+from klray.sweep.fleet import Fleet, Worker
 from klray.sweep.queue import Queue, Work
-from klray.sweep.replies import Outcome, Pending, Refusal, Unfit
-from klray.sweep.settings import ScoringSettings
-from klray.words.numbers import counted
+from klray.sweep.replies import Pending, Refusal, Unfit, WorkerFacts
+from klray.sweep.settings import RaySettings, ScoringSettings
+from klray.words.numbers import counted, duration
 from klray.words.progress import Progress
 
 log = logging.getLogger("klray")
 
-PATIENCE_SECONDS = 30.0  # between two words about workers that have not started
-# Checkpoints set aside for a worker, which fetches them in turn as far as its cache has room: more than one, so that
-# neither the link nor the scorer stands still where one checkpoint takes longer than another.
-AHEAD = 4
-COMMITS = 2  # columns of a worker that wait for a slow store; then it scores no further
+LOOK_SECONDS = 2.0  # between two looks at the cluster's nodes
 COMMIT_SECONDS = 60.0  # to a worker that is to go, for what it has scored
-
-
-@dataclasses.dataclass(eq=False)
-class _Worker:
-    actor: Any
-    work: Work | None = None  # being scored
-    ahead: list[Work] = dataclasses.field(default_factory=list)  # others may take them when nothing else is left
-    last_repository: str = ""
-    ready: bool = False
-    starts: int = 0
-    commits: int = 0  # columns on their way into the store
-
-    @property
-    def idle(self) -> bool:
-        return self.ready and self.work is None and self.commits < COMMITS
+LAST_SECONDS = 20.0  # the same of all, where the sweep is ended: whoever ends it gives 30 as a rule
+SHARE_SECONDS = 120.0  # to the nodes, to say whether they have the store's folder
+SKEW_SECONDS = 60.0  # between the clocks of a worker and this process, above which it is said
 
 
 @dataclasses.dataclass(eq=False)
 class _Call:
     """What an actor was asked for."""
 
-    kind: Literal["ready", "score", "commit"]
-    worker: _Worker
-    actor: Any  # the worker's at that time
+    kind: Literal["examine", "score", "commit"]
+    worker: Worker
     work: Work | None = None
 
 
 class Driver:
-    """Scores ``todo`` on actors of ``shape``.
+    """Scores ``todo`` on actors of ``shape``; the ``Hands`` of a dispatch.
 
     ``present`` are the keys of committed columns by the content of their checkpoints; ``arguments`` are those of a
-    ``Scorer``; a checkpoint is tried ``max_attempts`` times if the process that scores it dies.
+    ``Scorer``.
     """
 
     def __init__(
@@ -73,215 +60,192 @@ class Driver:
         arguments: tuple[Any, ...],
         todo: Sequence[Checkpoint],
         present: Mapping[str, str],
-        max_attempts: int,
+        asked: RaySettings,
     ):
         self.store, self.settings, self.shape, self.arguments = store, settings, shape, arguments
-        self.max_attempts = max_attempts
         works = [Work(each, settings.identity(each, store.texts.fingerprint)) for each in todo]
-        self.queue = Queue(works, present)
-        self.workers: list[_Worker] = []
-        self.running: dict[Any, _Call] = {}
-        self.patience: Any = None
-        self.wanted: Expected | None = None  # of workers
-        self.scored = self.taken_over = self.elsewhere = self.tokens = 0
+        self.todo = todo
+        self.fleet = Fleet(asked.workers, cluster.nodes(shape), str(shape))
+        self.dispatch = Dispatch(Queue(works, present), self.fleet, self, asked.max_attempts)
         self.failures: list[Failure] = []
         self.warned: list[tuple[str, tuple[str, ...]]] = []  # by label of the checkpoint
-        self.begun: float | None = None  # when the first worker began, by the monotonic clock
+        self._actors: dict[Worker, Any] = {}
+        self._running: dict[Any, _Call] = {}
+        self._patience: Any = None
+        self._wanted: Expected | None = None
 
     def go(self, progress: Progress) -> None:
         """Work until nothing is left to do."""
         with probe.common(self.store.objects) as common:
-            self.wanted = expected(common, [each.checkpoint for each in self.queue.works()])
-            self._go(progress)
+            self._wanted = expected(common, self.todo)
+            if isinstance(self.store.objects, FolderObjects):
+                self._check_shared(common)
+            here = NodeAffinitySchedulingStrategy(cluster.this_node(), soft=False)  # no other node can silence all
+            self._patience = ray.remote(Patience).options(num_cpus=0, scheduling_strategy=here).remote()
+            try:
+                self._work(progress)
+            except KeyboardInterrupt:
+                self._await_commits(self._running.values(), LAST_SECONDS)
+                raise
+            finally:
+                for actor in self._actors.values():
+                    ray.kill(actor)  # GPU memory is best returned by ending the process
+                ray.kill(self._patience)
 
-    def _go(self, progress: Progress) -> None:
-        self.patience = ray.remote(Patience).options(num_cpus=0).remote()
-        self.workers = [_Worker(self._actor()) for _ in range(self.shape.workers)]
-        for worker in self.workers:
-            self._ask_ready(worker)
-        try:
-            while self.queue or any(call.work for call in self.running.values()):
-                finished, _ = ray.wait(list(self.running), num_returns=1, timeout=PATIENCE_SECONDS)
-                if not finished:
-                    self._say_who_is_missing()
-                    continue
-                call = self.running.pop(finished[0])
-                if call.work is None:
-                    self._welcome(call.worker, finished[0])
-                elif self._finish(call, call.work, finished[0]):
-                    self._show(progress)
-                for worker in self.workers:
-                    if worker.idle:
-                        self._start(worker, progress)
-        finally:
-            for worker in self.workers:
-                ray.kill(worker.actor)  # GPU memory is best returned by ending the process
-            ray.kill(self.patience)
+    def _work(self, progress: Progress) -> None:
+        looked = time.monotonic()
+        while True:
+            self.dispatch.go_on(time.monotonic())
+            self._show(progress)
+            if self.dispatch.is_done:
+                return
+            for finished in self._finished():
+                self._take(finished)
+            if time.monotonic() - looked >= LOOK_SECONDS:
+                self.dispatch.seen(cluster.nodes(self.shape))
+                looked = time.monotonic()
+
+    def _finished(self) -> list[Any]:
+        """Answers that are there, after a while if there are none yet."""
+        if not self._running:
+            time.sleep(LOOK_SECONDS)
+            return []
+        first, others = ray.wait(list(self._running), num_returns=1, timeout=LOOK_SECONDS)
+        more = ray.wait(others, num_returns=len(others), timeout=0)[0] if first and others else []
+        return [*first, *more]
 
     def _show(self, progress: Progress) -> None:
-        progress.advance(note=f"{self.tokens:,} tokens" + (f", {len(self.failures)} failed" if self.failures else ""))
+        tally = self.dispatch.tally
+        if new := tally.done - progress.done:
+            progress.advance(new, f"{tally.tokens:,} tokens" + (f", {tally.failed} failed" if tally.failed else ""))
 
-    def _actor(self) -> Any:
-        options = {"num_cpus": self.shape.cpus_per_worker, "num_gpus": self.shape.gpus_per_worker}
-        kind = ray.remote(concurrency_groups=ScorerActor.CONCURRENCY, **options)(ScorerActor)
-        return kind.remote(self.patience, *self.arguments)
-
-    def _ask_ready(self, worker: _Worker) -> None:
-        self.running[worker.actor.ready.remote(self.wanted)] = _Call("ready", worker, worker.actor)
-
-    def _welcome(self, worker: _Worker, answer: Any) -> None:
-        """Take in that a worker stands; one that died on the way is tried again, then gone without."""
-        try:
-            reply = ray.get(answer)
-            if isinstance(reply, Unfit):
-                host, found, cure = reply.place.host, reply.found, reply.cure
-                log.warning("node %s put aside: %s; %s", host, found, cure)
-                self.workers.remove(worker)
-                if not self.workers:
-                    raise KlrayError(f"no scoring worker is left: node {host} put aside: {found}; {cure}")
-            worker.ready = not isinstance(reply, Unfit)
-        except ray.exceptions.RayError as error:
-            cause = _cause(error)
-            if isinstance(cause, KlrayError):
-                raise cause from error
-            worker.starts += 1
-            if worker.starts < self.max_attempts:
-                log.warning("a worker died while it started, trying once more")
-                worker.actor = self._actor()
-                self._ask_ready(worker)
-                return
-            self.workers.remove(worker)
-            if not self.workers:
-                raise KlrayError(
-                    f"no scoring worker could start: {str(cause).strip().splitlines()[-1]}; each opens store "
-                    f"{self.store.url} and a cache in {self.settings.cache_dir}; what was committed is safe"
-                ) from error
-
-    def _say_who_is_missing(self) -> None:
-        if (started := sum(worker.ready for worker in self.workers)) < len(self.workers):
-            words = "%d of %d workers have started; this machine, or the cluster, may be busy with other work"
-            log.info(words, started, len(self.workers))
-
-    def _start(self, worker: _Worker, progress: Progress) -> None:
-        while (work := worker.ahead.pop(0) if worker.ahead else self._take(worker)) is not None:
-            if not self.store.is_committed(work.identity.key):
-                break
-            self.elsewhere += 1  # by another job, since this one began
-            self.queue.settle(work, committed=True)
-            self.queue.go_elsewhere()
-            self._show(progress)
-        if work is None:
+    def _check_shared(self, common: tuple[str, bytes]) -> None:
+        """Raises StoreError where the store is a folder that this node alone has."""
+        others = [node for node, room in self.fleet.nodes.room.items() if room and node != cluster.this_node()]
+        if not others:
             return
-        self.begun = self.begun or time.monotonic()
-        worker.work = work
-        worker.last_repository = work.checkpoint.repository
-        work.attempts += 1
-        self._set_aside(worker)
-        # One whose worker died is tried alone: a checkpoint that was fetched beside it may have been to blame.
-        ahead = worker.ahead if work.attempts == 1 else []
-        upcoming = [each.checkpoint for each in ahead if not each.source]
-        answer = worker.actor.score.remote(work.checkpoint, upcoming, work.source)
-        self.running[answer] = _Call("score", worker, worker.actor, work)
+        ask = ray.remote(shares).options(num_cpus=0, max_retries=0)
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in others]
+        asked = [ask.options(scheduling_strategy=each).remote(self.store.url, common) for each in places]
+        answers = []
+        for each in ray.wait(asked, num_returns=len(asked), timeout=SHARE_SECONDS)[0]:
+            try:
+                answers.append(ray.get(each))
+            except ray.exceptions.RayError:
+                log.debug("a node did not say whether it has the store", exc_info=True)
+        hosts = sorted(host for host, there in answers if not there)
+        if hosts and not any(there for _, there in answers):
+            more = f" and {counted(len(hosts) - 1, 'other')}" if len(hosts) > 1 else ""
+            whose = f"node {hosts[0]}{more} of the cluster"
+            raise StoreError(f"store {self.store.url} is a folder that {whose} does not share with this one; {SHARE}")
 
-    def _set_aside(self, worker: _Worker) -> None:
-        """Set checkpoints aside for a worker to fetch, no more than its share; the last ones go to whoever is free."""
-        idle = sum(each.work is None for each in self.workers)
-        left = len(self.queue) + sum(len(each.ahead) for each in self.workers)
-        share = -(-left // len(self.workers))
-        while len(self.queue) > idle and len(worker.ahead) < min(AHEAD, share):
-            work = self._take(worker)
-            assert work is not None
-            worker.ahead.append(work)
+    # Hands
 
-    def _take(self, worker: _Worker) -> Work | None:
-        """The next work that waits, else the last one that was set aside for another worker."""
-        work = self.queue.take(worker.last_repository, {each.last_repository for each in self.workers})
-        if work is None and (others := [each for each in self.workers if each.ahead]):
-            work = max(others, key=lambda each: len(each.ahead)).ahead.pop()
-        return work
+    def start(self, worker: Worker, avoid: Set[str]) -> None:
+        """As ``Hands.start``."""
+        options = self.shape.options(set(avoid))
+        kind = ray.remote(concurrency_groups=ScorerActor.CONCURRENCY, **options)(ScorerActor)
+        self._actors[worker] = kind.remote(self._patience, *self.arguments)
+        self.examine(worker)
 
-    def _finish(self, call: _Call, work: Work, result: Any) -> bool:
-        """Take in a result; False when the work is not at its end: to be committed, or tried again."""
-        worker = call.worker
-        if call.kind == "score":
-            worker.work = None
-        else:
-            worker.commits -= 1
-        died = ""
-        try:
-            outcome = ray.get(result)
-        except ray.exceptions.RayTaskError as error:
-            cause = _cause(error)
-            raise cause if isinstance(cause, KlrayError) else error from error
-        except ray.exceptions.RayError as error:
-            died = str(error).strip().splitlines()[0]
-        else:
-            if outcome.warnings:
-                self.warned.append((work.checkpoint.label, outcome.warnings))
-            if isinstance(outcome, Pending):
-                worker.commits += 1
-                self.running[call.actor.commit.remote(outcome.key)] = _Call("commit", worker, call.actor, work)
-                return False
-            if isinstance(outcome, Refusal) and outcome.reason == "worker_died":
-                died = outcome.message
-                self._end(call.actor)
-        if died:
-            self._replace(worker, call.actor)
-            outcome = self._after_death(call, work, died)
-            if outcome is None:
-                return False
-        self.queue.settle(work, committed=not isinstance(outcome, Refusal))
-        if isinstance(outcome, Refusal):
-            self._record(work, outcome)
-        else:
-            self.scored += outcome.first
-            self.taken_over += outcome.first and outcome.taken_over
-            self.elsewhere += not outcome.first
-            if not outcome.first:
-                self.queue.go_elsewhere()
-            self.tokens += outcome.tokens
-        return True
+    def examine(self, worker: Worker) -> None:
+        """As ``Hands.examine``."""
+        assert self._wanted is not None
+        key, body = self._wanted.common
+        if self.store.objects.get(key) is None:  # cleared away
+            self.store.objects.put(key, body)
+        self._running[self._actors[worker].ready.remote(self._wanted)] = _Call("examine", worker)
 
-    def _after_death(self, call: _Call, work: Work, died: str) -> Outcome | Refusal | None:
-        """What became of a work whose worker died; None: it is tried again."""
-        if call.kind == "commit":
-            if self.store.is_committed(work.identity.key):
-                return Outcome(work.identity.key, first=True, tokens=0)
-            if not work.excused:  # the worker died of what it scored meanwhile, most likely
-                work.excused = True
-                work.attempts -= 1
-        where = f"{work.checkpoint.repository}@{work.checkpoint.revision}"
-        if work.attempts < self.max_attempts:
-            log.warning("%s: its worker died, trying once more (attempt %d): %s", where, work.attempts + 1, died)
-            self.queue.try_again(work)
-            return None
-        return Refusal(
-            "worker_died",
-            f"{where}: the process that scored it died {counted(work.attempts, 'time')} ({died}); if memory was short, "
-            "lower scoring.tokens_per_batch or ray.workers",
-        )
+    def score(self, worker: Worker, work: Work, upcoming: Sequence[Checkpoint]) -> None:
+        """As ``Hands.score``."""
+        answer = self._actors[worker].score.remote(work.checkpoint, upcoming, work.source)
+        self._running[answer] = _Call("score", worker, work)
 
-    def _end(self, actor: Any) -> None:
-        """End an actor once what it has scored is in the store."""
-        commits = [result for result, call in self.running.items() if call.actor is actor and call.kind == "commit"]
-        if commits:
-            ray.wait(commits, num_returns=len(commits), timeout=COMMIT_SECONDS)
-        ray.kill(actor)
+    def commit(self, worker: Worker, work: Work) -> None:
+        """As ``Hands.commit``."""
+        self._running[self._actors[worker].commit.remote(work.identity.key)] = _Call("commit", worker, work)
 
-    def _replace(self, worker: _Worker, actor: Any) -> None:
-        """Give a worker whose ``actor`` died another one, unless it has it already."""
-        if worker.actor is actor:
-            self.queue.put_back(worker.ahead)
-            worker.actor, worker.ahead, worker.last_repository = self._actor(), [], ""
-            worker.ready, worker.starts = False, 0
-            self._ask_ready(worker)
+    def end(self, worker: Worker) -> None:
+        """As ``Hands.end``; what the actor has scored is awaited."""
+        calls = {answer: call for answer, call in self._running.items() if call.worker is worker}
+        self._await_commits(calls.values(), COMMIT_SECONDS)
+        for answer in calls:
+            del self._running[answer]
+        ray.kill(self._actors.pop(worker))
 
-    def _record(self, work: Work, refusal: Refusal) -> None:
+    def is_committed(self, work: Work) -> bool:
+        """As ``Hands.is_committed``."""
+        return self.store.is_committed(work.identity.key)
+
+    def record(self, work: Work, refusal: Refusal) -> None:
+        """As ``Hands.record``."""
         revision, reason, message = work.checkpoint.revision, refusal.reason, refusal.message
         self.failures.append(self.store.record_failure(work.identity, revision, reason, message, uuid.uuid4().hex))
-        log.warning("%s@%s failed: %s", work.checkpoint.repository, revision, message)
+        log.warning("%s failed: %s", work.checkpoint.label, message)
 
+    def say(self, words: str) -> None:
+        """As ``Hands.say``."""
+        log.warning("%s", words)
 
-def _cause(error: BaseException) -> BaseException:
-    """What was raised inside an actor; Ray tells of an error in a constructor only in words."""
-    return getattr(error, "cause", None) or error
+    # what comes of it
+
+    def _take(self, answer: Any) -> None:
+        call = self._running.pop(answer, None)
+        if call is None:  # of an actor that was ended meanwhile
+            return
+        worker, work = call.worker, call.work
+        try:
+            reply = ray.get(answer)
+        except ray.exceptions.RayTaskError as error:
+            if work is not None and isinstance(error.cause, StoreError):
+                self.dispatch.store_failed(worker, work, error.cause)
+            elif work is not None:
+                raise error.cause if isinstance(error.cause, Exception) else error from error
+            else:
+                self._died(worker, error)
+        except ray.exceptions.RayError as error:
+            self._died(worker, error)
+        else:
+            self._told(worker, work, reply)
+
+    def _told(self, worker: Worker, work: Work | None, reply: Any) -> None:
+        if isinstance(reply, Unfit):
+            self.dispatch.unfit(worker, reply)
+            return
+        if work is None:
+            assert isinstance(reply, WorkerFacts)
+            if (skew := abs(reply.clock - time.time())) > SKEW_SECONDS:
+                self.say(f"the clock of node {reply.place.host} is {duration(skew)} off: set it by NTP")
+            self.dispatch.welcome(worker, reply)
+            return
+        if reply.warnings:
+            self.warned.append((work.checkpoint.label, reply.warnings))
+        if isinstance(reply, Pending):
+            self.dispatch.scored(worker, work)
+        elif isinstance(reply, Refusal):
+            self.dispatch.refused(worker, work, reply)
+        else:
+            self.dispatch.finished(worker, work, reply)
+
+    def _died(self, worker: Worker, error: ray.exceptions.RayError) -> None:
+        """What it had answered counts; then it is gone."""
+        if worker not in self._actors:
+            return
+        others = [answer for answer, call in self._running.items() if call.worker is worker]
+        for answer in ray.wait(others, num_returns=len(others), timeout=0)[0] if others else []:
+            try:
+                ray.get(answer)
+            except ray.exceptions.RayError:
+                del self._running[answer]
+            else:
+                self._take(answer)
+        node = worker.node or cluster.node_of(self._actors[worker])
+        lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+        why = lines[-1 if worker.facts is None else 0].strip()
+        self.dispatch.died(worker, why, node, blameless=cluster.is_lost(node, error))
+
+    def _await_commits(self, calls: Iterable[_Call], seconds: float) -> None:
+        wanted = {id(call) for call in calls if call.kind == "commit"}
+        commits = [answer for answer, call in self._running.items() if id(call) in wanted]
+        if commits:
+            ray.wait(commits, num_returns=len(commits), timeout=seconds)

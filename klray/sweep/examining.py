@@ -14,7 +14,7 @@ from pathlib import Path
 from klray.checkpoints import Cache, Checkpoint
 from klray.checkpoints.download import verify
 from klray.errors import KlrayError, StoreError
-from klray.store.objects import Objects, probe
+from klray.store.objects import Objects, open_objects, probe
 from klray.sweep.replies import DeviceError, Fault, Place, Unfit, WorkerFacts
 from klray.words.secrets import without_secrets
 
@@ -23,6 +23,7 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
                "AWS_ENDPOINT_URL_S3")  # fmt: skip
 FOLDERS = 100  # local models that are looked at, at most
 TRIAL_BYTES = 1 << 20
+SHARE = "give all nodes one folder under the same path, as by NFS, or set store.url=s3://bucket/prefix"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,6 @@ def check_store(url: str, objects: Callable[[], Objects], wanted: Expected) -> N
     """Raises UnfitError: the store at ``url`` is not the driver's, or cannot be read and written."""
     folder = "://" not in url.removeprefix("file://")
     lacking = [name for name in wanted.credentials if not os.environ.get(name)]
-    mount = "give all nodes one folder under the same path, as by NFS, or set store.url=s3://bucket/prefix"
     keys = f"the driver has {', '.join(lacking)}: start Ray there with them, or give the nodes a role"
     try:
         if probe.is_common(objects(), *wanted.common):
@@ -132,7 +132,12 @@ def check_store(url: str, objects: Callable[[], Objects], wanted: Expected) -> N
         found, cure = probe.found_and_cure(error)
     if folder:
         found = f"store {url} is a folder that this node does not share with the driver"
-    raise UnfitError("store", found, mount if folder else keys if lacking else cure)
+    raise UnfitError("store", found, SHARE if folder else keys if lacking else cure)
+
+
+def shares(url: str, common: tuple[str, bytes]) -> tuple[str, bool]:
+    """The host's name, and whether the folder at ``url`` is the one where the driver put the object."""
+    return socket.gethostname(), open_objects(url).get(common[0]) == common[1]
 
 
 def check_disk(cache: Callable[[], Cache], least_bytes: int) -> int:

@@ -1,12 +1,15 @@
-"""What a sweep still has to do, and in which order."""
+"""What a sweep still has to do, and in which order: the largest checkpoints first, so that no worker ends alone."""
 
 import dataclasses
 import random
 from collections import deque
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import cached_property
 
 from klray.checkpoints import Checkpoint
+from klray.errors import StoreError
 from klray.store import Identity
+from klray.sweep.replies import Refusal
 
 
 @dataclasses.dataclass(eq=False)
@@ -18,6 +21,24 @@ class Work:
     source: str = ""
     attempts: int = 0
     excused: bool = False  # of one attempt, whose worker died once it was scored
+    lost: int = 0  # nodes that were lost while it was worked on
+    refused: dict[str, Refusal | StoreError] = dataclasses.field(
+        default_factory=dict
+    )  # for what may be the node's fault, by node
+
+    @property
+    def bytes(self) -> int:
+        """Of its files, in proportion to which it takes time; 0 where nothing is scored."""
+        return 0 if self.source else self._bytes
+
+    @cached_property
+    def _bytes(self) -> int:
+        return self.checkpoint.bytes
+
+    @property
+    def size(self) -> int:
+        """Works of one size, within a factor of the square root of 2, are as good as equal."""
+        return (self.bytes**2).bit_length()
 
 
 class Queue:
@@ -27,7 +48,9 @@ class Queue:
     """
 
     def __init__(self, works: Iterable[Work], present: Mapping[str, str]):
-        self._waiting: deque[Work] = deque()
+        self._waiting: dict[int, dict[str, deque[Work]]] = {}  # by size, by repository; no one is empty
+        self._length = 0
+        self.bytes = 0  # of what waits for its turn
         self._twins: dict[str, list[Work]] = {}  # by the key of the one that is scored
         leaders: dict[str, Work] = {}
         for work in works:
@@ -36,35 +59,54 @@ class Queue:
             if content in present:
                 work.source = present[content]
             if work is leader or work.source:
-                self._waiting.append(work)
+                self.try_again(work)
             else:
                 self._twins.setdefault(leader.identity.key, []).append(work)
         self.go_elsewhere()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._length
 
-    def works(self) -> list[Work]:
+    @property
+    def size(self) -> int:
+        """Of the largest that waits; far below that of any if none does."""
+        return max(self._waiting, default=-1000)
+
+    def works(self) -> Iterator[Work]:
         """All that wait, for their turn or for the column of another."""
-        return [*self._waiting, *(each for twins in self._twins.values() for each in twins)]
+        for repositories in self._waiting.values():
+            for works in repositories.values():
+                yield from works
+        for twins in self._twins.values():
+            yield from twins
 
     def take(self, repository: str, taken: Set[str]) -> Work | None:
-        """The next work: of ``repository`` if there is any, so that its model is reused; then of one not ``taken``."""
+        """The next of the largest: of ``repository`` if there is any, so that its model is reused, else of one that is
+        not ``taken``.
+        """
         if not self._waiting:
             return None
-        same = (each for each in self._waiting if each.checkpoint.repository == repository)
-        other = (each for each in self._waiting if each.checkpoint.repository not in taken)
-        work = next(same, None) or next(other, None) or self._waiting[0]
-        self._waiting.remove(work)
+        size = self.size
+        repositories = self._waiting[size]
+        if repository not in repositories:
+            repository = next((each for each in repositories if each not in taken), next(iter(repositories)))
+        work = repositories[repository].popleft()
+        self._length -= 1
+        self.bytes -= work.bytes
+        if not repositories[repository]:
+            del repositories[repository]
+        if not repositories:
+            del self._waiting[size]
         return work
 
     def put_back(self, works: Iterable[Work]) -> None:
-        """Let works wait again that were taken and not begun: they are the next ones."""
-        self._waiting.extendleft(reversed(list(works)))
+        """Let works wait again that were taken and not begun: they are the next ones of their size."""
+        for work in reversed(list(works)):
+            self._of(work).appendleft(work)
 
     def try_again(self, work: Work) -> None:
-        """Let a work wait again that was begun: it is the last one."""
-        self._waiting.append(work)
+        """Let a work wait again that was begun: it is the last one of its size."""
+        self._of(work).append(work)
 
     def settle(self, work: Work, committed: bool) -> None:
         """Take note of a work's end: those that waited for its column take it over, or one of them is scored."""
@@ -83,5 +125,19 @@ class Queue:
         Jobs that score the same checkpoints at the same time begin at different places, and when they meet, whoever
         works here will be at the next place, too.
         """
-        if self._waiting:
-            self._waiting.rotate(-random.randrange(len(self._waiting)))  # noqa: S311 - not cryptography
+        for size, repositories in self._waiting.items():
+            for works in repositories.values():
+                works.rotate(-_place(len(works)))
+            names = list(repositories)
+            first = _place(len(names))
+            self._waiting[size] = {name: repositories[name] for name in (*names[first:], *names[:first])}
+
+    def _of(self, work: Work) -> deque[Work]:
+        """Where it is to wait, counted from now on."""
+        self._length += 1
+        self.bytes += work.bytes
+        return self._waiting.setdefault(work.size, {}).setdefault(work.checkpoint.repository, deque())
+
+
+def _place(length: int) -> int:
+    return random.randrange(length)  # noqa: S311 - not cryptography

@@ -52,20 +52,34 @@ class ScoringSettings:
         return Identity(repository, commit, text_set, self.dtype, self.quantization, self.lens)
 
 
+LOCAL = "local"
+
+
 @dataclasses.dataclass
 class RaySettings:
     """The Ray cluster that scores: the config's group ``ray``. Not frozen, because what Hydra composes is not."""
 
-    address: str | None = None  # None: a cluster of this machine, for the length of the run; "auto" or host:port
-    workers: int | None = None  # None: one a GPU, or as many as the CPUs carry
+    # None: the cluster whose job this is, else one of this machine, for the length of the run; "local": always the
+    # latter; "auto" or host:port: one that runs
+    address: str | None = None
+    workers: int | None = None  # None: as many as the cluster has, or can grow to
     # A share of one, or several for a model that is too large for one; None: one where the cluster has GPUs, else none
     gpus_per_worker: float | None = None
+    memory_gigabytes: float | None = None  # that a node must have free for each worker; None: not asked for
+    accelerator: str | None = None  # Ray's name of the kind of GPU, such as H100
+    labels: Any = None  # of nodes, by name, as Ray's label selectors
+    resources: Any = None  # custom ones of each worker, by name
     max_attempts: int = 2  # of one checkpoint, when the process that scores it dies
 
     def __post_init__(self) -> None:
         for name, value in (("workers", self.workers), ("max_attempts", self.max_attempts)):
             if value is not None and value < 1:
                 raise KlrayError(f"ray.{name}={value}: must be 1 or more")
+        for name, value in (("labels", self.labels), ("resources", self.resources)):
+            if value is not None and not isinstance(value, Mapping):
+                raise KlrayError(f"ray.{name}={value}: write names and values, as in 'ray.{name}={{name: value}}'")
+        if self.memory_gigabytes is not None and self.memory_gigabytes <= 0:
+            raise KlrayError(f"ray.memory_gigabytes={self.memory_gigabytes:g}: must be above 0")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -34,6 +34,7 @@ class SweepReport:
     seconds: float
     start_seconds: float = 0.0  # of these, until the first checkpoint was begun: Ray, and a worker's imports
     warnings: tuple[Kind, ...] = ()  # of workers and their models
+    workers: str = ""  # how many there were, and which nodes were put aside, if any was
 
 
 def missing(
@@ -84,21 +85,26 @@ def sweep(
         return SweepReport(0, 0, len(present), 0, tuple(failed), 0, time.monotonic() - start)
     with connected(ray_settings, settings.threads) as shape:
         settings = dataclasses.replace(settings, device=shape.device)
-        shape = dataclasses.replace(shape, workers=min(shape.workers, len(todo)))
         arguments = (hub, store.url, dict(storage_options or {}), ray.put(text_set), settings)
         same = {each.content: settings.identity(each, texts).key for each in present if each.content}
-        driver = Driver(store, settings, shape, arguments, todo, same, ray_settings.max_attempts)
-        log.info("scoring %d checkpoints on %d %s workers", len(todo), shape.workers, shape.device)
+        driver = Driver(store, settings, shape, arguments, todo, same, ray_settings)
+        workers = min(len(todo), ray_settings.workers or shape.workers)
+        more = ", and on what the cluster adds" if shape.grows and ray_settings.workers is None else ""
+        if shape.grows and shape.device == "cpu" and ray_settings.gpus_per_worker is None:
+            log.warning("the cluster has no GPU now: set ray.gpus_per_worker=1 if it is to add nodes that have some")
+        log.info("scoring %d checkpoints on %d %s workers%s", len(todo), workers, shape.device, more)
         with Progress(len(todo), "score", "checkpoint") as progress:
             driver.go(progress)
+    tally, begun = driver.dispatch.tally, driver.dispatch.begun
     return SweepReport(
-        scored=driver.scored,
-        taken_over=driver.taken_over,
+        scored=tally.scored,
+        taken_over=tally.taken_over,
         present=len(present),
-        elsewhere=driver.elsewhere,
+        elsewhere=tally.elsewhere,
         failures=tuple(failed + driver.failures),
-        tokens=driver.tokens,
+        tokens=tally.tokens,
         seconds=time.monotonic() - start,
-        start_seconds=driver.begun - start if driver.begun is not None else 0.0,
+        start_seconds=begun - start if begun is not None else 0.0,
         warnings=tuple(kinds(driver.warned)),
+        workers=driver.fleet.closing(),
     )
