@@ -1,31 +1,43 @@
-"""Print what is in a store: columns by family and how far each is, failures with reasons, snapshots, leftovers."""
+"""Print what is in a store: jobs at work, columns by family and how far each is, failures, snapshots, leftovers."""
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from klray import config as configs
 from klray.analysis.facts import differing
 from klray.config import Config
 from klray.config.job import verb
+from klray.errors import KlrayError
 from klray.store import Failure, Store
 from klray.store.catalog import Catalog
+from klray.store.jobs import RUNNING, Heard
 from klray.words.heard import kinds, parted, table
-from klray.words.numbers import counted
+from klray.words.numbers import counted, out_of, rough_duration
 from klray.words.tables import say, show, text_table
 
 REPOSITORIES_SHOWN = 30
 SNAPSHOTS_SHOWN = 10
+JOBS_SECONDS = 86_400.0  # jobs that were silent for longer are not shown
 
 
 def status(config: Config) -> None:
     """Print it; of what is published no commit is read again."""
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
+    if config.status.watch:
+        if config.status.every_seconds <= 0:
+            raise KlrayError(f"status.every_seconds={config.status.every_seconds:g}: must be above 0")
+        watch(store.heard_jobs, lambda: time.sleep(config.status.every_seconds))
+        return
     catalog, failures = store.catalog(), store.failures()
     first = catalog.first_rows
     published = catalog.base.n_columns if catalog.base else 0
     say(f"store      {store.url}")
     say(f"texts      {store.texts.name}, {len(store.texts.text_bytes):,} texts ({store.texts.fingerprint[:12]})")
     say(f"columns    {len(first):,}, of which the latest snapshot has {published:,}")
+    say()
+    for line in job_lines(store.heard_jobs()):
+        say(line)
     say()
     show(_families(catalog, failures, store.wanted_keys()))
     say()
@@ -51,6 +63,38 @@ def status(config: Config) -> None:
     left = Counter(each.kind for each in store.leftovers(catalog))
     what = ", ".join(counted(count, kind) for kind, count in sorted(left.items()))
     say(f"leftovers  {left.total():,}{f' ({what}); klray verify lists them' if left else ''}")
+
+
+def watch(heard: Callable[[], Sequence[Heard]], wait: Callable[[], None]) -> None:
+    """Tell of the jobs again and again, until none of them runs; ``wait`` returns when it is time to look again."""
+    while True:
+        jobs = heard()
+        for line in job_lines(jobs):
+            say(line)
+        if not any(each.alive for each in jobs):
+            return
+        wait()
+        say()
+
+
+def job_lines(heard: Sequence[Heard]) -> list[str]:
+    """Jobs that were heard of within a day: how far they are, how fast, how long they will take, and who is silent."""
+    known = [each for each in heard if each.seconds_ago < JOBS_SECONDS]
+    running = sum(each.alive for each in known)
+    lines = [f"jobs       {running:,} running"]
+    rows = []
+    for job, ago in sorted(((each.job, each.seconds_ago) for each in known), key=lambda each: each[0].started):
+        silent = job.state == RUNNING and not Heard(job, ago).alive
+        left = "" if silent or job.seconds_left is None else f"{rough_duration(job.seconds_left)} left"
+        state = f"silent for {rough_duration(ago)}" if silent else job.state
+        numbers = (out_of(job.done, job.asked), f"{job.failed:,}", f"{job.workers:,}", f"{job.tokens:,}")
+        rate = f"{job.rate:.2f}/s" if job.rate else ""
+        words = job.summary or left
+        rows.append((job.job[:8], job.host, job.family, state, *numbers, rate, f"{job.waiting:.0%}", words))
+    if rows:
+        header = ("job", "host", "family", "state", "checkpoints", "failed", "workers", "tokens", "rate", "waiting", "")
+        lines += text_table(header, rows, text_columns=4).split("\n")
+    return lines
 
 
 def _warned(catalog: Catalog) -> list[tuple[str, list[str]]]:

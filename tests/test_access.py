@@ -102,7 +102,7 @@ def test_roles_write_and_delete_what_their_work_needs_and_nothing_else() -> None
         found = [each for each in statements if action in each["Action"]]
         return {path.removeprefix("arn:aws:s3:::BUCKET/PREFIX/") for each in found for path in each["Resource"]}
 
-    writes = {"zarr.json", "texts/*", "columns/*", "commits/*", "failures/*", "plans/*", "probes/*"}
+    writes = {"zarr.json", "texts/*", "columns/*", "commits/*", "failures/*", "plans/*", "jobs/*", "probes/*"}
     publishes = {"snapshots/*", "results/*", "probes/*"}
     assert [below(role, "s3:PutObject") for role in ROLES] == [set(), writes, publishes, writes | publishes]
     deletes = [below(role, "s3:DeleteObject") for role in ROLES]
@@ -115,7 +115,19 @@ def test_roles_write_and_delete_what_their_work_needs_and_nothing_else() -> None
     [("read", "s3:GetObject"), ("list", "s3:ListBucket"), ("write", "s3:PutObject"), ("delete", "s3:DeleteObject")],
 )
 def test_refusals_name_the_roles_that_the_policies_give(action: Action, statement: str) -> None:
-    tops = ("texts", "columns", "commits", "failures", "plans", "snapshots", "results", "probes", "zarr.json", "other")
+    tops = (
+        "texts",
+        "columns",
+        "commits",
+        "failures",
+        "plans",
+        "jobs",
+        "snapshots",
+        "results",
+        "probes",
+        "zarr.json",
+        "other",
+    )
     for top in tops:
         key = top if top == "zarr.json" else f"{top}/key"
         may = []

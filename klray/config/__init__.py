@@ -15,7 +15,7 @@ from klray.config.lens import LensConfig, lens_texts, lens_training
 from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig
 from klray.config.noise import NoiseConfig, noise_path
 from klray.config.scoring import DTYPES, Dtype, PlanConfig, ScoringConfig, cache_home
-from klray.config.store import Backend, StoreConfig, VerifyConfig, storage_options, store_url
+from klray.config.store import Backend, StatusConfig, StoreConfig, VerifyConfig, storage_options, store_url
 from klray.config.study import FollowConfig, StageConfig, StudyConfig, followed, stages, tuned_folder
 from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
 from klray.config.weights import Align, WeightsConfig, weights_memory_bytes
@@ -35,6 +35,7 @@ class Config:
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    status: StatusConfig = field(default_factory=StatusConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     lens: LensConfig = field(default_factory=LensConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)

@@ -34,6 +34,14 @@ class VerifyConfig:
     grace_hours: float = 24.0  # leftovers that were written to more recently stay: their writer may be at work
 
 
+@dataclass
+class StatusConfig:
+    """What klray status does beside telling once."""
+
+    watch: bool = False  # tell of the running jobs again and again, until none is left
+    every_seconds: float = 30.0  # between two looks
+
+
 def store_url(config: StoreConfig) -> str:
     """The store's place; it has no default, because results should not land where nobody looks."""
     if not config.url:

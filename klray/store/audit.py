@@ -16,6 +16,7 @@ from klray.store.snapshots import damaged_objects, last_finished, read_manifest,
 
 COLUMNS_AT_ONCE = 32  # checked by one thread; each has five objects
 THREADS = 4
+JOB_LIFE = timedelta(days=7)  # of what jobs said of themselves, by the clock of this machine
 AGAIN = "klray verify verify.repair=true takes it out, to be scored again"
 
 
@@ -36,7 +37,7 @@ class Leftover:
     """A folder or object that nothing visible names, and when it was last written to (UTC)."""
 
     path: str
-    kind: str  # column, snapshot, result, probe or temporary
+    kind: str  # column, snapshot, result, probe, job or temporary
     written: datetime
 
 
@@ -164,6 +165,11 @@ def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, da
             )
             for path, written in _newest(listing, prefix, depth).items()
             if path not in known and path.rsplit("/", 1)[0] not in known
+        ),
+        *(
+            Leftover(path, "job", written)
+            for path, written in listing.items()
+            if layout.job_id(path) is not None and datetime.now(UTC) - written > JOB_LIFE
         ),
         *(
             Leftover(path, "temporary", written)

@@ -13,6 +13,7 @@ TEXTS = "texts"
 COMMITS = "commits"
 FAILURES = "failures"
 PLANS = "plans"
+JOBS = "jobs"
 SNAPSHOTS = "snapshots"
 RESULTS = "results"
 CATALOG = "catalog.json.gz"  # in a snapshot: all facts about its models, and from which columns they are
@@ -78,6 +79,17 @@ def failure_path(key: str, attempt: str) -> str:
 def plan_path(family: str, sha256: str) -> str:
     """What one job or more were asked to score."""
     return f"{PLANS}/{_part(family)}-{sha256[:16]}.json"
+
+
+def job_path(job: str) -> str:
+    """What a job of this id, 32 hex digits, says of itself."""
+    return f"{JOBS}/{job}.json"
+
+
+def job_id(path: str) -> str | None:
+    """Inverse of ``job_path``; None for what is no heartbeat."""
+    found = re.fullmatch(rf"{JOBS}/([0-9a-f]{{32}})\.json", path)
+    return found.group(1) if found else None
 
 
 def snapshot_path(snapshot: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from klray.errors import StoreDamagedError
-from klray.store.objects import LARGEST_OBJECT, OBJECT_BYTES, Objects
+from klray.store.objects import JSON_BYTES, LARGEST_OBJECT, OBJECT_BYTES, Objects
 from klray.words.outside import parsed
 
 T = TypeVar("T")
@@ -83,10 +83,13 @@ def _whole(
 
 
 def read_parsed(
-    objects: Objects, paths: Sequence[str], parse: Callable[[str, bytes], T]
+    objects: Objects, paths: Sequence[str], parse: Callable[[str, bytes], T], most: int = JSON_BYTES
 ) -> Iterator[tuple[str, T | Exception]]:
-    """Path and meaning of those objects that are there; what ``parse`` raised of one that is not what was written."""
-    for path, body in zip(paths, objects.get_many(list(paths)), strict=True):
+    """Path and meaning of those objects that are there; what ``parse`` raised of one that is not what was written.
+
+    None of them has more than ``most`` bytes.
+    """
+    for path, body in zip(paths, objects.get_many(list(paths), most), strict=True):
         if body is None:
             continue
         try:

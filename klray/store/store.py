@@ -10,7 +10,7 @@ import xarray as xr
 
 from klray.errors import StoreDamagedError, StoreError
 from klray.store import audit as audits
-from klray.store import columns, layout, publishing, records, results, snapshots
+from klray.store import columns, jobs, layout, publishing, records, results, snapshots
 from klray.store import root as roots
 from klray.store.audit import Audit, Leftover
 from klray.store.catalog import Catalog, read_catalog
@@ -134,6 +134,8 @@ class Store:
     withdraw_failures = _of_objects(records.withdraw_failures)
     record_plan = _of_objects(records.record_plan)
     wanted_keys = _of_objects(records.wanted_keys)
+    beat = _of_objects(jobs.beat)
+    heard_jobs = _of_objects(jobs.heard_jobs)
 
     # snapshots
 

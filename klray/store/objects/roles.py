@@ -12,7 +12,7 @@ ROLES: dict[Action, dict[str, tuple[str, ...]]] = {
     "list": {ANYWHERE: ("reader", "writer", "publisher", "curator")},
     "write": {
         **dict.fromkeys(
-            ("zarr.json", "texts", "columns", "commits", "failures", "plans"),
+            ("zarr.json", "texts", "columns", "commits", "failures", "plans", "jobs"),
             ("writer", "curator"),
         ),
         **dict.fromkeys(("snapshots", "results"), ("publisher", "curator")),
