@@ -327,7 +327,7 @@ def test_status_has_a_block_for_each_thing(
     code, out, errors = klray_says(capsys, monkeypatch, "status", f"store.url={store.url}")
     assert code == 0, errors
     firsts = [block.split()[0] for block in out.split("\n\n")]
-    assert firsts == ["store", "family", "repository", "failures", "warnings"]
+    assert firsts == ["store", "jobs", "family", "repository", "failures", "warnings"]
 
 
 @pytest.mark.parametrize("backend", ["s3fs", "obstore"])

@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 
 from klray.config.analysis import AnalysisConfig, DaskConfig, ReportConfig, ScaleConfig, memory_bytes, scale_choice
 from klray.config.lens import LensConfig, lens_texts, lens_training
+from klray.config.log import LogConfig
 from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig
 from klray.config.noise import NoiseConfig, noise_path
 from klray.config.scoring import DTYPES, Dtype, PlanConfig, ScoringConfig, cache_home
@@ -42,6 +43,7 @@ class Config:
     plan: PlanConfig = field(default_factory=PlanConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
 
 def register() -> None:

@@ -22,6 +22,7 @@ import conf
 from klray.config import Config, register
 from klray.errors import KlrayError, lacks, refuse_unfit
 from klray.sweep.processes import spare_loopback
+from klray.words.log_lines import JsonLines, Words
 from klray.words.secrets import Discreet, without_secrets
 from klray.words.tables import say
 
@@ -76,6 +77,8 @@ def run(name: str, load: Callable[[], Verb]) -> int:
             refuse_unfit("config", {str(name): value for name, value in given.items()})
             values = OmegaConf.to_object(config)
             assert isinstance(values, Config)
+            if values.log.json:
+                _log_as_json()
             code = max(code, load()(values))
         except KlrayError as error:  # caught here: Hydra would print the overrides first
             code = _fail(str(error))
@@ -109,11 +112,17 @@ def _log_to_stderr() -> None:
     log = logging.getLogger("klray")
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(Words())
         handler.addFilter(Discreet())
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
+
+
+def _log_as_json() -> None:
+    for handler in logging.getLogger("klray").handlers:
+        if isinstance(handler.formatter, Words):
+            handler.setFormatter(JsonLines())
 
 
 def _fail(message: str, code: int = 1) -> int:
