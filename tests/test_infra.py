@@ -33,7 +33,9 @@ from tests import infra_schemas as schemas
 HOUSE = Path(__file__).parent.parent
 INFRA = HOUSE / "infra"
 LAUNCHED = [
-    path for folder in ("container", "kubernetes", "slurm", "skypilot", "aws") for path in (INFRA / folder).iterdir()
+    path
+    for folder in ("container", "kubernetes", "slurm", "skypilot", "aws", "grafana")
+    for path in (INFRA / folder).iterdir()
 ]
 SIGNALLED = "143"  # a klray that SIGTERM ended
 
