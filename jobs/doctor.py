@@ -36,7 +36,8 @@ def _scoring(config: Config) -> Iterator[Finding]:
     except ModuleNotFoundError as error:
         return iter([Finding("scoring", "skipped", "this installation reads and analyses", lacks(error))])
     settings, lacking = sweep.scoring_settings(config.scoring), sweep.lacks_libraries(config.ray, config.scoring)
-    return examine_scoring(functools.partial(sweep.hub, config.models), settings, config.ray, lacking)
+    store = (config.store.url, configs.storage_options(config.store)) if config.store.url else None
+    return examine_scoring(functools.partial(sweep.hub, config.models), settings, config.ray, lacking, store)
 
 
 @verb

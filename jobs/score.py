@@ -50,6 +50,7 @@ def score(config: Config) -> SweepReport:
             config.ray,
             configs.storage_options(config.store),
             resolved=_resolved(selection, unavailable),
+            family=selection.family,
         )
     _print(report, checkpoints, store)
     return report

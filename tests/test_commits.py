@@ -22,6 +22,7 @@ from klray.sweep.driver import Driver
 from klray.sweep.examining import Expected, here
 from klray.sweep.replies import Outcome, WorkerFacts
 from klray.sweep.settings import RaySettings, ScoringSettings
+from klray.sweep.telling import Telling
 from klray.words.progress import Progress
 from tests.stores import TEXTS, column
 
@@ -132,6 +133,7 @@ class Actor(ScorerActor):
     def __init__(self, patience: Any, kind: type[Ordinary], url: str, folder: Path):
         self.scorer = kind(url, folder)  # type: ignore[assignment]
         self._scored = {}
+        self._facts = {"job": JOB}
 
     def ready(self, wanted: Expected) -> WorkerFacts:
         return WorkerFacts(here(ray.get_runtime_context().get_node_id()), "cpu", 0, 0, time.time())
@@ -155,13 +157,16 @@ def swept(
 
     def sweep(kind: type[Ordinary], max_attempts: int) -> tuple[Driver, dict[str, int]]:
         arguments = (kind, folder_store.url, tmp_path)
-        found = Driver(
-            folder_store, SETTINGS, shape, arguments, checkpoints, {}, RaySettings(workers=1, max_attempts=max_attempts)
-        )
-        found.go(Progress(3, "score", "checkpoint"))
+        asked = RaySettings(workers=1, max_attempts=max_attempts)
+        found = Driver(folder_store, SETTINGS, shape, arguments, checkpoints, {}, asked, JOB)
+        with Telling(folder_store, Progress(3, "score", "checkpoint"), JOB, "org", 3) as telling:
+            found.go(telling)
         return found, {each.revision: len(list(tmp_path.glob(f"score {each.revision} *"))) for each in checkpoints}
 
     return sweep
+
+
+JOB = "a" * 32
 
 
 Sweep = Callable[[type[Ordinary], int], tuple[Driver, dict[str, int]]]
@@ -171,6 +176,9 @@ def test_the_next_checkpoint_is_scored_while_a_column_is_committed(swept: Sweep,
     found, scored = swept(Overlapping, 1)
     assert (found.dispatch.tally.scored, found.failures, found.dispatch.tally.tokens) == (3, [], 3 * 84)
     assert scored == {"1": 1, "2": 1, "3": 1} and len(folder_store.commits()) == 3
+    assert {commit.facts["job"] for commit in folder_store.commits()} == {JOB}
+    (heard,) = folder_store.heard_jobs()
+    assert (heard.job.job, heard.job.state, heard.job.done, heard.job.tokens) == (JOB, "done", 3, 3 * 84)
 
 
 def test_a_column_is_not_blamed_for_what_was_scored_beside_its_commit(swept: Sweep, folder_store: Store) -> None:

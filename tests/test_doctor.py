@@ -208,7 +208,7 @@ def test_ray_where_nobody_is_is_refused_at_once(closed_port: int, monkeypatch: p
     monkeypatch.setattr("klray.sweep.cluster.ray.init", lambda **_: pytest.fail("Ray would wait for two minutes"))
     for address in (f"127.0.0.1:{closed_port}", "auto"):
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
-        finding, cluster = _cluster(RaySettings(address=address), 1)
+        finding, cluster = _cluster(RaySettings(address=address), ScoringSettings(), contextlib.nullcontext, None)
         assert finding.verdict == "refused" and cluster is None
         assert f"ray.address=127.0.0.1:{closed_port}: no Ray" in finding.found
         assert "ray start --head" in finding.cure

@@ -103,7 +103,7 @@ def test_container_is_built_of_what_is_there_and_runs_as_nobody_special() -> Non
     users = [words for name, words in steps if name == "USER"]
     assert users == ["1000:1000"] and steps.index(["USER", users[0]]) > steps.index(["RUN", install])
     assert all(isinstance(json.loads(words), list) for name, words in steps if name in ("ENTRYPOINT", "CMD"))
-    assert "RAY_AUTH_MODE=token" in text  # of every Ray that is started in it
+    assert "RAY_AUTH_MODE=token RAY_enable_metrics_collection=0" in text  # of every Ray that is started in it
     python, minimum = re.findall(r"ARG PYTHON=(\S+)", text)[0], project["project"]["requires-python"].removeprefix(">=")
     assert tuple(map(int, python.split("."))) >= tuple(map(int, minimum.split(".")))
 

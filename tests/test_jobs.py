@@ -100,8 +100,10 @@ def test_of_very_many_heartbeats_the_last_ones_are_read(store: Store) -> None:
 
 
 def test_words_of_a_job_are_made_fit() -> None:
-    odd = fit_job(dataclasses.replace(JOB, host="a\x1b[2J", family="x" * 5000, summary="two\nlines"))
-    assert odd.host == "a�[2J" and len(odd.family) == 200 and "\n" not in odd.summary
+    words = "two\nlines of https://me:word@host/x?X-Amz-Signature=abc"
+    odd = fit_job(dataclasses.replace(JOB, host="a\x1b[2J", family="x" * 5000, summary=words))
+    assert odd.host == "a�[2J" and len(odd.family) == 200
+    assert odd.summary.startswith("two lines") and "word@" not in odd.summary and "abc" not in odd.summary
 
 
 def test_status_shows_rate_and_time_left_of_running_jobs_and_who_is_silent() -> None:

@@ -21,6 +21,7 @@ set -euo pipefail
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600  # seconds: Python off a shared disk starts slowly on many nodes
+export RAY_enable_metrics_collection="${RAY_enable_metrics_collection:-0}"  # 1: ports that want no token
 export RAY_USAGE_STATS_ENABLED=0 PYTHONSAFEPATH=1
 
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")

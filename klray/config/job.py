@@ -123,6 +123,7 @@ def _log_as_json() -> None:
     for handler in logging.getLogger("klray").handlers:
         if isinstance(handler.formatter, Words):
             handler.setFormatter(JsonLines())
+    logging.getLogger("klray").setLevel(logging.DEBUG)  # also what is told once for people
 
 
 def _fail(message: str, code: int = 1) -> int:

@@ -5,18 +5,21 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from klray.checkpoints import Hub, contact
 from klray.doctor import RAY_SECONDS, bounded, refusal, without
 from klray.errors import KlrayError
+from klray.store.objects import open_objects, probe
 from klray.store.objects.probe import Finding
-from klray.sweep.cluster import Resources, Shape, connected, resources
-from klray.sweep.settings import RaySettings, ScoringSettings
+from klray.sweep.cluster import Resources, Shape, address_of, connected, resources
+from klray.sweep.nodes import LOOK_SECONDS, Seen, look_at_nodes
+from klray.sweep.settings import LOCAL, RaySettings, ScoringSettings
 
 log = logging.getLogger("klray")
 
@@ -29,6 +32,7 @@ class Cluster:
 
     shape: Shape
     resources: Resources
+    nodes: Sequence[Seen] = ()  # of a cluster that is joined
 
 
 def examine_scoring(
@@ -36,14 +40,20 @@ def examine_scoring(
     scoring: ScoringSettings,
     ray_settings: RaySettings,
     lacking: str = "",
+    store: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[Finding]:
-    """Ray, the device, the disk, and what ``hub`` opens; ``lacking``: what these settings need and is not installed."""
+    """Ray, the device, the disk, and what ``hub`` opens; ``lacking``: what these settings need and is not installed.
+
+    Of a cluster that is joined, a finding for each node: also whether it reaches ``store``, a URL with its options.
+    """
     if lacking:
         found, _, cure = lacking.rpartition(": ")
         yield Finding("scoring", "refused", found, cure)
     log.info("checking Ray")
-    finding, cluster = _cluster(ray_settings, scoring.threads)
+    finding, cluster = _cluster(ray_settings, scoring, hub, store)
     yield finding
+    for seen in cluster.nodes if cluster else ():
+        yield _node(seen)
     log.info("checking device and disk")
     yield _device(scoring, cluster)
     yield _disk(Path(scoring.cache_dir), scoring.cache_bytes, cluster.resources.actors_here if cluster else 1)
@@ -51,13 +61,26 @@ def examine_scoring(
     yield _hub(hub)
 
 
-def _cluster(settings: RaySettings, cpus_per_worker: int) -> tuple[Finding, Cluster | None]:
+def _cluster(
+    settings: RaySettings,
+    scoring: ScoringSettings,
+    hub: Callable[[], contextlib.AbstractContextManager[Hub]],
+    store: tuple[str, Mapping[str, Any]] | None,
+) -> tuple[Finding, Cluster | None]:
     def look() -> Cluster:
-        with connected(settings, cpus_per_worker) as shape:
-            return Cluster(shape, resources(shape))
+        with contextlib.ExitStack() as stack:
+            shape = stack.enter_context(connected(settings, scoring.threads))
+            found = Cluster(shape, resources(shape))
+            if address_of(settings) == LOCAL:
+                return found
+            common = None
+            with contextlib.suppress(KlrayError, OSError):  # the finding of the store says why
+                common = stack.enter_context(probe.common(open_objects(*store))) if store is not None else None
+            place = store if common is not None else None
+            return replace(found, nodes=look_at_nodes(shape, scoring, stack.enter_context(hub()), common, place))
 
     try:
-        cluster = bounded(look, RAY_SECONDS)
+        cluster = bounded(look, RAY_SECONDS + LOOK_SECONDS)
     except KlrayError as error:
         return refusal("Ray", error), None
     except TimeoutError as error:
@@ -69,6 +92,15 @@ def _cluster(settings: RaySettings, cpus_per_worker: int) -> tuple[Finding, Clus
     nodes = f"{there.nodes} {'nodes' if there.nodes > 1 else 'node'}"
     words = f"{which}: {nodes}, {there.cpus:g} CPUs, {there.gpus:g} GPUs; carries {shape.workers} actors of {each}"
     return Finding("Ray", "ok", words), cluster
+
+
+def _node(seen: Seen) -> Finding:
+    """A row for one node: everything that is wrong there, or what is sound."""
+    known = ", ".join(seen.known)
+    if not seen.faults:
+        return Finding(f"node {seen.host}", "ok", known)
+    found, cures = ("; ".join(filter(None, words)) for words in zip(*seen.faults, strict=True))
+    return Finding(f"node {seen.host}", "refused", "; ".join(filter(None, (found, known))), cures)
 
 
 def _device(scoring: ScoringSettings, cluster: Cluster | None) -> Finding:

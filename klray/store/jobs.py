@@ -16,7 +16,8 @@ from klray.store import layout
 from klray.store.fields import bounded, form, names, record
 from klray.store.objects import Objects
 from klray.store.seal import read_parsed, sealed, unsealed
-from klray.words.outside import one_line, printable
+from klray.words.outside import printable, sentence
+from klray.words.secrets import without_secrets
 
 log = logging.getLogger("klray")
 
@@ -104,9 +105,9 @@ def heard_jobs(objects: Objects) -> list[Heard]:
 
 
 def fit_job(job: Job) -> Job:
-    """The same, with words that can be shown and kept."""
+    """The same, with words that can be shown and kept, and without secrets: the store will be read by others."""
     host, family = printable(job.host, 200), printable(job.family, 200)
-    return dataclasses.replace(job, host=host, family=family, summary=printable(one_line(job.summary), 2000))
+    return dataclasses.replace(job, host=host, family=family, summary=sentence(without_secrets(job.summary)))
 
 
 def _job(path: str, body: bytes) -> Job:

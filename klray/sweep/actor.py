@@ -20,6 +20,7 @@ from klray.sweep.scorer import Scorer
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
 from klray.words.heard import Heard
+from klray.words.outside import fit
 
 log = logging.getLogger("klray")
 
@@ -76,12 +77,13 @@ class ScorerActor:
         )
         self._store = store_url, storage_options
         self._scored: dict[str, Column] = {}
+        self._facts: dict[str, Any] = {}  # of this worker, for its commits
 
     def ready(self, wanted: Expected) -> WorkerFacts | Unfit:
         """Examined, as ``klray.sweep.examining`` says; it may be asked again, and then sees what has become of it."""
         assert self._heard is not None  # from now on
         place = here(ray.get_runtime_context().get_node_id())
-        return examine(
+        found = examine(
             place,
             wanted,
             self._store[0],
@@ -89,6 +91,10 @@ class ScorerActor:
             lambda: self.scorer.cache,
             self._compute.try_device,
         )
+        if isinstance(found, WorkerFacts):
+            gpu = {} if found.device == "cpu" else {"gpu": found.device}
+            self._facts = fit({"host": place.host, **gpu, "job": wanted.job})
+        return found
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -106,6 +112,7 @@ class ScorerActor:
             if taken is not None:
                 return taken
             column = self.scorer.column(checkpoint, upcoming)
+            column = dataclasses.replace(column, facts={**column.facts, **self._facts})
             self._scored[column.identity.key] = column
             return Pending(column.identity.key, tuple(column.facts.get("warnings", ())))
 

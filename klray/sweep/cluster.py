@@ -134,16 +134,21 @@ def is_growing() -> bool:
         return False
 
 
+def address_of(settings: RaySettings) -> str:
+    """The cluster that these settings mean: inside a job of Ray's, that whose job it is."""
+    return settings.address or ("auto" if os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) else LOCAL)
+
+
 @contextlib.contextmanager
 def connected(settings: RaySettings, cpus_per_worker: int = 1) -> Iterator[Shape]:
     """Start or join a Ray cluster; yields how many actors of which shape it carries.
 
     Raises KlrayError if no cluster answers at the address, or it cannot carry a single actor of the shape asked for.
     """
-    address = settings.address or ("auto" if os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) else LOCAL)
+    address = address_of(settings)
     with contextlib.ExitStack() as stack:
         if not ray.is_initialized():
-            own = started(settings.workers, cpus_per_worker) if address == LOCAL else joined(address)
+            own = started(settings.workers, cpus_per_worker, settings.metrics) if address == LOCAL else joined(address)
             stack.enter_context(own)
         found = [(each["Resources"], each.get("Labels") or {}) for each in _alive()]
         yield _shape(settings, cpus_per_worker, found, waits=address != LOCAL, grows=address != LOCAL and is_growing())

@@ -4,7 +4,6 @@
 is played through in a test, and what is tried there is what runs.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence, Set
 from typing import Protocol
@@ -14,6 +13,7 @@ from klray.errors import KlrayError, StoreError
 from klray.sweep.fleet import Fleet, Nodes, Worker
 from klray.sweep.queue import Queue, Work
 from klray.sweep.replies import Outcome, Refusal, Unfit, WorkerFacts
+from klray.sweep.telling import Tally
 from klray.words.numbers import counted
 
 # Checkpoints set aside for a worker, which fetches them in turn as far as its cache has room: more than one, so that
@@ -53,22 +53,6 @@ class Hands(Protocol):
 
     def say(self, words: str) -> None:
         """Tell the operator."""
-
-
-@dataclasses.dataclass
-class Tally:
-    """What has come of the works so far."""
-
-    scored: int = 0
-    taken_over: int = 0
-    elsewhere: int = 0
-    failed: int = 0
-    tokens: int = 0
-
-    @property
-    def done(self) -> int:
-        """Works at their end."""
-        return self.scored + self.elsewhere + self.failed
 
 
 class Dispatch:
@@ -247,12 +231,15 @@ class Dispatch:
         self.queue.settle(work, committed=not isinstance(result, Refusal))
         if isinstance(result, Refusal):
             self.tally.failed += 1
+            self.tally.reasons[result.reason] += 1
             self.hands.record(work, result)
             return
         self.tally.scored += result.first
         self.tally.taken_over += result.first and result.taken_over
         self.tally.elsewhere += not result.first
         self.tally.tokens += result.tokens
+        self.tally.bytes += 0 if result.taken_over else work.bytes if result.first else 0
+        self.tally.seconds.update(result.seconds)
         if not result.first:
             self.queue.go_elsewhere()
 

@@ -19,13 +19,14 @@ from klray.sweep import cluster
 from klray.sweep.actor import ScorerActor
 from klray.sweep.cluster import Shape
 from klray.sweep.dispatch import Dispatch
-from klray.sweep.examining import SHARE, Expected, expected, shares
+from klray.sweep.examining import SHARE, Expected, clock_fault, expected, shares
 from klray.sweep.fleet import Fleet, Worker
 from klray.sweep.queue import Queue, Work
 from klray.sweep.replies import Pending, Refusal, Unfit, WorkerFacts
 from klray.sweep.settings import RaySettings, ScoringSettings
-from klray.words.numbers import counted, duration
-from klray.words.progress import Progress
+from klray.sweep.telling import Telling
+from klray.words.heard import kind_of
+from klray.words.numbers import counted
 
 log = logging.getLogger("klray")
 
@@ -33,7 +34,6 @@ LOOK_SECONDS = 2.0  # between two looks at the cluster's nodes
 COMMIT_SECONDS = 60.0  # to a worker that is to go, for what it has scored
 LAST_SECONDS = 20.0  # the same of all, where the sweep is ended: whoever ends it gives 30 as a rule
 SHARE_SECONDS = 120.0  # to the nodes, to say whether they have the store's folder
-SKEW_SECONDS = 60.0  # between the clocks of a worker and this process, above which it is said
 
 
 @dataclasses.dataclass(eq=False)
@@ -49,7 +49,7 @@ class Driver:
     """Scores ``todo`` on actors of ``shape``; the ``Hands`` of a dispatch.
 
     ``present`` are the keys of committed columns by the content of their checkpoints; ``arguments`` are those of a
-    ``Scorer``.
+    ``Scorer``; ``job`` are 32 hex digits, which actors and commits name.
     """
 
     def __init__(
@@ -61,10 +61,11 @@ class Driver:
         todo: Sequence[Checkpoint],
         present: Mapping[str, str],
         asked: RaySettings,
+        job: str,
     ):
         self.store, self.settings, self.shape, self.arguments = store, settings, shape, arguments
         works = [Work(each, settings.identity(each, store.texts.fingerprint)) for each in todo]
-        self.todo = todo
+        self.todo, self.job = todo, job
         self.fleet = Fleet(asked.workers, cluster.nodes(shape), str(shape))
         self.dispatch = Dispatch(Queue(works, present), self.fleet, self, asked.max_attempts)
         self.failures: list[Failure] = []
@@ -73,17 +74,18 @@ class Driver:
         self._running: dict[Any, _Call] = {}
         self._patience: Any = None
         self._wanted: Expected | None = None
+        self._kinds: set[str] = set()  # of warnings that were told
 
-    def go(self, progress: Progress) -> None:
+    def go(self, telling: Telling) -> None:
         """Work until nothing is left to do."""
         with probe.common(self.store.objects) as common:
-            self._wanted = expected(common, self.todo)
+            self._wanted = expected(common, self.todo, self.job)
             if isinstance(self.store.objects, FolderObjects):
                 self._check_shared(common)
             here = NodeAffinitySchedulingStrategy(cluster.this_node(), soft=False)  # no other node can silence all
             self._patience = ray.remote(Patience).options(num_cpus=0, scheduling_strategy=here).remote()
             try:
-                self._work(progress)
+                self._work(telling)
             except KeyboardInterrupt:
                 self._await_commits(self._running.values(), LAST_SECONDS)
                 raise
@@ -92,11 +94,11 @@ class Driver:
                     ray.kill(actor)  # GPU memory is best returned by ending the process
                 ray.kill(self._patience)
 
-    def _work(self, progress: Progress) -> None:
+    def _work(self, telling: Telling) -> None:
         looked = time.monotonic()
         while True:
             self.dispatch.go_on(time.monotonic())
-            self._show(progress)
+            telling.tell(self.dispatch.tally, self.dispatch.left, self.fleet.states())
             if self.dispatch.is_done:
                 return
             for finished in self._finished():
@@ -114,17 +116,12 @@ class Driver:
         more = ray.wait(others, num_returns=len(others), timeout=0)[0] if first and others else []
         return [*first, *more]
 
-    def _show(self, progress: Progress) -> None:
-        tally = self.dispatch.tally
-        if new := tally.done - progress.done:
-            progress.advance(new, f"{tally.tokens:,} tokens" + (f", {tally.failed} failed" if tally.failed else ""))
-
     def _check_shared(self, common: tuple[str, bytes]) -> None:
         """Raises StoreError where the store is a folder that this node alone has."""
         others = [node for node, room in self.fleet.nodes.room.items() if room and node != cluster.this_node()]
         if not others:
             return
-        ask = ray.remote(shares).options(num_cpus=0, max_retries=0)
+        ask = ray.remote(num_cpus=0, max_retries=0)(shares)
         places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in others]
         asked = [ask.options(scheduling_strategy=each).remote(self.store.url, common) for each in places]
         answers = []
@@ -145,7 +142,8 @@ class Driver:
         """As ``Hands.start``."""
         options = self.shape.options(set(avoid))
         kind = ray.remote(concurrency_groups=ScorerActor.CONCURRENCY, **options)(ScorerActor)
-        self._actors[worker] = kind.remote(self._patience, *self.arguments)
+        named = kind.options(name=f"klray-{self.job[:8]}-{worker.number}")
+        self._actors[worker] = named.remote(self._patience, *self.arguments)
         self.examine(worker)
 
     def examine(self, worker: Worker) -> None:
@@ -158,7 +156,8 @@ class Driver:
 
     def score(self, worker: Worker, work: Work, upcoming: Sequence[Checkpoint]) -> None:
         """As ``Hands.score``."""
-        answer = self._actors[worker].score.remote(work.checkpoint, upcoming, work.source)
+        task = self._actors[worker].score.options(name=work.checkpoint.label)
+        answer = task.remote(work.checkpoint, upcoming, work.source)
         self._running[answer] = _Call("score", worker, work)
 
     def commit(self, worker: Worker, work: Work) -> None:
@@ -214,18 +213,26 @@ class Driver:
             return
         if work is None:
             assert isinstance(reply, WorkerFacts)
-            if (skew := abs(reply.clock - time.time())) > SKEW_SECONDS:
-                self.say(f"the clock of node {reply.place.host} is {duration(skew)} off: set it by NTP")
+            if words := clock_fault(reply.clock):
+                self.say(f"the clock of node {reply.place.host} {words}")
             self.dispatch.welcome(worker, reply)
             return
         if reply.warnings:
-            self.warned.append((work.checkpoint.label, reply.warnings))
+            self._relay(worker, work.checkpoint.label, reply.warnings)
         if isinstance(reply, Pending):
             self.dispatch.scored(worker, work)
         elif isinstance(reply, Refusal):
             self.dispatch.refused(worker, work, reply)
         else:
             self.dispatch.finished(worker, work, reply)
+
+    def _relay(self, worker: Worker, label: str, warnings: Sequence[str]) -> None:
+        """Log what a worker warned of: the first of each kind for people, all of them for machines."""
+        self.warned.append((label, tuple(warnings)))
+        for text in warnings:
+            level = logging.DEBUG if kind_of(text) in self._kinds else logging.WARNING
+            self._kinds.add(kind_of(text))
+            log.log(level, "%s", text, extra={"host": worker.name, "checkpoint": label, "job": self.job})
 
     def _died(self, worker: Worker, error: ray.exceptions.RayError) -> None:
         """What it had answered counts; then it is gone."""

@@ -16,6 +16,7 @@ from klray.checkpoints.download import verify
 from klray.errors import KlrayError, StoreError
 from klray.store.objects import Objects, open_objects, probe
 from klray.sweep.replies import DeviceError, Fault, Place, Unfit, WorkerFacts
+from klray.words.numbers import duration
 from klray.words.secrets import without_secrets
 
 LIBRARIES = ("klray", "torch", "ray", "transformers", "tokenizers")
@@ -23,6 +24,7 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
                "AWS_ENDPOINT_URL_S3")  # fmt: skip
 FOLDERS = 100  # local models that are looked at, at most
 TRIAL_BYTES = 1 << 20
+SKEW_SECONDS = 60.0  # between the clocks of a worker and the driver, above which it is said
 SHARE = "give all nodes one folder under the same path, as by NFS, or set store.url=s3://bucket/prefix"
 
 
@@ -35,6 +37,7 @@ class Expected:
     credentials: tuple[str, ...]  # names of variables that are set for the store
     folders: tuple[Checkpoint, ...]  # local models that are to be scored
     least_bytes: int  # of the smallest checkpoint that is to be fetched
+    job: str = ""  # 32 hex digits, which commits name
 
 
 class UnfitError(Exception):
@@ -45,7 +48,7 @@ class UnfitError(Exception):
         self.fault, self.found, self.cure = fault, without_secrets(found), cure
 
 
-def expected(common: tuple[str, bytes], todo: Iterable[Checkpoint]) -> Expected:
+def expected(common: tuple[str, bytes], todo: Iterable[Checkpoint], job: str = "") -> Expected:
     """What workers are held against, as this process has it; ``common`` is that of ``probe.common``."""
     todo = list(todo)
     local = {each.directory: each for each in todo if each.directory}
@@ -55,6 +58,7 @@ def expected(common: tuple[str, bytes], todo: Iterable[Checkpoint]) -> Expected:
         credentials=tuple(name for name in CREDENTIALS if os.environ.get(name)),
         folders=tuple(local.values())[:FOLDERS],
         least_bytes=min((each.bytes for each in todo if not each.directory), default=0),
+        job=job,
     )
 
 
@@ -138,6 +142,12 @@ def check_store(url: str, objects: Callable[[], Objects], wanted: Expected) -> N
 def shares(url: str, common: tuple[str, bytes]) -> tuple[str, bool]:
     """The host's name, and whether the folder at ``url`` is the one where the driver put the object."""
     return socket.gethostname(), open_objects(url).get(common[0]) == common[1]
+
+
+def clock_fault(clock: float) -> str:
+    """What is to be said of a node whose clock showed ``clock`` just now, in seconds since 1970; "" if it is right."""
+    skew = abs(clock - time.time())
+    return f"is {duration(skew)} off: set it by NTP" if skew > SKEW_SECONDS else ""
 
 
 def check_disk(cache: Callable[[], Cache], least_bytes: int) -> int:

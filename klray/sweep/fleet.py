@@ -93,6 +93,13 @@ class Fleet:
         """Actors that the nodes carry that are not put aside."""
         return sum(room for node, room in self.nodes.room.items() if node not in self.aside)
 
+    def states(self) -> dict[str, int]:
+        """Workers by what they do, and nodes that are put aside."""
+        starting = sum(each.facts is None for each in self.workers)
+        working = sum(bool(each.works) for each in self.workers)
+        idle = len(self.workers) - starting - working
+        return {"starting": starting, "working": working, "idle": max(0, idle), "aside": len(self.aside)}
+
     def missing(self, left: int) -> list[Worker]:
         """New workers, to be started: as many as lack where so many works are ``left`` that nobody has begun."""
         able = self.asked if self.asked is not None else MOST_ASKED if self.nodes.grows else max(1, self.room)

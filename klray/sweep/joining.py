@@ -34,14 +34,15 @@ _SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 
 
 @contextlib.contextmanager
-def started(workers: int | None, cpus_per_worker: int) -> Iterator[None]:
+def started(workers: int | None, cpus_per_worker: int, metrics: bool = False) -> Iterator[None]:
     """A cluster of this machine for the length of the context, started once more where Ray gives its processes up.
 
     It listens on the loopback interface alone and wants a token, which only its own processes have; its sockets and
-    logs are in a folder that nobody else may enter.
+    logs are in a folder that nobody else may enter. With ``metrics`` Ray's exporter, where it is installed, has a port
+    on loopback that wants none.
     """
     cpus = max(workers * cpus_per_worker, os.cpu_count() or 1) if workers else None
-    with private_folder(_SOCKET) as folder, _own_token(), with_environment(_for_workers(folder)):
+    with private_folder(_SOCKET) as folder, _own_token(), with_environment(_for_workers(folder, metrics)):
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 with _constant("ENABLE_RAY_CLUSTER", value=False):  # Ray's way to have 127.0.0.1 as the node
@@ -99,10 +100,12 @@ def _exit(*_: object) -> None:
     raise SystemExit(TERMINATED)
 
 
-def _for_workers(folder: Path) -> dict[str, str | None]:
+def _for_workers(folder: Path, metrics: bool) -> dict[str, str | None]:
     seconds = "RAY_gcs_server_port_wait_time_s"
     waits = os.environ.get(seconds, str(START_SECONDS))
-    return {**safe_environment(), seconds: waits, "RAY_TMPDIR": str(folder)}  # where model processes have sockets, too
+    export = {"RAY_enable_metrics_collection": str(int(metrics))}
+    where = {"RAY_TMPDIR": str(folder)}  # where model processes have sockets, too
+    return {**safe_environment(), **export, **where, seconds: waits}
 
 
 @contextlib.contextmanager

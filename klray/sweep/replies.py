@@ -4,6 +4,7 @@ Returned, not raised, so that nothing has to survive unpickling.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from klray.errors import KlrayError, Reason
@@ -80,3 +81,5 @@ class Outcome:
     tokens: int
     taken_over: bool = False  # the values were there, of a checkpoint with the same files
     warnings: tuple[str, ...] = ()  # of the worker meanwhile
+    # Of the worker's time: waiting for files, loading, scoring, committing
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -94,11 +94,13 @@ class Scorer:
 
         Raises StoreError if the store refused the column; no other column can be written either.
         """
+        start = time.monotonic()
         try:
             _, first = self.store.add_column(column)
         except OSError as error:
             raise _store_refused(self.store.url, error) from error
-        return Outcome(column.identity.key, first, int(column.n_tokens.sum()))
+        seconds = {**_stages(column.timings), "committing": time.monotonic() - start}
+        return Outcome(column.identity.key, first, int(column.n_tokens.sum()), seconds=seconds)
 
     def take_over(self, checkpoint: Checkpoint, source: str) -> Outcome | None:
         """Commit for ``checkpoint`` the values of the column with the key ``source``, whose checkpoint holds the same
@@ -120,6 +122,12 @@ class Scorer:
         if self._loaded is not None and self._loaded != checkpoint:
             self.cache.discard(self._loaded)
         self._loaded = checkpoint
+
+
+def _stages(timings: Mapping[str, float]) -> dict[str, float]:
+    """Where the time of one checkpoint went, of its column's timings."""
+    of = {"waiting": ("fetch",), "loading": ("start", "load"), "scoring": ("score", "sketch")}
+    return {stage: sum(timings.get(f"{each}_seconds", 0.0) for each in parts) for stage, parts in of.items()}
 
 
 def _told(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -69,6 +69,9 @@ class RaySettings:
     accelerator: str | None = None  # Ray's name of the kind of GPU, such as H100
     labels: Any = None  # of nodes, by name, as Ray's label selectors
     resources: Any = None  # custom ones of each worker, by name
+    # Counters and gauges for Prometheus. A cluster of klray's own then opens the port of Ray's exporter on 127.0.0.1,
+    # which wants no token; one that is joined exports as it was started to.
+    metrics: bool = False
     max_attempts: int = 2  # of one checkpoint, when the process that scores it dies
 
     def __post_init__(self) -> None:

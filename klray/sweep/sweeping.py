@@ -13,7 +13,9 @@ from klray.checkpoints import Checkpoint, Hub, Unavailable
 from klray.store import Failure, Store, unresolved
 from klray.sweep.cluster import connected
 from klray.sweep.driver import Driver
+from klray.sweep.metrics import Meters
 from klray.sweep.settings import RaySettings, ScoringSettings
+from klray.sweep.telling import Telling
 from klray.texts import TextSet
 from klray.words.heard import Kind, kinds
 from klray.words.progress import Progress
@@ -60,13 +62,14 @@ def sweep(
     ray_settings: RaySettings,
     storage_options: Mapping[str, Any] | None = None,
     resolved: Iterable[tuple[str, str]] = (),
+    family: str = "",
 ) -> SweepReport:
     """Score every checkpoint that the store lacks; failures are recorded with their reasons and the sweep goes on.
 
     Checkpoints that hold the same weights, config and tokenizer are fetched and scored once, and recorded each.
 
     ``resolved`` are the (repository, revision or pattern) that were asked for and found: earlier records that they
-    could not be are withdrawn.
+    could not be are withdrawn. ``family`` names the job for people.
 
     Raises StoreError if the store refuses to be written (what was committed before is safe), KlrayError if the cluster
     cannot carry the actors that were asked for.
@@ -87,14 +90,19 @@ def sweep(
         settings = dataclasses.replace(settings, device=shape.device)
         arguments = (hub, store.url, dict(storage_options or {}), ray.put(text_set), settings)
         same = {each.content: settings.identity(each, texts).key for each in present if each.content}
-        driver = Driver(store, settings, shape, arguments, todo, same, ray_settings)
+        job = uuid.uuid4().hex
+        driver = Driver(store, settings, shape, arguments, todo, same, ray_settings, job)
         workers = min(len(todo), ray_settings.workers or shape.workers)
         more = ", and on what the cluster adds" if shape.grows and ray_settings.workers is None else ""
         if shape.grows and shape.device == "cpu" and ray_settings.gpus_per_worker is None:
             log.warning("the cluster has no GPU now: set ray.gpus_per_worker=1 if it is to add nodes that have some")
         log.info("scoring %d checkpoints on %d %s workers%s", len(todo), workers, shape.device, more)
-        with Progress(len(todo), "score", "checkpoint") as progress:
-            driver.go(progress)
+        meters = Meters(job) if ray_settings.metrics else None
+        with (
+            Progress(len(todo), "score", "checkpoint") as progress,
+            Telling(store, progress, job, family, len(todo), meters) as telling,
+        ):
+            driver.go(telling)
     tally, begun = driver.dispatch.tally, driver.dispatch.begun
     return SweepReport(
         scored=tally.scored,

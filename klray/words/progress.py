@@ -80,6 +80,18 @@ class Progress:
         elif now - self._logged >= LOG_EVERY_SECONDS and self.done < self.total:
             self._log()
 
+    @property
+    def rate(self) -> float | None:
+        """Units a second, from the first finished unit on; None before it is more than noise."""
+        return self._rate(self._clock())
+
+    def _rate(self, now: float) -> float | None:
+        if self._first is None:
+            return None
+        first, before = self._first
+        seconds, units = now - first, self.done - before
+        return units / seconds if units >= ESTIMATE_AFTER_UNITS and seconds >= ESTIMATE_AFTER_SECONDS else None
+
     def _log(self) -> None:
         now = self._logged = self._clock()
         parts = [
@@ -92,14 +104,11 @@ class Progress:
     def _details(self, now: float) -> list[str]:
         """Rate, remaining time and note, as far as there are any."""
         details = [self._note] if self._note else []
-        if self._first is None:
+        rate = self._rate(now)
+        if rate is None:
             return details
-        first, before = self._first
-        seconds, units = now - first, self.done - before
-        if units < ESTIMATE_AFTER_UNITS or seconds < ESTIMATE_AFTER_SECONDS:
-            return details
-        left = [f"{(self.total - self.done) * seconds / units:.0f} s left"] if self.done < self.total else []
-        return [f"{units / seconds:.2f} {self.unit}s/s", *left, *details]
+        left = [f"{(self.total - self.done) / rate:.0f} s left"] if self.done < self.total else []
+        return [f"{rate:.2f} {self.unit}s/s", *left, *details]
 
 
 class Stages:
