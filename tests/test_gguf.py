@@ -115,6 +115,8 @@ def test_a_file_is_quantised_as_the_same_weights_in_safetensors_are(tmp_path: Pa
     ("more", "words"),
     [
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}, "rope.scaling.* does not take it up"),
+        ({"llama.rope.scaling.factor": 4.0}, r"rope\.scaling\.factor=4\.0"),
+        ({"llama.tensor_data_layout": "another"}, "tensor_data_layout=another"),
         ({"llama.rope.freq_base": 500.0, "llama.attention.scale": 0.5}, r"attention\.scale=0\.5"),
         ({"llama.attention.key_length": 8, "llama.rope.dimension_count": 4}, r"rope\.dimension_count=4"),
         ({"llama.expert_count": 8}, r"expert_count=8"),

@@ -18,7 +18,9 @@ from klray.checkpoints.parents import Lineage
 from klray.likelihood.loading import load
 from klray.sweep.cost import parameters
 from klray.sweep.limits import limits_of
+from klray.sweep.model import Compute
 from klray.sweep.settings import ScoringSettings
+from klray.texts import TextSet
 from klray.tiny.hub_server import HubServer
 from tests.gguf_files import F16, Q8_0, model_of, write
 from tests.hub_faults import hub_of, only_error, select
@@ -168,3 +170,16 @@ def test_a_plan_counts_the_bits_that_a_name_says_where_the_hub_counts_nothing(hu
         assert exact <= parameters(each) <= exact + header
     limits = [limits_of(each, TEXTS, ScoringSettings()) for each in (floats, coded)]
     assert limits[1].memory > 12 * coded.bytes
+
+
+def test_a_file_is_scored_with_its_facts_and_without_a_sketch(tmp_path: Path) -> None:
+    source = {"general.source.repo_url": "https://huggingface.co/org/tuned", "general.file_type": 7}
+    write(tmp_path / "a.gguf", model_of("llama"), byte_level_tokenizer(bos=True), "llama", Q8_0, **source)
+    (checkpoint,), _ = resolve(NOWHERE, select(RepositorySpec(str(tmp_path / "a.gguf"))))
+    compute = Compute(ScoringSettings(sketch=64), TextSet("words", ("a b c " * 20, "d e f " * 30), ("a", "a")))
+    computed = compute.score(checkpoint, tmp_path / "a.gguf", lambda: None)
+    facts = computed.facts
+    assert (facts["stored_quantization"], facts["base_model"], facts["relation"]) == ("Q8_0", "org/tuned", "quantized")
+    assert facts["tokenizer_class"] == "GGUF gpt2 gpt-2" and facts["tokens_before"] == ["<s>"]
+    (warning,) = facts["warnings"]
+    assert warning.startswith("has no weight sketch") and computed.weight_sketch is None

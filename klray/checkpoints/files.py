@@ -111,7 +111,7 @@ def loadable_files(offered: Listed) -> tuple[RemoteFile, ...]:
 
 
 def gguf_files(offered: Listed, path: str) -> tuple[RemoteFile, ...]:
-    """Return the files to fetch for one GGUF file, sorted by path: it, and the repository's tokenizer if there is one.
+    """Return the files to fetch for one GGUF file, sorted by path: it, and a tokenizer beside it, at the root.
 
     Raises CheckpointError (load_failed): it is a part of a model in several files.
     """
@@ -122,7 +122,7 @@ def gguf_files(offered: Listed, path: str) -> tuple[RemoteFile, ...]:
             "load_failed",
         )
     own = any(fnmatchcase(name, pattern) for name in offered.root for pattern in VOCABULARIES)
-    if own:
+    if own and "/" not in path:
         return described_by(offered, {path})
     file = offered.find(path)
     return (file,) if file else ()

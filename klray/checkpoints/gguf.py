@@ -23,7 +23,7 @@ _HEADER_BYTES = 1 << 28  # metadata and the table of tensors; a vocabulary of 26
 _KEYS, _TENSORS, _DIMENSIONS = 10_000, 100_000, 4
 _NAME_BYTES = 1000
 _STRING_BYTES = 1 << 24  # a chat template, at most
-_ITEMS = 2_500_000  # of all arrays: libraries make some objects of each; Gemma 3 has 1.3 million
+_ITEMS = 1_500_000  # of all arrays: libraries make some objects of each; Gemma 3 has 1.3 million
 _LARGEST = 1 << 62
 _OFF_BITS = 3.0
 

@@ -312,6 +312,12 @@ _TOLD: Mapping[str, Told] = {
     "rope.dimension_count": _rotary,
     "rope.freq_base": lambda config: _rope_base(config)[:1],
     "rope.freq_base_swa": lambda config: _rope_base(config)[1:],
+    # Of no scaling at all; another one is not taken up
+    "rope.scaling.factor": lambda config: 1.0,
+    "rope.scaling.attn_factor": lambda config: 1.0,
+    "rope.scaling.original_context_length": lambda config: _POSITIONS(config),
+    "tensor_data_layout": lambda config: ("Meta AI original pth", "jploski"),
+    "ssm.dt_b_c_rms": lambda config: False,
     "ssm.conv_kernel": _first("conv_kernel"),
     "ssm.inner_size": _first("intermediate_size"),
     "ssm.state_size": _first("state_size"),

@@ -49,7 +49,9 @@ class Compute:
         with heard() as warned:
             computed = self._score(checkpoint, directory, read)
         # Of this checkpoint, wherever it lies: those of others are equal, and told with them.
-        texts = [each.replace(str(directory), checkpoint.label) for each in warned.take()]
+        # A file's own path is the beginning of its label.
+        texts = [each.replace(checkpoint.label, str(directory)) for each in warned.take()]
+        texts = [each.replace(str(directory), checkpoint.label) for each in texts]
         texts = [each.removeprefix(checkpoint.label).lstrip(": ") for each in texts]
         return replace(computed, facts={**computed.facts, "warnings": texts}) if texts else computed
 

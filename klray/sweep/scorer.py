@@ -140,8 +140,7 @@ def _told(checkpoint: Checkpoint) -> dict[str, Any]:
 def versions() -> Mapping[str, str]:
     """Versions of what decides the numbers, for a commit."""
     found = {name: version(name) for name in ("klray", "torch", "transformers", "tokenizers", "numpy")}
-    if find_spec("bitsandbytes") is not None:
-        found["bitsandbytes"] = version("bitsandbytes")
+    found |= {name: version(name) for name in ("bitsandbytes", "gguf") if find_spec(name) is not None}
     return {**found, "python": platform.python_version(), "machine": platform.machine(), "cpus": str(os.cpu_count())}
 
 
