@@ -6,6 +6,7 @@ import xarray as xr
 
 from klray import config as configs
 from klray.analysis.continuing import exact_weights
+from klray.analysis.exact_kl import check_result
 from klray.analysis.noise_floor import NoiseFloor
 from klray.analysis.recipe import of_domain, result_name
 from klray.config import Config
@@ -64,11 +65,15 @@ def made(store: Store, snapshot: str, config: Config) -> Study:
         return {domain: each for domain, each in found.items() if each.attrs.get("domain", "") == domain}
 
     scales = {domain: each.load() for domain, each in by_domain(config.scale.name).items()}
+    compared = store.result(snapshot, config.compare.name).load() if config.compare.name in there else None
+    if compared is not None:
+        check_result(compared, config.compare.name)
     return Study(
         snapshot=of_domain(dataset, config.analysis.domain),
         scales=scales,
         trajectories=by_domain(config.analysis.name) if len(scales) > 1 else {},
         weights=exact_weights(store, snapshot, config.analysis.weights),
+        compared=compared,
     )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from klray.analysis.scale.placing import place
     from klray.likelihood.lens import layer_log_likelihood
     from klray.likelihood.score import log_likelihood
+    from klray.measure.token_kl import token_kl
     from klray.store import open_dataset, open_result
     from klray.watch.callback import KlrayCallback
 
@@ -34,6 +35,7 @@ _HOME = {
     "open_dataset": "klray.store",
     "open_result": "klray.store",
     "place": "klray.analysis.scale.placing",
+    "token_kl": "klray.measure.token_kl",
 }
 
 __all__ = sorted(_HOME)

@@ -137,6 +137,7 @@ MAY_LOAD = {
     "plan": HEAVY,
     "weights": HEAVY - {"ray", "transformers"},
     "noise": HEAVY - {"ray"},
+    "compare": HEAVY - {"ray"},
     "lens": HEAVY - {"ray"},
     "train": HEAVY - {"ray"},
     "demo": {"huggingface_hub", "ray"},
@@ -201,7 +202,7 @@ def test_an_extra_that_is_named_to_users_brings_the_library() -> None:
 
 @pytest.mark.slow
 def test_the_analysts_names_load_nothing_of_what_scores() -> None:
-    names = {*klray.__dir__()} - {"KlrayCallback", "layer_log_likelihood", "log_likelihood", "watch"}
+    names = {*klray.__dir__()} - {"KlrayCallback", "layer_log_likelihood", "log_likelihood", "token_kl", "watch"}
     assert {"open_dataset", "kl_divergence", "layer_kl", "place", "pairs", "relatives", "texts"} <= names
     assert not loaded_by(f"import klray\nfor name in {sorted(names)}:\n    getattr(klray, name)") & HEAVY
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hydra.core.config_store import ConfigStore
 
 from klray.config.analysis import AnalysisConfig, DaskConfig, ReportConfig, ScaleConfig, memory_bytes, scale_choice
+from klray.config.compare import CompareConfig
 from klray.config.lens import LensConfig, lens_texts, lens_training
 from klray.config.log import LogConfig
 from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig
@@ -42,6 +43,7 @@ class Config:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

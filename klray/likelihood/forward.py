@@ -27,6 +27,15 @@ class LayerReader(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Read:
+    """What a model gives for a batch, before the vocabulary comes in."""
+
+    positions: np.ndarray  # (M,) in ``Tokens.ids``, of the tokens that have a prediction
+    targets: torch.Tensor  # (M,) their ids
+    states: Iterator[torch.Tensor]  # (M, D) for each layer: one, what the head reads, without a lens
+
+
+@dataclass(frozen=True, eq=False)
 class Predicted:
     """Log p of all tokens of a batch that have a prediction, for each layer: one, the model's own, without a lens."""
 
@@ -44,25 +53,30 @@ class Reader:
     tokens: Tokens
     ids: torch.Tensor
 
-    def predict(self, batch: np.ndarray) -> Predicted:
-        """Log-probabilities of the tokens of a batch (N,) of texts, on the device of the head."""
+    def read(self, batch: np.ndarray) -> Read:
+        """What a head reads of a batch (N,) of texts, or the model's own logits where there is no head."""
         position_NT, predicts_NT = self.tokens.rows(batch)
         predicted_M = position_NT[predicts_NT] + 1
         ids_NT = self.ids[on_device(position_NT, self.ids.device)]
         targets_M = self.ids[on_device(predicted_M, self.ids.device)]
         if self.head is None:
-            return Predicted(predicted_M, _own_log_probabilities(self.model, ids_NT, targets_M)[None])
+            return Read(predicted_M, targets_M, iter([own_logits(self.model, ids_NT)[0, :-1]]))
         kept = np.flatnonzero(predicts_NT)
-        parts = []
-        for hidden_NTD in self.layers(ids_NT) if self.layers is not None else (hidden_states(self.model, ids_NT),):
-            hidden_MD = hidden_NTD.flatten(0, 1)[on_device(kept, hidden_NTD.device)]
-            parts.append(self.head.log_probabilities(hidden_MD, targets_M))
-        return Predicted(predicted_M, torch.stack(parts))
+        layers = self.layers(ids_NT) if self.layers is not None else (hidden_states(self.model, ids_NT),)
+        flat = (each.flatten(0, 1)[on_device(kept, each.device)] for each in layers)
+        return Read(predicted_M, targets_M, flat)
+
+    def predict(self, batch: np.ndarray) -> Predicted:
+        """Log-probabilities of the tokens of a batch (N,) of texts, on the device of the head."""
+        read = self.read(batch)
+        if self.head is None:
+            return Predicted(read.positions, _own_log_probabilities(next(read.states), read.targets)[None])
+        parts = [self.head.log_probabilities(hidden_MD, read.targets) for hidden_MD in read.states]
+        return Predicted(read.positions, torch.stack(parts))
 
 
-def _own_log_probabilities(model: Any, ids_NT: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
-    """(M,) log p by the model's own logits for the one text in ``ids_NT`` (1, M + 1)."""
-    logits_MV = own_logits(model, ids_NT)[0, :-1]
+def _own_log_probabilities(logits_MV: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
+    """(M,) log p by the model's own logits for one text."""
     pairs = zip(logits_MV.split(_TOKENS_PER_CAST), targets_M.to(logits_MV.device).split(_TOKENS_PER_CAST), strict=True)
     return torch.cat(
         [-F.cross_entropy(logits.to(compute_dtype(logits)), targets, reduction="none") for logits, targets in pairs]

@@ -77,6 +77,10 @@ class OutputHead:
             logits_N += self.bias_V[targets_N]
         return self._shaped(logits_N)
 
+    def entries(self, hidden_ND: torch.Tensor) -> int:
+        """V, the size of the vocabulary."""
+        return len(self.weight_VD)
+
     def log_probabilities(self, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         """(N,) log p(target | hidden) in nats, fp32: the target's logit minus the logsumexp over the vocabulary.
 
@@ -104,16 +108,42 @@ class OutputHead:
         return logits
 
 
-def _logsumexp_(logits_NV: torch.Tensor) -> torch.Tensor:
-    """Logsumexp of each row (N,); the logits are overwritten.
+@dataclass(frozen=True)
+class GivenLogits:
+    """Stands for the head of a model that computes its own logits: what it reads are these, (N, V)."""
+
+    def entries(self, logits_NV: torch.Tensor) -> int:
+        """V, the size of the vocabulary."""
+        return logits_NV.shape[-1]
+
+    def logits(self, logits_NV: torch.Tensor, first: int = 0, last: int | None = None) -> torch.Tensor:
+        """As of :class:`OutputHead`, in fp32 or float64."""
+        return logits_NV[:, first:last].to(compute_dtype(logits_NV))
+
+    def target_logits(self, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        """As of :class:`OutputHead`, in fp32 or float64."""
+        return logits_NV.gather(1, targets_N[:, None])[:, 0].to(compute_dtype(logits_NV))
+
+
+def shift_of(peak_N1: torch.Tensor) -> torch.Tensor:
+    """From the largest logit of each row (N, 1) to what is added, in bits, before the exponential: finite always."""
+    # A row of -inf alone keeps a finite shift, so that its sum is 0 and its logsumexp -inf.
+    return peak_N1.clamp(-_LARGEST_SHIFT, _LARGEST_SHIFT).div_(-NATS_PER_BIT)
+
+
+def exponentials(logits_NV: torch.Tensor, shift_N1: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """(N, V) exp(logits) times 2^shift, in the wider dtype of the two, or in ``out``.
 
     In powers of two: exp2 of (z - max) in bits is a multiply-add and an exp2, and torch's exp2 took 0.28 ns an entry on
     a core of an AMD EPYC, its exp (which goes through MKL) 0.82 ns.
     """
-    # A row of -inf alone keeps a finite shift, so that its sum is 0 and its logsumexp -inf.
-    shift_N1 = logits_NV.amax(dim=-1, keepdim=True).clamp_(-_LARGEST_SHIFT, _LARGEST_SHIFT).div_(-NATS_PER_BIT)
-    torch.add(shift_N1, logits_NV, alpha=1 / NATS_PER_BIT, out=logits_NV)
-    return logits_NV.exp2_().sum(dim=-1).log_().sub_(shift_N1[:, 0], alpha=NATS_PER_BIT)
+    return torch.add(shift_N1, logits_NV, alpha=1 / NATS_PER_BIT, out=out).exp2_()
+
+
+def _logsumexp_(logits_NV: torch.Tensor) -> torch.Tensor:
+    """Logsumexp of each row (N,); the logits are overwritten."""
+    shift_N1 = shift_of(logits_NV.amax(dim=-1, keepdim=True))
+    return exponentials(logits_NV, shift_N1, out=logits_NV).sum(dim=-1).log_().sub_(shift_N1[:, 0], alpha=NATS_PER_BIT)
 
 
 class _Unfit(Exception):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ import torch
 from klray.checkpoints.causes import is_out_of_memory
 from klray.errors import CheckpointError
 from klray.likelihood.causality import check_causal
-from klray.likelihood.forward import LayerReader, Predicted, Reader, on_device
+from klray.likelihood.forward import LayerReader, Reader, on_device
 from klray.likelihood.head import find_head, text_config
 from klray.likelihood.steady import unchanged
 from klray.likelihood.streams import copies, in_streams
 from klray.likelihood.tokens import Tokens, encode, plan
 
 logger = logging.getLogger("klray")
+
+Result = TypeVar("Result")
 
 # Tokens that compare klray's head with the model's own logits: enough to see a wrong scale, nothing beside a text set.
 _PROBE_TOKENS = 32
@@ -96,13 +98,26 @@ def score(
     model's own values stay the same.
     """
     model = getattr(model, "_orig_mod", model)  # a compiled one would be compiled anew for every shape of a batch
+    with readable(model, tokens) as device:
+        budget = tokens_per_batch if tokens_per_batch is not None else default_tokens_per_batch(device)
+        scored = _score(model, tokens, budget, device, lens)
+    check_finite(model, scored.values)
+    for layer, values in enumerate(() if scored.layers is None else scored.layers):
+        check_finite(model, values, f" after layer {layer}")
+    return scored
+
+
+@contextmanager
+def readable(model: Any, tokens: Tokens) -> Iterator[torch.device]:
+    """The device of a model that can read ``tokens``, ``undisturbed`` inside; CheckpointError (text_too_long,
+    load_failed) if it cannot, (out_of_memory) if the device has too little.
+    """
     tokens.check_context(context_length(model))
     tokens.check_vocabulary(_vocabulary_size(model))
     device = next(model.parameters()).device
-    budget = tokens_per_batch if tokens_per_batch is not None else default_tokens_per_batch(device)
     try:
         with undisturbed(model, device):
-            scored = _score(model, tokens, budget, device, lens)
+            yield device
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -111,13 +126,10 @@ def score(
             "with more memory, several devices for this model, or a 16-bit dtype",
             "out_of_memory",
         ) from error
-    _check_finite(model, scored.values)
-    for layer, values in enumerate(() if scored.layers is None else scored.layers):
-        _check_finite(model, values, f" after layer {layer}")
-    return scored
 
 
-def _check_finite(model: Any, values: np.ndarray, where: str = "") -> None:
+def check_finite(model: Any, values: np.ndarray, where: str = "") -> None:
+    """Raise CheckpointError (non_finite) for log-likelihoods (N,) of which one is not finite."""
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         dtype = next(model.parameters()).dtype
@@ -136,32 +148,14 @@ def _score(model: Any, tokens: Tokens, budget: int, device: torch.device, lens: 
     if not batches:
         rows = np.zeros((1, len(tokens)))
         return LogLikelihoods(rows[0], tokens.counted, "tiled", budget)
-    readers, why = _readers(model, tokens, ids, batches, lens)
+    readers, why = make_readers(model, tokens, ids, batches, lens)
     tiled = readers[0].head is not None
     if not tiled:  # one text per forward pass: the definition of the log-likelihood, and free of padding
         batches = plan(tokens.lengths, 1)
-    done: list[tuple[np.ndarray, Predicted]] = []
-    while batches:
-        parts = _try_batches(readers, batches)
-        done += [(batch, part) for batch, part in zip(batches, parts, strict=True) if part is not None]
-        batches = [batch for batch, part in zip(batches, parts, strict=True) if part is None]
-        if batches:
-            slots = tokens.rows(batches[0])[0].size  # positions that a batch computes, padding included
-            budget = max(1, min(budget, slots) // 2)
-            logger.warning("out of memory with %d tokens per batch on %s: going on with %d", slots, device, budget)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            readers = readers[:1]  # more than one forward pass at a time may be what memory does not hold
-            remaining = np.concatenate(batches)
-            batches = [remaining[rows] for rows in plan(tokens.lengths[remaining], budget)]
+    done, budget = in_batches([reader.predict for reader in readers], tokens, batches, budget, device)
     positions = np.concatenate([part.positions for _, part in done])
     by_layer = torch.cat([part.log_probabilities for _, part in done], dim=1).cpu()
-    text_of_token = np.repeat(np.arange(len(tokens)), tokens.lengths)
-    per_token = np.zeros(len(tokens.ids))
-    rows = np.zeros((len(by_layer), len(tokens)))
-    for row, values in zip(rows, by_layer, strict=True):
-        per_token[positions] = values.double().numpy()
-        row[:] = np.bincount(text_of_token, weights=per_token, minlength=len(tokens))  # first token to last
+    rows = text_sums(tokens, positions, by_layer)
     return LogLikelihoods(
         values=rows[-1],
         n_tokens=tokens.counted,
@@ -172,7 +166,46 @@ def _score(model: Any, tokens: Tokens, budget: int, device: torch.device, lens: 
     )
 
 
-def _readers(
+def text_sums(tokens: Tokens, positions: np.ndarray, values_RM: torch.Tensor) -> np.ndarray:
+    """(R, N) float64 sums over each text, from its first token to its last, of values of tokens at ``positions``."""
+    text_of_token = np.repeat(np.arange(len(tokens)), tokens.lengths)
+    per_token = np.zeros(len(tokens.ids))
+    rows = np.zeros((len(values_RM), len(tokens)))
+    for row, values in zip(rows, values_RM, strict=True):
+        per_token[positions] = values.double().numpy()
+        row[:] = np.bincount(text_of_token, weights=per_token, minlength=len(tokens))
+    return rows
+
+
+def in_batches(
+    predict: Sequence[Callable[[np.ndarray], Result]],
+    tokens: Tokens,
+    batches: list[np.ndarray],
+    budget: int,
+    device: torch.device,
+) -> tuple[list[tuple[np.ndarray, Result]], int]:
+    """Each batch with what ``predict`` gives for it, a function for each stream; and the budget at the end.
+
+    When memory runs out, the texts that remain are planned again with half the budget, and one batch at a time.
+    """
+    done: list[tuple[np.ndarray, Result]] = []
+    while batches:
+        parts = _try_batches(predict, batches)
+        done += [(batch, part) for batch, part in zip(batches, parts, strict=True) if part is not None]
+        batches = [batch for batch, part in zip(batches, parts, strict=True) if part is None]
+        if batches:
+            slots = tokens.rows(batches[0])[0].size  # positions that a batch computes, padding included
+            budget = max(1, min(budget, slots) // 2)
+            logger.warning("out of memory with %d tokens per batch on %s: going on with %d", slots, device, budget)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            predict = predict[:1]  # more than one forward pass at a time may be what memory does not hold
+            remaining = np.concatenate(batches)
+            batches = [remaining[rows] for rows in plan(tokens.lengths[remaining], budget)]
+    return done, budget
+
+
+def make_readers(
     model: Any, tokens: Tokens, ids: torch.Tensor, batches: Sequence[np.ndarray], lens: LayerReader | None
 ) -> tuple[list[Reader], str]:
     """A reader for each stream; only one where the model computes its own logits, and why it does."""
@@ -197,25 +230,27 @@ def _readers(
     return readers, ""
 
 
-def _try_batches(readers: Sequence[Reader], batches: Sequence[np.ndarray]) -> list[Predicted | None]:
-    """What the readers give for each batch; None for those that memory ran out with and that came after.
+def _try_batches(
+    predict: Sequence[Callable[[np.ndarray], Result]], batches: Sequence[np.ndarray]
+) -> list[Result | None]:
+    """What each batch gives; None for those that memory ran out with and that came after.
 
     It is an error where one text did not fit that had the memory to itself.
     """
     short = threading.Event()
 
-    def attempt(reader: Reader, batch: np.ndarray) -> Predicted | None:
+    def attempt(predict_one: Callable[[np.ndarray], Result], batch: np.ndarray) -> Result | None:
         if short.is_set():
             return None
         try:
-            return reader.predict(batch)
+            return predict_one(batch)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or (len(batch) == 1 and len(readers) == 1):
+            if not is_out_of_memory(error) or (len(batch) == 1 and len(predict) == 1):
                 raise
             short.set()
             return None
 
-    return in_streams([partial(attempt, reader) for reader in readers], batches)
+    return in_streams([partial(attempt, each) for each in predict], batches)
 
 
 @contextmanager

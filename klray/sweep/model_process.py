@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import connection, forkserver, util
@@ -39,10 +39,18 @@ _SOCKET = "pymp-12345678/listener-12345678"  # as multiprocessing names the serv
 
 
 class ModelProcess:
-    """Scores as ``klray.sweep.model.Compute`` does, in a process that is replaced when another architecture comes."""
+    """Scores as ``klray.sweep.model.Compute`` does, in a process that is replaced when another architecture comes.
 
-    def __init__(self, settings: ScoringSettings, text_set: TextSet):
-        self._arguments = (settings, text_set)
+    ``make`` is called there for what is asked, in place of ``Compute``: an object with another ``score``.
+    """
+
+    def __init__(
+        self,
+        settings: ScoringSettings,
+        text_set: TextSet,
+        make: Callable[[ScoringSettings, TextSet], Any] | None = None,
+    ):
+        self._arguments = (settings, text_set, make or _compute)
         self._context = multiprocessing.get_context("forkserver")
         # A child imports the main module, too, which for a Ray worker is Ray's.
         self._context.set_forkserver_preload([*_IMPORTS, *(name for name in ("ray",) if name in sys.modules)])
@@ -60,12 +68,30 @@ class ModelProcess:
         """As ``Computing.score``; CheckpointError (worker_died) if the process ends before its answer, (limit_exceeded)
         if it is ended because it took more seconds or memory than ``limits_of`` gives the checkpoint.
         """
-        pending = [read]
         begun, before = time.monotonic(), self.pid
+        limits = limits_of(checkpoint, self._arguments[1], self._arguments[0])
+        computed: Computed = self.ask((checkpoint, directory), [directory], limits, read)
+        if self.pid == before:
+            return computed
+        started = time.monotonic() - begun - computed.timings["load_seconds"] - computed.timings["score_seconds"]
+        return replace(computed, timings={**computed.timings, "start_seconds": started})
+
+    def ask(
+        self,
+        question: tuple[Any, ...],
+        directories: Sequence[Path],
+        limits: Limits,
+        read: Callable[[], None] = lambda: None,
+    ) -> Any:
+        """What ``score(*question, read)`` returns in the process, which has had no others than these architectures.
+
+        Raises as ``score`` here does.
+        """
+        pending = [read]
+        begun = time.monotonic()
         try:
-            pipe = self._for(architecture(directory))
-            pipe.send((checkpoint, directory))
-            limits = limits_of(checkpoint, self._arguments[1], self._arguments[0])
+            pipe = self._for(" ".join(map(architecture, directories)))
+            pipe.send(question)
             while (answer := self._answer(pipe, limits, begun))[0] == _READ:
                 pending.pop()()
             kind, value = answer
@@ -81,11 +107,7 @@ class ModelProcess:
             if isinstance(value, CheckpointError) and value.reason == "timed_out":
                 self.close()  # what took so long goes on in it
             raise value
-        computed: Computed = value
-        if self.pid == before:
-            return computed
-        started = time.monotonic() - begun - computed.timings["load_seconds"] - computed.timings["score_seconds"]
-        return replace(computed, timings={**computed.timings, "start_seconds": started})
+        return value
 
     def try_device(self) -> tuple[str, int]:
         """Name and bytes of memory of the device, once a process has the lens and a product on the device is right.
@@ -165,10 +187,15 @@ def _start_server() -> None:
         forkserver.ensure_running()
 
 
-def _serve(pipe: connection.Connection, settings: ScoringSettings, text_set: TextSet) -> None:
+def _serve(
+    pipe: connection.Connection,
+    settings: ScoringSettings,
+    text_set: TextSet,
+    make: Callable[[ScoringSettings, TextSet], Any],
+) -> None:
     """Answer until the worker is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    compute: Computing | None = None
+    compute: Any = None
     lock = threading.Lock()
 
     def say(kind: str, value: object = None) -> None:
@@ -181,12 +208,11 @@ def _serve(pipe: connection.Connection, settings: ScoringSettings, text_set: Tex
         except EOFError:
             return
         try:
-            compute = compute or _compute(settings, text_set)
+            compute = compute or make(settings, text_set)
             if asked == _TRIED:
                 say(_TRIED, _tried(settings.device))
                 continue
-            checkpoint, directory = asked
-            computed = compute.score(checkpoint, directory, partial(say, _READ))
+            computed = compute.score(*asked, partial(say, _READ))
         except Exception as error:  # noqa: BLE001 - it is raised in the worker, by which it is recorded
             say(_FAILED, _sendable(error))
         else:

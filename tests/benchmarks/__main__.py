@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import sys
 
-from tests.benchmarks import all_pairs, anomalies, lens, machine, overhead, overlap, publishing, scoring, status
+from tests.benchmarks import (
+    all_pairs,
+    anomalies,
+    lens,
+    machine,
+    overhead,
+    overlap,
+    publishing,
+    scoring,
+    status,
+    token_kl,
+)
 
 BENCHMARKS = {
     each.__name__.rsplit(".", 1)[-1]: each.main
-    for each in (all_pairs, scoring, lens, overlap, overhead, publishing, status, anomalies)
+    for each in (all_pairs, scoring, lens, token_kl, overlap, overhead, publishing, status, anomalies)
 }
 
 USAGE = f"python -m tests.benchmarks [NAME ...]: all benchmarks, or those of {', '.join(BENCHMARKS)}"

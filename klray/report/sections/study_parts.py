@@ -8,6 +8,7 @@ import xarray as xr
 
 from klray.analysis.noise_floor import NoiseFloor
 from klray.report.sections import Section
+from klray.report.sections.section_exact import exact_section
 from klray.report.sections.section_layers import layers_section
 from klray.report.sections.section_quantised import quantization_section
 from klray.report.sections.section_scale import domains_section, scale_section
@@ -22,6 +23,7 @@ class Study:
     scales: Mapping[str, xr.Dataset] = field(default_factory=dict)  # of ``measure_scale``
     trajectories: Mapping[str, xr.Dataset] = field(default_factory=dict)  # of ``analyze``
     weights: xr.Dataset | None = None  # what ``klray weights`` wrote
+    compared: xr.Dataset | None = None  # what ``klray compare`` wrote
 
 
 NOTHING = Study()
@@ -36,5 +38,6 @@ def study_sections(result: xr.Dataset, study: Study, noise: NoiseFloor | None, f
         None if study.snapshot is None else layers_section(study.snapshot, result, figures),
         quantization_section(result, noise),
         weights_section(result, study.weights),
+        exact_section(study.compared, figures),
     ]
     return [section for section in found if section is not None]
