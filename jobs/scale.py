@@ -40,7 +40,7 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
     results, trajectories = {}, {}
     with dask_scheduler(config.dask.scheduler, config.dask.address, config.dask.threads):
         for domain, dataset in datasets.items():
-            recipe = _recipe(store, snapshot, config, domain, dataset)
+            recipe = None if asked.published else _recipe(store, snapshot, config, domain, dataset)
             result = measure_scale(dataset, recipe, configs.scale_choice(asked), asked.resamples)
             require_pairs(result)
             name = result_name(asked.name, domain)
@@ -54,7 +54,7 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
                 say(f"figure {folder / name}.png and .pdf: {scale_violins.PLATE.caption(result)}")
             say()
             results[domain] = result
-            if len(domains) > 1:
+            if len(domains) > 1 and recipe is not None:
                 # exponents of the runs on these texts; pairs of all models stay uncomputed
                 trajectories[domain] = trajectory.analyze(
                     dataset, recipe=recipe, window=of.window, min_step=of.min_step, pairs_kept="runs", tsne=False

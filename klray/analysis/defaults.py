@@ -29,6 +29,8 @@ class Choice:
     number: int = 50
     draws: int = 0  # random pairs, within each architecture type and over all; 0: as many as for fine-tuning
     seed: int = 0  # of these draws
+    published: bool = False  # as the published code has it: `klray.analysis.scale.as_published`
+    sizes: tuple[str, ...] = ()  # then: of the runs that are compared; none: all
 
     def __post_init__(self) -> None:
         for name, least in (("spacing", 1), ("min_step", -1), ("number", 1), ("draws", 0), ("seed", 0)):

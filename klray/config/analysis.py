@@ -39,6 +39,8 @@ class ScaleConfig:
     number: int = Choice.number  # early pairs, and later pairs, of each run
     draws: int = Choice.draws  # random pairs; 0: as many as there are fine-tuning pairs
     seed: int = Choice.seed
+    published: bool = Choice.published  # preprocessing and pairs of the published code, in place of klray's own
+    sizes: list[str] = field(default_factory=list)  # then: of the runs that are compared; default: all
     resamples: int = defaults.RESAMPLES  # of the bootstrap for the standard error of a median
     domains: list[str] = field(default_factory=list)  # two or more are compared side by side
     dir: str | None = None  # folder for the figure
@@ -65,7 +67,10 @@ class ReportConfig:
 
 def scale_choice(config: ScaleConfig) -> Choice:
     """How pairs are chosen."""
-    return Choice(config.spacing, config.min_step, config.number, config.draws, config.seed)
+    if config.sizes and not config.published:
+        raise KlrayError(f"scale.sizes={config.sizes}: is for scale.published=true alone, as scale=published has it")
+    of = (config.spacing, config.min_step, config.number, config.draws, config.seed)
+    return Choice(*of, config.published, tuple(config.sizes))
 
 
 def memory_bytes(text: str) -> int:

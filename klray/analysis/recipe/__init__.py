@@ -9,6 +9,7 @@ from klray.analysis.recipe.one_domain import of_domain, result_name
 from klray.analysis.recipe.recipe import (
     FOUND,
     KNOWN_ANOMALIES,
+    PUBLISHED,
     Exclusion,
     Recipe,
     excluded_by,

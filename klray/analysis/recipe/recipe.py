@@ -50,15 +50,15 @@ class Exclusion:
 
 
 FOUND = "found: "  # begins the reason of an exclusion that klray found by itself
-_PUBLISHED = "anomalous according to arXiv:2505.15353"
+PUBLISHED = "anomalous according to arXiv:2505.15353"
 _SWAPPED = "its first file of weights is that of step143000 (EleutherAI/pythia#206)"
 _AS_STEP_0 = "its weights are those of step0 (EleutherAI/pythia#83 and #198)"
 _OTHER_SEED = "the run does not go on from it (EleutherAI/pythia#203)"
 _ONE_FOR_THREE = "three revisions have the same files of weights (allenai/OLMo#915)"
 KNOWN_ANOMALIES = (
-    Exclusion("pythia-1b@step116000", _PUBLISHED),
-    Exclusion("pythia-410m-seed3@*", _PUBLISHED),
-    Exclusion("pythia-410m-seed4@*", _PUBLISHED),
+    Exclusion("pythia-1b@step116000", PUBLISHED),
+    Exclusion("pythia-410m-seed3@*", PUBLISHED),
+    Exclusion("pythia-410m-seed4@*", PUBLISHED),
     Exclusion("EleutherAI/pythia-12b@step50000", _SWAPPED),
     Exclusion("EleutherAI/pythia-12b@step58000", _SWAPPED),
     Exclusion("EleutherAI/pythia-*@step1", _AS_STEP_0),

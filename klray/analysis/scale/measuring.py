@@ -15,6 +15,7 @@ from klray.analysis.defaults import RESAMPLES
 from klray.analysis.facts import labels, origin, recorded
 from klray.analysis.kl.chosen_pairs import ROWS_BYTES, pair_divergence
 from klray.analysis.recipe import Recipe, excluded_by
+from klray.analysis.scale.as_published import EXCLUDED, MEANING, published_pairs, published_parts
 from klray.analysis.scale.choosing_pairs import DEFAULT_CHOICE, Choice, setting_pairs
 from klray.analysis.scale.compared_models import Models
 from klray.analysis.scale.generations import lineages
@@ -57,12 +58,14 @@ class ScaleRow:
 
 def measure_scale(
     dataset: xr.Dataset,
-    recipe: Recipe,
+    recipe: Recipe | None,
     choice: Choice = DEFAULT_CHOICE,
     resamples: int = RESAMPLES,
     rows_bytes: int = ROWS_BYTES,
 ) -> xr.Dataset:
     """KL and standard error of every setting's pairs in a snapshot, preprocessed by ``recipe``.
+
+    With ``choice.published`` pairs and recipes are those of ``as_published``, and ``recipe`` is None.
 
     The seed of ``choice`` is also that of the bootstrap, which has ``resamples``; at most ``rows_bytes`` of rows are
     in memory at a time. The Dataset has by pair: kl, kl_standard_error (bits/byte), pair_setting, first and second
@@ -70,12 +73,22 @@ def measure_scale(
     ``ScaleRow``; in the attributes the recipe, the choice, and what was kept apart: merges, adapters, quantised
     models, children without their parent. KlrayError: the recipe is for other texts, or values are not finite.
     """
-    values = recipe.apply(dataset)
-    models = Models.of(dataset, excluded_by(dataset, recipe.excluded))
-    found = {name: pairs for name, pairs in setting_pairs(models, choice).items() if name in _TEN or len(pairs)}
+    excluded = EXCLUDED if recipe is None else recipe.excluded
+    models = Models.of(dataset, excluded_by(dataset, excluded))
+    if recipe is None:
+        every, parts = published_pairs(models, choice), published_parts(dataset, models, choice)
+        recipe = next((each for _, _, each in parts if each is not None), None)
+    else:
+        every, parts = setting_pairs(models, choice), [(recipe.apply(dataset), None, recipe)]
+    found = {name: pairs for name, pairs in every.items() if name in _TEN or len(pairs)}
     pairs = np.concatenate(list(found.values()))
-    kl, standard_error = pair_divergence(values, pairs, rows_bytes)
     of = np.repeat(np.arange(len(found)), [len(each) for each in found.values()])
+    names_of_pairs = np.array(list(found))[of] if len(of) else np.empty(0, dtype=str)
+    kl, standard_error, open_ = np.empty(len(pairs)), np.empty(len(pairs)), np.ones(len(pairs), dtype=bool)
+    for values, settings_of_part, _ in parts:
+        here = open_ & (np.isin(names_of_pairs, settings_of_part) if settings_of_part else True)
+        kl[here], standard_error[here] = pair_divergence(values, pairs[here], rows_bytes)
+        open_ &= ~here
     rows = [
         _row(name, kl[of == place], standard_error[of == place], resamples, choice) for place, name in enumerate(found)
     ]
@@ -100,8 +113,8 @@ def measure_scale(
         attrs=origin(dataset)
         | {
             "title": "Scale of KL divergence between language models",
-            "recipe": recipe.to_json(),
-            "mean_bytes": recipe.mean_bytes,
+            "recipe": recipe.to_json() if recipe else "",
+            "mean_bytes": recipe.mean_bytes if recipe else float(dataset["text_bytes"].values.mean()),
             "dtype": models.dtype,
             "choice": json.dumps(asdict(choice)),
             "resamples": resamples,
@@ -157,6 +170,8 @@ def notes(result: xr.Dataset) -> Sequence[str]:
         f"later, early: pairs {choice['spacing']:,} steps apart that end after step {choice['min_step']:,}, "
         f"{choice['number']:,} of each run.",
     ]
+    if choice.get("published"):
+        found.append(MEANING.format(sizes=", ".join(choice["sizes"]) or "all"))
     if choice["spacing"] != PUBLISHED_SPACING:
         found.append(f"Published for later and early are pairs {PUBLISHED_SPACING:,} steps apart, which these are not.")
     if not sum(row.n for row in scale_rows(result) if row.setting in ("later", "early")):
