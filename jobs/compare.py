@@ -23,7 +23,7 @@ from klray.config import Config
 from klray.config import sweep as sweep_configs
 from klray.config.job import verb
 from klray.errors import CheckpointError, KlrayError
-from klray.likelihood.choices import NONE
+from klray.likelihood.choices import LOGIT, NONE
 from klray.measure.comparing import (
     NUMERICS_VERSION,
     Compared,
@@ -110,7 +110,8 @@ class _Work:
         try:
             for each in distinct:
                 directories.append(self.cache.fetch(self.hub, each))
-            limits = [limits_of(each, self.text_set, self.settings) for each in checkpoints]
+            settings = replace(self.settings, lens=asked.first.lens)
+            limits = [limits_of(each, self.text_set, settings) for each in checkpoints]
             both = Limits(sum(each.seconds for each in limits), sum(each.memory for each in limits), limits[0].size)
             found = self.process.ask((asked, [directories[0], directories[-1]]), directories, both)
         except CheckpointError as error:
@@ -166,10 +167,11 @@ def _kept(
     if lost := sorted(set(asked.settings) - set(pairs)):
         raise KlrayError(f"compare.settings={lost}: there are {', '.join(pairs)}")
     pairs = {name: each for name, each in pairs.items() if name in (asked.settings or pairs)}
-    # fp4 and nf4 are in a setting of their own too; another tuned lens than the one given is not at hand
+    # fp4 and nf4 have settings of their own, too
     pairs = {name: each for name, each in pairs.items() if name != "4-bit" or asked.settings}
     wanted, passed_over = comparisons(dataset, pairs, checkpoints, asked.pairs)
-    wanted = [each for each in wanted if each.first.lens in (NONE, "logit", work.settings.lens)]
+    # another tuned lens than the one that is given is not at hand
+    wanted = [each for each in wanted if each.first.lens in (NONE, LOGIT, work.settings.lens)]
     if passed_over:
         log.info("%d pairs have a checkpoint that is not among models=, or two tokenizers", passed_over)
     if not wanted:

@@ -1,1 +1,1 @@
-"""What loads models beside a sweep: the noise floor, exact weight distances, the training of a lens."""
+"""What loads models beside a sweep: noise floor, exact weight distances, exact KL of tokens, training a lens."""

@@ -20,7 +20,8 @@ from klray.checkpoints import Checkpoint
 from klray.checkpoints.causes import explained
 from klray.errors import CheckpointError
 from klray.likelihood import loading
-from klray.likelihood.choices import NONE
+from klray.likelihood.choices import LOGIT, NONE
+from klray.likelihood.lens import Lens
 from klray.likelihood.tokenizer import load_tokenizer, tokenizer_fingerprint
 from klray.likelihood.tokens import Tokens, encode
 from klray.measure.token_kl import compare
@@ -105,7 +106,9 @@ def comparisons(
         for first, second in (sides[place] for place in chosen):
             each = grouped[first, second]
             shown = tuple((names[i], names[j]) for i, j in each)
-            found.append(Comparison(setting, first, second, shown, tuple(f"{key(i)} {key(j)}" for i, j in each)))
+            found.append(
+                Comparison(setting, first, second, shown, tuple(f"{setting} {key(i)} {key(j)}" for i, j in each))
+            )
     return found, passed_over
 
 
@@ -116,7 +119,6 @@ class Comparer:
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.text_set = text_set
-        self.lens = load_lens(settings)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._loaded: dict[Side, loading.Loaded] = {}
 
@@ -137,7 +139,10 @@ class Comparer:
         finally:
             read()
         models = [each.model for each in self._loaded.values()]
-        lens = None if comparison.first.lens == NONE else self.lens
+        lens = None
+        if comparison.first.lens != NONE:
+            logit = comparison.first.lens == LOGIT
+            lens = Lens(norm=self.settings.lens_norm) if logit else load_lens(self.settings)
         with explained(directories[0], doing="run"):
             return compare(
                 models, tokens, self.text_set.n_bytes, tokens_per_batch=self.settings.tokens_per_batch, lens=lens
