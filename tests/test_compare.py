@@ -76,7 +76,7 @@ def test_pairs_of_the_settings_are_compared_kept_gone_on_with_and_shown(
     assert float(result["agreement"][1]) == pytest.approx(quantised.summary()["agreement"])
     # what the sweep scored is what is compared
     dataset = study.dataset
-    row = [dataset["model"].values.tolist().index(str(each)) for each in (result["first"][2], result["second"][2])]
+    row = [dataset["model"].values.tolist().index(str(result[name].values[2])) for name in ("first", "second")]
     stored = dataset["log_likelihood"].values[row][:, texts]
     np.testing.assert_allclose(result["text_log_likelihood"].values[2], stored, atol=2e-3)
     estimate = klray.kl_divergence(stored.astype(float), dataset["text_bytes"].values[texts])[0, 1]
