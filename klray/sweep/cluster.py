@@ -13,6 +13,7 @@ import ray.exceptions
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state
 from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.client import ray as client
 
 from klray.errors import KlrayError
 from klray.sweep.fleet import Nodes
@@ -96,7 +97,7 @@ def resources(shape: Shape) -> Resources:
 
 def nodes(shape: Shape) -> Nodes:
     """What the cluster that is connected has now, for actors of ``shape``."""
-    draining = frozenset(state.get_draining_nodes())
+    draining = frozenset(_draining())
     room = {each["NodeID"]: shape.room_on(each["Resources"], each.get("Labels")) for each in _alive()}
     free, all_ = ray.available_resources(), ray.cluster_resources()
     busy = ", ".join(f"{free.get(name, 0.0):g} of {all_.get(name, 0.0):g} {name}s are free" for name in ("CPU", "GPU"))
@@ -110,16 +111,22 @@ def this_node() -> str:
 
 def node_of(actor: Any) -> str:
     """The node of an actor, dead or alive; "" for one that never was on any."""
-    found = state.actor_table(actor._actor_id.hex())
+    found = {} if client.is_connected() else state.actor_table(actor._actor_id.hex())
     node = str(found.get("Address", {}).get("NodeID", ""))
     return node if node.strip("f") else ""
 
 
-def is_lost(node: str, error: BaseException) -> bool:
-    """Whether an actor that ended with ``error`` was lost with its node, or was told to leave it."""
-    if getattr(error, "preempted", False) or "node has died" in str(error) or "node died" in str(error):
+def is_dead(actor: Any) -> bool:
+    """Whether an actor is known to have ended; one that does not answer may be on a node that is silent."""
+    return client.is_connected() or state.actor_table(actor._actor_id.hex()).get("State") == "DEAD"
+
+
+def is_lost(actor: Any, node: str, error: BaseException) -> bool:
+    """Whether an actor that ended with ``error`` was lost with its ``node``, or was told to leave it."""
+    told = "" if client.is_connected() else str(state.actor_table(actor._actor_id.hex()).get("DeathCause", ""))
+    if getattr(error, "preempted", False) or "node has died" in f"{error} {told}":
         return True
-    return bool(node) and (node not in {each["NodeID"] for each in _alive()} or node in state.get_draining_nodes())
+    return bool(node) and (node not in {each["NodeID"] for each in _alive()} or node in _draining())
 
 
 def is_growing() -> bool:
@@ -200,6 +207,11 @@ def _matches(value: str, wanted: str) -> bool:
     negated, listed = wanted.startswith("!"), re.fullmatch(r"!?in\((.*)\)", wanted)
     names = [each.strip() for each in listed[1].split(",")] if listed else [wanted.lstrip("!")]
     return (value in names) != negated
+
+
+def _draining() -> set[str]:
+    """Nodes that are to go; of a cluster that is spoken to through Ray's client (ray://) that is not told."""
+    return set() if client.is_connected() else set(state.get_draining_nodes())
 
 
 def _alive() -> list[dict[str, Any]]:

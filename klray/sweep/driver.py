@@ -34,6 +34,7 @@ LOOK_SECONDS = 2.0  # between two looks at the cluster's nodes
 COMMIT_SECONDS = 60.0  # to a worker that is to go, for what it has scored
 LAST_SECONDS = 20.0  # the same of all, where the sweep is ended: whoever ends it gives 30 as a rule
 SHARE_SECONDS = 120.0  # to the nodes, to say whether they have the store's folder
+SILENT_SECONDS = 60.0  # of an actor, before it is done without: Ray gives up a node after some 15
 
 
 @dataclasses.dataclass(eq=False)
@@ -72,6 +73,7 @@ class Driver:
         self.warned: list[tuple[str, tuple[str, ...]]] = []  # by label of the checkpoint
         self._actors: dict[Worker, Any] = {}
         self._running: dict[Any, _Call] = {}
+        self._silent: dict[Worker, tuple[float, ray.exceptions.RayError]] = {}  # since when, and what was found
         self._patience: Any = None
         self._wanted: Expected | None = None
         self._kinds: set[str] = set()  # of warnings that were told
@@ -103,6 +105,7 @@ class Driver:
                 return
             for finished in self._finished():
                 self._take(finished)
+            self._look_at_silent()
             if time.monotonic() - looked >= LOOK_SECONDS:
                 self.dispatch.seen(cluster.nodes(self.shape))
                 looked = time.monotonic()
@@ -235,24 +238,46 @@ class Driver:
             log.log(level, "%s", text, extra={"host": worker.name, "checkpoint": label, "job": self.job})
 
     def _died(self, worker: Worker, error: ray.exceptions.RayError) -> None:
-        """What it had answered counts; then it is gone."""
+        """What it had answered counts; then it is gone, or silent, which may be a node that nobody knows to be lost."""
         if worker not in self._actors:
             return
         others = [answer for answer, call in self._running.items() if call.worker is worker]
-        for answer in ray.wait(others, num_returns=len(others), timeout=0)[0] if others else []:
-            try:
-                ray.get(answer)
-            except ray.exceptions.RayError:
-                del self._running[answer]
-            else:
+        answered = ray.wait(others, num_returns=len(others), timeout=0)[0] if others else []
+        for answer in others:
+            if answer in answered and not _failed(answer):
                 self._take(answer)
-        node = worker.node or cluster.node_of(self._actors[worker])
-        lines = str(getattr(error, "cause", None) or error).strip().splitlines()
-        why = lines[-1 if worker.facts is None else 0].strip()
-        self.dispatch.died(worker, why, node, blameless=cluster.is_lost(node, error))
+            else:
+                self._running.pop(answer, None)
+        worker.ready = False
+        self._silent.setdefault(worker, (time.monotonic(), error))
+
+    def _look_at_silent(self) -> None:
+        """Those of whose end one knows by now why; who is silent for too long is gone without."""
+        for worker, (since, error) in list(self._silent.items()):
+            actor = self._actors.get(worker)
+            silent = isinstance(error, ray.exceptions.ActorUnavailableError) and actor is not None
+            gone = time.monotonic() - since > SILENT_SECONDS
+            if silent and not gone and not cluster.is_dead(actor):
+                continue
+            del self._silent[worker]
+            if actor is None:
+                continue
+            node = worker.node or cluster.node_of(actor)
+            lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+            why = lines[-1 if worker.facts is None else 0].strip()
+            lost = (silent and not cluster.is_dead(actor)) or cluster.is_lost(actor, node, error)
+            self.dispatch.died(worker, why, node, blameless=lost)
 
     def _await_commits(self, calls: Iterable[_Call], seconds: float) -> None:
         wanted = {id(call) for call in calls if call.kind == "commit"}
         commits = [answer for answer, call in self._running.items() if id(call) in wanted]
         if commits:
             ray.wait(commits, num_returns=len(commits), timeout=seconds)
+
+
+def _failed(answer: Any) -> bool:
+    try:
+        ray.get(answer)
+    except ray.exceptions.RayError:
+        return True
+    return False
