@@ -101,9 +101,9 @@ def test_cache_is_empty_after_a_sweep(undisturbed: Path) -> None:
 
 def test_commits_name_host_and_job_and_the_job_has_said_how_it_ended(undisturbed: Path) -> None:
     store = Store.open(str(undisturbed))
-    (job,) = {(commit.facts["job"], commit.facts["host"]) for commit in store.commits()}
-    heard = next(each.job for each in store.heard_jobs() if each.job == job[0])
-    assert job[1] == heard.host == socket.gethostname()
+    ((job, host),) = {(commit.facts["job"], commit.facts["host"]) for commit in store.commits()}
+    heard = next(each.job for each in store.heard_jobs() if each.job.job == job)
+    assert host == heard.host == socket.gethostname()
     assert (heard.state, heard.done, heard.scored, heard.asked) == ("done", *3 * (N_CHECKPOINTS,))
     assert heard.family == "tiny_smallest" and heard.tokens > 0 and 0 < heard.waiting < 1
 
