@@ -13,7 +13,7 @@ from klray.checkpoints.download import Downloader, other_content, verify
 from klray.checkpoints.files import is_plain
 from klray.checkpoints.hub import Hub
 from klray.errors import CheckpointError
-from klray.words.outside import parsed
+from klray.words.outside import parsed, printable
 
 FILES_AT_ONCE = 4
 MARKER = ".klray.json"
@@ -28,8 +28,15 @@ def deliver(downloader: Downloader, hub: Hub, checkpoint: Checkpoint, folder: Pa
     commit: along a training run only the weights change, and one request a checkpoint remains of about six. What an
     earlier process left there is kept where it is that content.
 
-    Raises CheckpointError: ``checksum_mismatch`` when a file is wrong twice, and as ``Downloader.download``.
+    Raises CheckpointError: ``no_safe_weights`` when a file would lie elsewhere, ``checksum_mismatch`` when a file is
+    wrong twice, and as ``Downloader.download``.
     """
+    if odd := [file.path for file in checkpoint.files if not is_plain(file.path)]:
+        raise CheckpointError(
+            f"{checkpoint.label} names {printable(odd[0])!r}, which is no file below its own folder: do not use it "
+            "before you know why",
+            "no_safe_weights",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).unlink(missing_ok=True)
     largest_first = sorted(checkpoint.files, key=lambda file: -file.size_bytes)

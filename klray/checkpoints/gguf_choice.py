@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from klray.checkpoints.checkpoint import Checkpoint, Facts, RemoteFile, hash_of
-from klray.checkpoints.files import CONFIG, Listed, gguf_files
+from klray.checkpoints.files import CONFIG, Listed, gguf_files, is_plain
 from klray.checkpoints.gguf import GgufFile, is_part, read_gguf
 from klray.checkpoints.local_folder import LOCAL_REVISION, hashed
 from klray.checkpoints.parents import Lineage, parsed_parents
@@ -52,8 +52,12 @@ def gguf_checkpoint(
 
     Of a local one (``directory``) the header is read. Raises CheckpointError.
     """
-    if why := fault(path):
-        raise CheckpointError(f"a GGUF file of {offered.label}: its name {why}", "load_failed")
+    if not is_plain(path) or fault(path):
+        raise CheckpointError(
+            f"{offered.label} lists {printable(path)!r} for a GGUF file: it may only name files below its own folder. "
+            "Do not use this repository before you know why",
+            "no_safe_weights",
+        )
     files = gguf_files(offered, path)
     parameters = None
     if directory:

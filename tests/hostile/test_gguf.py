@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from klray.checkpoints import Hub, RepositorySpec, resolve
+from klray.checkpoints import Cache, Checkpoint, Facts, Hub, RemoteFile, RepositorySpec, resolve
+from klray.checkpoints.files import Listed
 from klray.checkpoints.gguf import read_gguf
+from klray.checkpoints.gguf_choice import gguf_checkpoint
 from klray.errors import CheckpointError
 from klray.likelihood.loading import load
 from klray.likelihood.tokenizer import load_tokenizer
@@ -174,6 +176,23 @@ def test_a_link_leads_nowhere_else(target: str, tmp_path: Path) -> None:
         (folder / "a.gguf").symlink_to(target)
     checkpoints, (unavailable,) = resolve(Hub("http://127.0.0.1:9"), select(RepositorySpec(str(folder))))
     assert not checkpoints and unavailable.reason == "no_safe_weights"
+
+
+ELSEWHERE = ["../x.gguf", "a/../../x.gguf", "/x.gguf", "a\\x.gguf", "a//x.gguf", "x\n.gguf", "\x1b[2J.gguf"]
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+def test_a_hub_names_no_file_elsewhere(path: str, tmp_path: Path) -> None:
+    there = RemoteFile(path, 64, "0" * 64, None)
+    offered = Listed("org/a@main", [], {path: there}.get, lambda file: b"", [path])
+    with pytest.raises(CheckpointError, match="may only name files below its own folder") as caught:
+        gguf_checkpoint(offered, path, "org/a", "main", Facts(), commit="a" * 40)
+    assert caught.value.reason == "no_safe_weights" and str(caught.value).isprintable()
+    checkpoint = Checkpoint("org/a/x.gguf", "main", "0" * 64, (there,), Facts(), gguf="x.gguf", hub_commit="a" * 40)
+    with Cache(tmp_path / "cache", 10_000) as cache, pytest.raises(CheckpointError, match="no file below") as caught:
+        cache.fetch(Hub("http://127.0.0.1:9"), checkpoint)
+    assert caught.value.reason == "no_safe_weights"
+    assert not [each for each in tmp_path.rglob("*") if each.suffix == ".gguf"]
 
 
 def test_a_sound_header_is_read(tmp_path: Path) -> None:
