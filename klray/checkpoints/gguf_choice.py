@@ -16,8 +16,9 @@ from klray.words.numbers import listed
 from klray.words.outside import LONGEST, fault, printable
 from klray.words.revisions import run_of
 
-_WEIGHTS = (".safetensors", ".bin")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _NAMED = 5
+_MOST = 200  # files that are taken unasked
 _PARENTS = 16  # of a merge, in metadata
 _ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w.-]+/[\w.-]+?)(?:/(?:tree/main)?)?")
 _FIRST_PART = "-00001-of-"
@@ -27,12 +28,20 @@ def chosen_gguf(offered: Listed, patterns: Sequence[str]) -> list[str]:
     """Paths of the GGUF files that are asked for, sorted; none where the repository's other weights are meant.
 
     ``patterns`` (``models.files``) are matched against paths and names. Without them all files are taken, if there are
-    no other weights. Of a model in several files the first one stands for all. Raises CheckpointError
-    (revision_not_found): no file matches.
+    no other weights. Of a model in several files the first one stands for all. Raises CheckpointError:
+    no file matches (revision_not_found), or there are very many and none was named (load_failed).
     """
     there = sorted(path for path in offered.gguf if not is_part(path) or _FIRST_PART in path)
     if not patterns:
-        return [] if any(name.endswith(_WEIGHTS) for name in offered.root) else there
+        if _has_weights(offered):
+            return []
+        if len(there) > _MOST:
+            raise CheckpointError(
+                f"{offered.label} has {len(there):,} GGUF files, and each is a model: say which with models.files, "
+                "such as models.files='*Q4_K_M*'",
+                "load_failed",
+            )
+        return there
     names = {path: (path, PurePosixPath(path).name) for path in there}
     chosen = [path for path in there if any(fnmatchcase(name, each) for each in patterns for name in names[path])]
     if not chosen:
@@ -43,6 +52,10 @@ def chosen_gguf(offered: Listed, patterns: Sequence[str]) -> list[str]:
             "revision_not_found",
         )
     return chosen
+
+
+def _has_weights(offered: Listed) -> bool:
+    return any(fnmatchcase(name, pattern) for name in offered.root for pattern in _WEIGHTS)
 
 
 def gguf_checkpoint(
@@ -82,7 +95,7 @@ def gguf_checkpoint(
 
 def gguf_lineage(known: Lineage, offered: Listed | None, repository: str, revision: str) -> Lineage:
     """What a GGUF file was made from: the other weights that a repository has ``offered``, else what its card names."""
-    if offered and any(name.endswith(_WEIGHTS) for name in offered.root) and CONFIG in offered.root:
+    if offered and _has_weights(offered) and CONFIG in offered.root:
         return Lineage((repository,), "quantized", "" if revision in ("main", LOCAL_REVISION) else revision)
     return replace(known, relation=known.relation or "quantized") if known.single else known
 

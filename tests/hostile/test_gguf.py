@@ -13,7 +13,7 @@ import pytest
 from klray.checkpoints import Cache, Checkpoint, Facts, Hub, RemoteFile, RepositorySpec, resolve
 from klray.checkpoints.files import Listed
 from klray.checkpoints.gguf import read_gguf
-from klray.checkpoints.gguf_choice import gguf_checkpoint
+from klray.checkpoints.gguf_choice import chosen_gguf, gguf_checkpoint
 from klray.errors import CheckpointError
 from klray.likelihood.loading import load
 from klray.likelihood.tokenizer import load_tokenizer
@@ -193,6 +193,14 @@ def test_a_hub_names_no_file_elsewhere(path: str, tmp_path: Path) -> None:
         cache.fetch(Hub("http://127.0.0.1:9"), checkpoint)
     assert caught.value.reason == "no_safe_weights"
     assert not [each for each in tmp_path.rglob("*") if each.suffix == ".gguf"]
+
+
+def test_thousands_of_files_are_not_taken_unasked() -> None:
+    paths = [f"{number}.gguf" for number in range(5000)]
+    offered = Listed("org/a@main", paths, lambda path: None, lambda file: b"", paths)
+    with pytest.raises(CheckpointError, match=r"has 5,000 GGUF files, .* models\.files"):
+        chosen_gguf(offered, ())
+    assert chosen_gguf(offered, ("4999*",)) == ["4999.gguf"]
 
 
 def test_a_sound_header_is_read(tmp_path: Path) -> None:
