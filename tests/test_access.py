@@ -102,11 +102,21 @@ def test_roles_write_and_delete_what_their_work_needs_and_nothing_else() -> None
         found = [each for each in statements if action in each["Action"]]
         return {path.removeprefix("arn:aws:s3:::BUCKET/PREFIX/") for each in found for path in each["Resource"]}
 
-    writes = {"zarr.json", "texts/*", "columns/*", "commits/*", "failures/*", "plans/*", "jobs/*", "probes/*"}
+    writes = {
+        "zarr.json",
+        "texts/*",
+        "columns/*",
+        "commits/*",
+        "claims/*",
+        "failures/*",
+        "plans/*",
+        "jobs/*",
+        "probes/*",
+    }
     publishes = {"snapshots/*", "results/*", "probes/*"}
     assert [below(role, "s3:PutObject") for role in ROLES] == [set(), writes, publishes, writes | publishes]
     deletes = [below(role, "s3:DeleteObject") for role in ROLES]
-    assert deletes == [set(), {"failures/*", "probes/*"}, {"probes/*"}, {"*"}]
+    assert deletes == [set(), {"claims/*", "failures/*", "probes/*"}, {"probes/*"}, {"*"}]
     assert all(below(role, "s3:GetObject") == {"*"} for role in ROLES)
 
 
@@ -119,6 +129,7 @@ def test_refusals_name_the_roles_that_the_policies_give(action: Action, statemen
         "texts",
         "columns",
         "commits",
+        "claims",
         "failures",
         "plans",
         "jobs",
@@ -178,6 +189,8 @@ def test_reader_reads_values_and_is_refused_to_write(published: str, as_user: Be
         commit_column(store.objects, dataclasses.replace(commit, key="0" * 64))
     with pytest.raises(StoreError, match=REFUSED.format("snapshots/LATEST.json")):
         store.objects.put("snapshots/LATEST.json", b"{}")
+    with pytest.raises(StoreError, match=REFUSED.format("claims/.*")):
+        store.claim("a" * 64, "0" * 32)
     with pytest.raises(StoreError, match=REFUSED.format("failures/.*")):
         store.record_failure(column("b").identity, "main", "out_of_memory", "no", "0" * 32)
 
@@ -211,6 +224,9 @@ def test_writer_commits_and_cannot_publish_or_take_back(published: str, as_user:
     assert len(store.failures()) == 1
     store.objects.delete_tree(f"failures/{store.objects.names('failures')[0]}")
     assert store.failures() == []
+    assert store.claim("a" * 64, "0" * 32) == 0
+    store.release("a" * 64, 0)
+    assert store.standing_claims() == {}
     with pytest.raises(StoreError, match=REFUSED.format("snapshots/.*claim")):
         store.publish()
     with pytest.raises(StoreError, match=REFUSED.format("results/a.json")):

@@ -6,6 +6,7 @@ zarr_store  Zarr on objects
 datasets    groups made in memory; what plain xarray opens
 columns     write, commit, read one checkpoint's column
 jobs        what running jobs say of themselves
+claims      which checkpoints jobs say that they are scoring
 records     why a checkpoint has no column, what jobs were asked to score
 snapshots   what is published: manifests, LATEST, opening
 catalog     the facts about all committed columns

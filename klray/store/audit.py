@@ -17,6 +17,7 @@ from klray.store.snapshots import damaged_objects, last_finished, read_manifest,
 COLUMNS_AT_ONCE = 32  # checked by one thread; each has five objects
 THREADS = 4
 JOB_LIFE = timedelta(days=7)  # of what jobs said of themselves, by the clock of this machine
+CLAIM_LIFE = timedelta(days=1)  # by this machine's clock: what is younger may be a job's that is at work
 AGAIN = "klray verify verify.repair=true takes it out, to be scored again"
 
 
@@ -37,7 +38,7 @@ class Leftover:
     """A folder or object that nothing visible names, and when it was last written to (UTC)."""
 
     path: str
-    kind: str  # column, snapshot, result, probe, job or temporary
+    kind: str  # column, snapshot, result, probe, claim, job or temporary
     written: datetime
 
 
@@ -152,7 +153,12 @@ def _result_paths(objects: Objects, markers: Iterable[str]) -> set[str]:
 
 
 def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, datetime]) -> list[Leftover]:
-    """What is in ``listing`` that neither a commit (``columns``: their paths), a manifest nor a marker names."""
+    """What is in ``listing`` that neither a commit (``columns``: their paths), a manifest nor a marker names.
+
+    A claim is left over when its checkpoint is committed, and when it is old.
+    """
+    done = {layout.commit_key(path) for path in listing}
+    young = datetime.now(UTC) - CLAIM_LIFE
     results = _result_paths(objects, filter(layout.is_result_marker, listing))
     return [
         *(
@@ -170,6 +176,12 @@ def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, da
             Leftover(path, "job", written)
             for path, written in listing.items()
             if layout.job_id(path) is not None and datetime.now(UTC) - written > JOB_LIFE
+        ),
+        *(
+            Leftover(path, "claim", written)
+            for path, written in listing.items()
+            if path.startswith(f"{layout.CLAIMS}/") and not is_temporary(path)
+            if written < young or ((of := layout.claim_of(path)) is not None and of[0] in done)
         ),
         *(
             Leftover(path, "temporary", written)

@@ -11,6 +11,7 @@ LONGEST_PART: Final = 120  # file systems allow 255 bytes, names may be paths
 ROOT = "zarr.json"
 TEXTS = "texts"
 COMMITS = "commits"
+CLAIMS = "claims"
 FAILURES = "failures"
 PLANS = "plans"
 JOBS = "jobs"
@@ -71,6 +72,17 @@ def commit_key(path: str) -> str | None:
     return found.group(1) if found else None
 
 
+def claim_path(key: str, turn: int) -> str:
+    """Where a job says that it is scoring the checkpoint of ``key``; a claim that is over leaves the next turn."""
+    return f"{CLAIMS}/{key}-{turn}.json"
+
+
+def claim_of(path: str) -> tuple[str, int] | None:
+    """Inverse of ``claim_path``; None for what is no claim."""
+    found = re.fullmatch(rf"{CLAIMS}/([0-9a-f]{{64}})-(0|[1-9]\d?)\.json", path)
+    return (found.group(1), int(found.group(2))) if found else None
+
+
 def failure_path(key: str, attempt: str) -> str:
     """One record of one failed attempt."""
     return f"{FAILURES}/{key}-{attempt[:8]}.json"
@@ -107,7 +119,7 @@ def chunk_name(number: int) -> str:
     return f"log_likelihood/c/{number}/0"
 
 
-def claim_path(snapshot: str) -> str:
+def snapshot_claim_path(snapshot: str) -> str:
     """The object whose creation gives a publisher a snapshot's id."""
     return f"{SNAPSHOTS}/{snapshot}.claim"
 

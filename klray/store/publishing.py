@@ -87,7 +87,7 @@ def _claim(objects: Objects, content: str, base: Manifest | None) -> str:
         if last:
             now = max(now, _time(last) + timedelta(milliseconds=1))
         identifier = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z-{content[:8]}"
-        if objects.create(layout.claim_path(identifier), uuid.uuid4().hex.encode()):
+        if objects.create(layout.snapshot_claim_path(identifier), uuid.uuid4().hex.encode()):
             return identifier
         last = identifier
 

@@ -10,7 +10,7 @@ import xarray as xr
 
 from klray.errors import StoreDamagedError, StoreError
 from klray.store import audit as audits
-from klray.store import columns, jobs, layout, publishing, records, results, snapshots
+from klray.store import claims, columns, jobs, layout, publishing, records, results, snapshots
 from klray.store import root as roots
 from klray.store.audit import Audit, Leftover
 from klray.store.catalog import Catalog, read_catalog
@@ -136,6 +136,9 @@ class Store:
     wanted_keys = _of_objects(records.wanted_keys)
     beat = _of_objects(jobs.beat)
     heard_jobs = _of_objects(jobs.heard_jobs)
+    claim = _of_objects(claims.claim)
+    release = _of_objects(claims.release)
+    standing_claims = _of_objects(claims.standing_claims)
 
     # snapshots
 

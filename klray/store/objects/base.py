@@ -60,7 +60,8 @@ class Objects(abc.ABC):
         return ""
 
     def create(self, key: str, body: bytes) -> bool:
-        """Make the object if none has this key; True if this call made it. No two calls have the same body.
+        """Make the object if none has this key; True if it holds ``body`` then: this call made it, or one with the same
+        body did. Of two that must tell who was first the bodies differ.
 
         It looks first, so that one after another is safe even where the place ignores the condition of a put.
         """
@@ -71,7 +72,7 @@ class Objects(abc.ABC):
     def conditional_put(self, key: str, body: bytes) -> bool:
         """``create`` as the place decides it, with no look before: one put that is to be refused if the key is taken.
 
-        True also if the key is taken by this very body: the answer to an earlier try was lost.
+        True also if the key is taken by this very body: the answer to an earlier try was lost, or another wrote it.
         """
 
     @abc.abstractmethod

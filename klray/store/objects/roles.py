@@ -12,14 +12,14 @@ ROLES: dict[Action, dict[str, tuple[str, ...]]] = {
     "list": {ANYWHERE: ("reader", "writer", "publisher", "curator")},
     "write": {
         **dict.fromkeys(
-            ("zarr.json", "texts", "columns", "commits", "failures", "plans", "jobs"),
+            ("zarr.json", "texts", "columns", "commits", "claims", "failures", "plans", "jobs"),
             ("writer", "curator"),
         ),
         **dict.fromkeys(("snapshots", "results"), ("publisher", "curator")),
         "probes": ("writer", "publisher", "curator"),
     },
     "delete": {
-        "failures": ("writer", "curator"),
+        **dict.fromkeys(("claims", "failures"), ("writer", "curator")),
         "probes": ("writer", "publisher", "curator"),
         ANYWHERE: ("curator",),
     },
