@@ -9,7 +9,7 @@ import torch
 
 from klray import config as configs
 from klray.analysis.continuing import there_already
-from klray.checkpoints import Cache, Checkpoint, Hub, resolve
+from klray.checkpoints import Cache, Checkpoint, Hub
 from klray.config import Config
 from klray.config import measure as measure_configs
 from klray.config import sweep as sweep_configs
@@ -38,7 +38,7 @@ def lens(config: Config) -> Lens:
     judged_on = configs.text_set(config.texts)
     trained_on = configs.lens_texts(config.lens, config.texts, judged_on)
     with sweep_configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
-        checkpoints, unavailable = resolve(hub, selection)
+        checkpoints, unavailable = sweep_configs.resolved(hub, selection)
         if len(checkpoints) != 1:
             refused = "".join(f"; {each.repository}@{each.revision}: {each.message}" for each in unavailable)
             raise KlrayError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from klray import config as configs
 from klray.analysis.continuing import there_already
 from klray.analysis.noise_floor import ROWS_MEAN, ModelNoise, NoiseFloor
-from klray.checkpoints import Cache, Checkpoint, Hub, resolve
+from klray.checkpoints import Cache, Checkpoint, Hub
 from klray.config import Config
 from klray.config import measure as measure_configs
 from klray.config import sweep as sweep_configs
@@ -33,7 +33,7 @@ def noise(config: Config) -> NoiseFloor:
     path = configs.noise_path(config.noise)
     text_set = configs.text_set(config.texts)
     with sweep_configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
-        checkpoints, unavailable = resolve(hub, selection)
+        checkpoints, unavailable = sweep_configs.resolved(hub, selection)
         for refused in unavailable:
             log.warning("%s@%s: %s", refused.repository, refused.revision, refused.message)
         if not checkpoints:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from klray import config as configs
 from klray.analysis.recipe import suspicions
-from klray.checkpoints import Unavailable, larger_than_cache, resolve
+from klray.checkpoints import Unavailable, larger_than_cache
 from klray.config import Config
 from klray.config import measure as measure_configs
 from klray.config import sweep as sweep_configs
@@ -42,7 +42,7 @@ def plan(config: Config, *, untrained: bool = False) -> Plan:
     store = Store.find(url, text_set, configs.storage_options(config.store))
     committed = store.committed_keys() if store and not untrained else set()
     with sweep_configs.hub(config.models) as hub:
-        checkpoints, unavailable = resolve(hub, selection)
+        checkpoints, unavailable = sweep_configs.resolved(hub, selection)
         todo, present = missing(checkpoints, committed, settings, text_set.fingerprint)
         too_large = {each: why for each in todo if (why := larger_than_cache(each, settings.cache_bytes))}
         todo = [each for each in todo if each not in too_large]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from klray import config as configs
 from klray.analysis.recipe import suspicions
-from klray.checkpoints import Checkpoint, Selection, Unavailable, resolve
+from klray.checkpoints import Checkpoint, Selection, Unavailable
 from klray.config import Config
 from klray.config import sweep as sweep_configs
 from klray.config.job import verb
@@ -32,7 +32,7 @@ def score(config: Config) -> SweepReport:
     text_set = configs.text_set(config.texts)
     store = Store.create(url, text_set, configs.storage_options(config.store), config.store.single_writer)
     with sweep_configs.hub(config.models) as hub:
-        checkpoints, unavailable = resolve(hub, selection)
+        checkpoints, unavailable = sweep_configs.resolved(hub, selection)
         if not checkpoints and not unavailable:
             raise KlrayError(f"models.family={selection.family}: nothing to score was selected; look at klray plan")
         for name, why in suspicions(checkpoints).items():

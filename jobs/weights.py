@@ -12,7 +12,7 @@ from klray import config as configs
 from klray.analysis.continuing import there_already
 from klray.analysis.diffusion import MIN_POINTS, fractal_dimension, late
 from klray.analysis.drift import exponents, is_exact
-from klray.checkpoints import Cache, resolve
+from klray.checkpoints import Cache
 from klray.config import Align, Config
 from klray.config import sweep as sweep_configs
 from klray.config.job import verb
@@ -48,7 +48,7 @@ def weights(config: Config) -> tuple[xr.Dataset, list[RunDistances]]:
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     snapshot = store.manifest(config.analysis.snapshot).id
     with sweep_configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
-        checkpoints, unavailable = resolve(hub, selection)
+        checkpoints, unavailable = sweep_configs.resolved(hub, selection)
         for refused in unavailable:
             log.warning("%s@%s: %s", refused.repository, refused.revision, refused.message)
         dataset = store.dataset(snapshot)

@@ -89,9 +89,11 @@ def opened(
 
 def parsed(response: Any) -> Any:
     """The JSON in an answer, None for an empty one. Raises OddAnswerError."""
-    body = response.content
-    if not body:
-        return None
+    return parsed_body(response.content) if response.content else None
+
+
+def parsed_body(body: bytes) -> Any:
+    """The JSON of an answer. Raises OddAnswerError."""
     if body.count(b"{") + body.count(b"[") > CONTAINERS:
         raise OddAnswerError(f"answered with more than {CONTAINERS:,} objects, which no repository needs")
     try:

@@ -273,7 +273,7 @@ def _claim(root: Path) -> tuple[Path, TextIO]:
         root.mkdir(parents=True, exist_ok=True)
         while True:
             folder = root / f"worker-{number}"
-            if _own(folder) and (lock := _locked(folder.with_suffix(".lock"))):
+            if own_folder(folder) and (lock := _locked(folder.with_suffix(".lock"))):
                 return folder, lock
             number += 1
     except OSError as error:
@@ -283,7 +283,7 @@ def _claim(root: Path) -> tuple[Path, TextIO]:
         ) from error
 
 
-def _own(folder: Path) -> bool:
+def own_folder(folder: Path) -> bool:
     """Make ``folder``, or take it if it is this user's and no link: nobody else may write there from now on."""
     try:
         folder.mkdir(mode=0o700)

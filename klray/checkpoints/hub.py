@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
@@ -165,10 +166,12 @@ def listing(hub: Hub, repository: str, revision: str = "main") -> Listing:
     SilentHubError where nobody answered.
     """
     route = "" if revision == "main" else f"/revision/{quote(revision, safe='')}"
-    return _get(hub, repository, revision, route, lambda data: _listing(repository, revision, data), blobs="true")
+    take = partial(checked_listing, repository, revision)
+    return _get(hub, repository, revision, route, take, blobs="true")
 
 
-def _listing(repository: str, revision: str, data: dict[str, Any]) -> Listing:
+def checked_listing(repository: str, revision: str, data: dict[str, Any]) -> Listing:
+    """What a hub answered about a revision. Raises OddAnswerError, or what odd types raise: it is no such answer."""
     commit = str(data.get("sha"))
     if not COMMIT.fullmatch(commit):
         raise OddAnswerError(f"answered without a commit sha ({printable(commit, 50)!r})")
@@ -217,9 +220,17 @@ def _is_name(repository: str) -> bool:
     return not fault(repository)
 
 
-def references(hub: Hub, repository: str) -> dict[str, str]:
-    """Branches and tags of a repository: name -> commit sha, in one request. Raises as ``listing``."""
-    return _get(hub, repository, "", "/refs", _references)
+def references(hub: Hub, repository: str) -> tuple[bool, dict[str, str]]:
+    """Branches and tags of a repository: name -> commit sha, in one request; and whether it has this name now.
+
+    Raises as ``listing``.
+    """
+    url = f"{hub.address}/api/models/{repository}/refs"
+
+    def taken(response: Any) -> tuple[bool, dict[str, str]]:
+        return str(response.request.url) == url, _taken(response, _references)
+
+    return _asked(hub, repository, "", url, taken)
 
 
 def _references(data: dict[str, Any]) -> dict[str, str]:
@@ -268,17 +279,19 @@ def _get(
     """What ``take`` makes of the hub's answer about a repository, an object in JSON."""
     url = f"{hub.address}/api/models/{repository}{route}"
 
-    def taken(response: Any) -> T:
-        data = parsed(response) or {}
-        try:
-            return take(data)
-        except OddAnswerError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            words = f"{type(error).__name__}: {printable(str(error), 100)}"
-            raise OddAnswerError(f"did not answer as a model hub does ({words})") from error
+    return _asked(hub, repository, revision, url, lambda response: _taken(response, take), **parameters)
 
-    return _asked(hub, repository, revision, url, taken, **parameters)
+
+def _taken(response: Any, take: Callable[[dict[str, Any]], T]) -> T:
+    """What ``take`` makes of the object in an answer."""
+    data = parsed(response) or {}
+    try:
+        return take(data)
+    except OddAnswerError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        words = f"{type(error).__name__}: {printable(str(error), 100)}"
+        raise OddAnswerError(f"did not answer as a model hub does ({words})") from error
 
 
 def _asked(

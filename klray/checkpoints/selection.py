@@ -26,6 +26,7 @@ from klray.checkpoints.hub import (
     references,
     repositories_of,
 )
+from klray.checkpoints.kept import Listings
 from klray.checkpoints.local_folder import (
     LOCAL_REVISION,
     folder_lineages,
@@ -45,8 +46,11 @@ REQUESTS_AT_ONCE = 8
 NEIGHBOURS = 3  # names in a hint
 COMPARED = 2000  # names that are compared with one that is not there, 0.1 ms each
 KEPT_BYTES = 1 << 18  # of an index: that of Pythia 12B has 56,000
+TOLD_FROM = 100  # repositories or checkpoints, of which it is told how many are resolved
 
 T = TypeVar("T")
+S = TypeVar("S")
+Report = Callable[[str, int, int], None]  # what is counted, how many of them are done, and of how many
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ _Expansion = list[_Wanted | Unavailable]
 _Indexes = dict[str, tuple[str, bytes]]
 
 
-def resolve(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unavailable]]:
+def resolve(
+    hub: Hub, selection: Selection, kept: Path | None = None, report: Report | None = None
+) -> tuple[list[Checkpoint], list[Unavailable]]:
     """Resolve a selection to checkpoints, in the order of repositories and steps, and to what is not available and why.
 
     A repository is known under the name that the hub answers with, whatever older name it was asked by.
@@ -75,11 +81,25 @@ def resolve(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unav
     name now. Of weights in shards the index is read, once for checkpoints that have the same one.
     Content of local folders is hashed.
 
+    In the folder ``kept`` lies what was answered about commits before: of a repository that is known there only
+    branches and tags are asked for. ``report`` is told how far it is, where that takes a while.
+
     Raises SilentHubError: the hub answers nothing, so that what it holds of the rest cannot be known either.
     """
     indexes: _Indexes = {}
+    listings = Listings(hub, kept)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        expansions = list(pool.map(partial(_expand, hub, selection.stride), selection.repositories))
+
+        def each_of(what: str, work: Callable[[S], T], items: Sequence[S]) -> list[T]:
+            done = []
+            for number, found in enumerate(pool.map(work, items), start=1):
+                done.append(found)
+                if report is not None and len(items) >= TOLD_FROM:
+                    report(what, number, len(items))
+            return done
+
+        expand = partial(_expand, hub, listings, selection.stride)
+        expansions = each_of("repositories", expand, selection.repositories)
         found = [item for expansion in expansions for item in expansion]
         unavailable = [item for item in found if isinstance(item, Unavailable)]
         wanted = _distinct(
@@ -88,10 +108,9 @@ def resolve(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unav
             lambda item: step_of(item.revision),
         )[: selection.limit]
         wanted = _under_current_names(hub, pool, wanted)
-        completed = [
-            item for found in pool.map(partial(_complete, hub, selection.family, indexes), wanted) for item in found
-        ]
-        completed = completed[: selection.limit]
+        complete = partial(_complete, hub, listings, selection.family, indexes)
+        several = each_of("checkpoints", complete, wanted)
+        completed = [item for found in several for item in found][: selection.limit]
     unavailable += [item for item in completed if isinstance(item, Unavailable)]
     checkpoints = _distinct(
         (item for item in completed if isinstance(item, Checkpoint)),
@@ -112,7 +131,7 @@ def _distinct(items: Iterable[T], key: Callable[[T], Hashable], step: Callable[[
     return list(kept.values())
 
 
-def _expand(hub: Hub, stride: int, spec: RepositorySpec) -> _Expansion:
+def _expand(hub: Hub, listings: Listings, stride: int, spec: RepositorySpec) -> _Expansion:
     folder = local_folder(spec.repository)
     if folder and is_gguf(folder) and folder.is_file():
         folder, spec = folder.parent, replace(spec, files=folder.name)
@@ -123,7 +142,7 @@ def _expand(hub: Hub, stride: int, spec: RepositorySpec) -> _Expansion:
         if spec.directory:
             found: _Expansion = [_named(spec)]
         else:
-            found = _expand_folder(folder, spec) if folder else _expand_repository(hub, spec)
+            found = _expand_folder(folder, spec) if folder else _expand_repository(hub, listings, spec)
     except CheckpointError as error:
         if isinstance(error, SilentHubError) and not is_there(hub):
             raise SilentHubError(error.message + no_folder, error.reason) from error
@@ -201,15 +220,20 @@ def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
     ]
 
 
-def _expand_repository(hub: Hub, spec: RepositorySpec) -> _Expansion:
-    main = listing(hub, spec.repository)
+def _expand_repository(hub: Hub, listings: Listings, spec: RepositorySpec) -> _Expansion:
+    commits: dict[str, str] | None = None
+    main = None
+    if spec.patterns != ("main",) and listings.any(spec.repository):
+        current, commits = references(hub, spec.repository)
+        main = listings.kept(spec.repository, commits.get("main", "")) if current else None
+    main = main or listings.main(spec.repository)
     if main.gated:
         check_access(hub, spec.repository)
     name = main.repository
     want = partial(_Wanted, spec, name, lineage=_lineage(spec, main.lineage), parameters=main.parameters)
     if spec.patterns == ("main",):
         return [want("main", main.commit, known=main)]
-    commits = references(hub, name)
+    commits = references(hub, name)[1] if commits is None else commits
     names, unmatched = _match(spec.patterns, list(commits))
     commits |= {name: name for name in unmatched if COMMIT.fullmatch(name)}
     found: _Expansion = []
@@ -319,7 +343,9 @@ def _facts(family: str, wanted: _Wanted, lineage: Lineage) -> Facts:
     )
 
 
-def _complete(hub: Hub, family: str, indexes: _Indexes, wanted: _Wanted) -> list[Checkpoint | Unavailable]:
+def _complete(
+    hub: Hub, listings: Listings, family: str, indexes: _Indexes, wanted: _Wanted
+) -> list[Checkpoint | Unavailable]:
     """The checkpoint at a commit or in a folder, or several: each GGUF file is one."""
     spec, label = wanted.spec, f"{wanted.repository}@{wanted.revision}"
     revision = fit(wanted.revision)  # of anybody; what is scored is the commit
@@ -332,7 +358,7 @@ def _complete(hub: Hub, family: str, indexes: _Indexes, wanted: _Wanted) -> list
         if folder is not None:
             offered = offered_by(folder)
         else:
-            known = wanted.known or listing(hub, wanted.repository, wanted.commit)
+            known = wanted.known or listings.of(wanted.repository, wanted.commit)
             offered = _offered(hub, wanted.repository, known, label, indexes)
         if chosen := chosen_gguf(offered, spec.file_patterns):
             return [_of_gguf(family, wanted, offered, known, path) for path in chosen]

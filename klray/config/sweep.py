@@ -1,17 +1,20 @@
 """What the verbs that fetch or score checkpoints make of their groups: a selection, settings, and the hub."""
 
 import contextlib
+import ipaddress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from klray.checkpoints import Hub, RepositorySpec, Selection
+from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, Unavailable, resolve
 from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig, package_folder
 from klray.config.scoring import DTYPES, ScoringConfig, cache_home, check_above_zero
 from klray.errors import KlrayError
 from klray.likelihood.choices import LOGIT, NONE, check_quantization, lacks_accelerate, lacks_quantization
 from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.tiny.serving import embedded_hub
+from klray.words.progress import Stages
 
 
 def selection(config: ModelsConfig) -> Selection:
@@ -51,6 +54,21 @@ def hub(config: ModelsConfig) -> contextlib.AbstractContextManager[Hub]:
     if config.source is ModelSource.embedded:
         return embedded_hub(config.recipe)
     return contextlib.nullcontext(Hub.from_environment())
+
+
+def resolved(hub: Hub, selection: Selection) -> tuple[list[Checkpoint], list[Unavailable]]:
+    """``resolve``, telling how far it is; what a hub elsewhere lists of commits is kept in the user's cache folder."""
+    with Stages("resolve") as stages:
+        return resolve(hub, selection, None if _is_here(hub) else cache_home() / "listings", stages)
+
+
+def _is_here(hub: Hub) -> bool:
+    """Whether a hub is on this machine: asked at no cost, and the next one at its port may be another."""
+    host = urlsplit(hub.address).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def scoring_settings(config: ScoringConfig, lens_norm: str | None = None) -> ScoringSettings:

@@ -12,6 +12,7 @@ from tests.benchmarks import (
     overhead,
     overlap,
     publishing,
+    resolving,
     scoring,
     status,
     token_kl,
@@ -19,7 +20,7 @@ from tests.benchmarks import (
 
 BENCHMARKS = {
     each.__name__.rsplit(".", 1)[-1]: each.main
-    for each in (all_pairs, scoring, lens, token_kl, overlap, overhead, publishing, status, anomalies)
+    for each in (all_pairs, scoring, lens, token_kl, overlap, overhead, resolving, publishing, status, anomalies)
 }
 
 USAGE = f"python -m tests.benchmarks [NAME ...]: all benchmarks, or those of {', '.join(BENCHMARKS)}"
