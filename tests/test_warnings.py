@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,14 +129,16 @@ def test_a_column_keeps_what_was_warned_of(models: list[Path], tmp_path: Path, t
 
 
 @pytest.mark.slow
-def test_score_tells_of_the_workers_warnings_once(models: list[Path], tmp_path: Path) -> None:
+def test_score_tells_of_warnings_when_they_happen_and_at_the_end(models: list[Path], tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "text {i} of some length"}}\n' for i in range(6)))
     repositories = ", ".join(f"{{repository: {folder}}}" for folder in models)
     common = [f"store.url={tmp_path / 'store'}", "texts=jsonl", f"texts.path={tmp_path / 'texts.jsonl'}"]
     command = ["-m", "jobs.score", f"models.repositories=[{repositories}]", "models.family=f", *common, "ray.workers=1"]
     done = subprocess.run([sys.executable, *command], env=dict(os.environ), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (done.stdout + done.stderr).count(NO_HEAD) == 1
+    assert done.stdout.count(NO_HEAD) == done.stderr.count(NO_HEAD) == 1
+    (logged,) = [line for line in done.stderr.splitlines() if NO_HEAD in line]  # of the first, when it happened
+    assert any(f" {socket.gethostname()} {folder}@local: " in logged for folder in models)
     (line,) = [line for line in done.stdout.splitlines() if NO_HEAD in line]
     number, first, *_ = line.split()
     assert number == "2" and first in [f"{folder}@local" for folder in models]
