@@ -1,0 +1,145 @@
+"""A Ray cluster of several nodes on the loopback interface, with a token, each with a HOME and disks of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from klray.sweep.processes import private_folder, safe_environment
+from tests.growing_provider import HEAD, config
+
+SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+HOST = "127.0.0.2"  # on the loopback interface; of 127.0.0.1 Ray makes the machine's own address
+RAYS_OWN = ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "ray::shares", "ray::Patience")
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def why_no_disks() -> str:
+    """Why a process cannot have disks of its own here; "" if it can."""
+    if shutil.which("unshare") is None:
+        return "there is no unshare"
+    done = subprocess.run(
+        ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True
+    )
+    return done.stderr.strip()
+
+
+def wait_for(found: Callable[[], bool], what: str, seconds: float = 240.0) -> float:
+    """Seconds until that was found."""
+    begun = time.monotonic()
+    while not found():
+        assert time.monotonic() < begun + seconds, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.1)
+    return time.monotonic() - begun
+
+
+class Node:
+    """What ``ray start --block`` runs."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path):
+        self.process, self.log = process, log
+
+    def scorers(self) -> list[psutil.Process]:
+        """Processes of actors on this node, whatever they are called while they work."""
+        found = []
+        with contextlib.suppress(psutil.Error):
+            for each in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    title = (each.cmdline() or [""])[0]
+                    if title.startswith("ray::") and not title.startswith(RAYS_OWN):
+                        found.append(each)
+        return found
+
+    def kill(self) -> None:
+        """At once, and all that it runs."""
+        family = []
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(self.process.pid).children(recursive=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(60)
+        for each in family:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+
+
+class RayCluster:
+    """A head without CPUs, and the nodes that are added; it ``grows`` by itself by so many."""
+
+    def __init__(self, place: Path, grows: int = 0):
+        self.place = place
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_", "HF_"))},
+            **safe_environment(),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": str(place),
+        }
+        self.nodes: list[Node] = []
+        with socket.socket() as free:
+            free.bind((HOST, 0))
+            port = free.getsockname()[1]
+        self.address = f"{HOST}:{port}"
+        words = ["--head", f"--port={port}", "--include-dashboard=false", "--num-cpus=0"]
+        if grows:
+            (place / "autoscaler.yaml").write_text(config(self.address, grows))
+            words.append(f"--autoscaling-config={place / 'autoscaler.yaml'}")
+        self.head = self._start("head", words, variables=HEAD if grows else {})
+
+    def add(self, name: str, *, cpus: int = 1, disks: Sequence[tuple[Path, str]] = (), **variables: str) -> Node:
+        """A node; ``disks`` are folders that it has for itself, with their sizes."""
+        return self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}"], disks, variables)
+
+    def close(self) -> None:
+        """End all of it."""
+        for node in reversed(self.nodes):
+            node.kill()
+
+    def _start(
+        self,
+        name: str,
+        words: list[str],
+        disks: Sequence[tuple[Path, str]] = (),
+        variables: dict[str, str] | None = None,
+    ) -> Node:
+        environment = {**self.environment, "HOME": str(self.place / f"home-{name}"), **(variables or {})}
+        home = self.place / f"home-{name}"
+        home.mkdir()
+        command = [RAY, "start", "--block", f"--node-ip-address={HOST}", "--disable-usage-stats", *words]
+        if disks:
+            mounts = " && ".join(f"mount -t tmpfs -o size={size} none '{folder}'" for folder, size in disks)
+            command = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", *command]
+        log = home / "log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, cwd=home, env=environment, stdout=out,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        node = Node(process, log)
+        self.nodes.append(node)  # two that start together would take the same sockets
+        wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, name)
+        assert process.poll() is None, log.read_text()
+        return node
+
+
+@contextlib.contextmanager
+def ray_cluster(grows: int = 0) -> Iterator[RayCluster]:
+    """A head, ready for nodes; all of it ends with the context."""
+    with private_folder(SOCKET) as place:
+        cluster = RayCluster(place, grows)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
