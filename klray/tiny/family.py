@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import IO, Any
 
 import filelock
 
@@ -81,10 +82,10 @@ def _train(recipe: FamilyRecipe, models: Sequence[Made], folder: Path, workers: 
         len(models), len(recipe.all), steps, workers, folder,
     )  # fmt: skip
     recipe.write(folder)
-    jobs = _Jobs()
-    if not (folder / "texts").exists():
-        jobs.run("klray.tiny.tokenizer", str(folder))
     with contextlib.ExitStack() as stack:
+        jobs = stack.enter_context(_Jobs(folder))
+        if not (folder / "texts").exists():
+            jobs.tokenize()
         losses = _Losses(stack.enter_context(Progress(steps, "train", "step")), recipe)
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         stack.callback(jobs.stop)  # before the pool waits for its threads
@@ -94,8 +95,7 @@ def _train(recipe: FamilyRecipe, models: Sequence[Made], folder: Path, workers: 
             while waiting or running:
                 unmade = {*waiting, *running.values()}
                 for made in [each for each in waiting.values() if unmade.isdisjoint(each.parents)]:
-                    arguments = ("klray.tiny.training", str(folder), made.repository)
-                    running[pool.submit(jobs.run, *arguments, take=losses.follow(made))] = made.repository
+                    running[pool.submit(jobs.make, made.repository, losses.follow(made))] = made.repository
                     del waiting[made.repository]
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     future.result()
@@ -114,14 +114,13 @@ class _Losses:
         self._lock = threading.Lock()
         self._latest: dict[str, str] = {}
 
-    def follow(self, made: Made) -> Callable[[str], None]:
-        """A function that takes the lines of the model's process."""
+    def follow(self, made: Made) -> Callable[[dict[str, Any]], None]:
+        """A function that takes what the model's process says."""
         name = made.repository.partition("/tiny-")[2]
         before = 0
 
-        def take(line: str) -> None:
+        def take(said: dict[str, Any]) -> None:
             nonlocal before
-            said = json.loads(line)
             with self._lock:
                 self._latest[name] = f"{name} {said['loss']:.2f}"
                 self._bar.advance(said["step"] - before, "loss " + ", ".join(self._latest.values()))
@@ -133,44 +132,81 @@ class _Losses:
 
 
 class _Jobs:
-    """Python modules run as processes, several at a time.
+    """Python modules run as processes: the tokenizer's, and for each thread one that makes models one after another.
 
     Not multiprocessing: its processes run the user's script again, which then has to be written for that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
         self._lock = threading.Lock()
-        self._processes: list[subprocess.Popen[str]] = []
+        self._processes: list[tuple[subprocess.Popen[str], IO[str]]] = []
+        self._of_thread = threading.local()
         self._stopped = False
 
-    def run(self, module: str, *arguments: str, take: Callable[[str], None] = logger.debug) -> None:
-        """Run ``module`` to its end, handing the lines of its standard output to ``take``."""
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
-            with self._lock:
-                if self._stopped:
-                    return
-                process = subprocess.Popen(  # noqa: S603 (the modules are klray's own)
-                    module_command(module, *arguments),
-                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, text=True, env=_environment(),
-                )  # fmt: skip
-                self._processes.append(process)
-            with process:
-                for line in process.stdout or ():
-                    take(line)
-            if process.returncode and not self._stopped:
-                complaints.seek(0)
-                raise KlrayError(
-                    f"training the embedded family failed: {module} {' '.join(arguments)} ended with status "
-                    f"{process.returncode}: {complaints.read()[-2000:].strip() or 'it said nothing'}\n"
-                    "Complete runs are kept: start again to train the others."
-                )
+    def __enter__(self) -> "_Jobs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        for process, complaints in self._processes:
+            with process, complaints:
+                pass  # waits for it
+
+    def tokenize(self) -> None:
+        """Make the family's tokenizer and its texts' tokens."""
+        started = self._start("klray.tiny.tokenizer")
+        if started is not None:
+            started[0].communicate()
+            if started[0].returncode:
+                raise self._failure(*started, "klray.tiny.tokenizer")
+
+    def make(self, repository: str, take: Callable[[dict[str, Any]], None]) -> None:
+        """Have the process of this thread make a model, handing what it says to ``take``."""
+        started = getattr(self._of_thread, "started", None) or self._start("klray.tiny.training")
+        if started is None:
+            return
+        self._of_thread.started = started
+        process, complaints = started
+        assert process.stdin and process.stdout
+        with contextlib.suppress(OSError):  # of one that has ended, which the end of its output tells
+            process.stdin.write(f"{repository}\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            said = json.loads(line)
+            if "made" in said:
+                return
+            take(said)
+        process.wait()
+        if not self._stopped:
+            raise self._failure(process, complaints, "klray.tiny.training", repository)
 
     def stop(self) -> None:
         """End the processes that still run, and start no more."""
         with self._lock:
             self._stopped = True
-            for process in self._processes:
+            for process, _ in self._processes:
                 process.terminate()
+
+    def _start(self, module: str) -> "tuple[subprocess.Popen[str], IO[str]] | None":
+        with self._lock:
+            if self._stopped:
+                return None
+            complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see __exit__
+            process = subprocess.Popen(  # noqa: S603 (the modules are klray's own)
+                module_command(module, self._folder),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True, env=_environment(),
+            )  # fmt: skip
+            self._processes.append((process, complaints))
+            return process, complaints
+
+    def _failure(self, process: subprocess.Popen[str], complaints: IO[str], module: str, *words: str) -> KlrayError:
+        complaints.seek(0)
+        return KlrayError(
+            f"training the embedded family failed: {' '.join([module, self._folder, *words])} ended with status "
+            f"{process.returncode}: {complaints.read()[-2000:].strip() or 'it said nothing'}\n"
+            "Complete runs are kept: start again to train the others."
+        )
 
 
 def _environment() -> dict[str, str]:

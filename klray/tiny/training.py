@@ -1,8 +1,9 @@
 """Making one model of the embedded family, on one thread: equal recipe and seed give equal weights, byte for byte.
 
-``python -m klray.tiny.training FOLDER REPOSITORY`` reads ``FOLDER/recipe.json`` and ``FOLDER/texts``, makes one
-run, child or merge in ``FOLDER/hub/REPOSITORY``, and writes a JSON line with ``step`` and ``loss`` to standard output
-now and then. The parents of children and merges have to be there.
+``python -m klray.tiny.training FOLDER`` reads ``FOLDER/recipe.json`` and ``FOLDER/texts``, and from standard input the
+repositories to make, one a line, because its imports take longer than a small model. It makes the run, child or merge
+in ``FOLDER/hub/REPOSITORY``, writes a JSON line with ``step`` and ``loss`` to standard output now and then, and in the
+end one with ``made``. The parents of children and merges have to be there.
 
 Shape suffixes: B = blocks of a batch, T = tokens of a block, V = vocabulary.
 """
@@ -105,6 +106,7 @@ def mean_model(models: Sequence[GPTNeoXForCausalLM]) -> GPTNeoXForCausalLM:
 
 def write_model(recipe: FamilyRecipe, made: FamilyRun | Child | Merge, texts: Path, hub: Path) -> None:
     """Make a model in its folder of ``hub``: revisions get their names when whole, ``complete.json`` comes last."""
+    begun = time.process_time()
     repository = hub / made.repository
     if repository.exists():
         shutil.rmtree(repository)
@@ -145,13 +147,15 @@ def write_model(recipe: FamilyRecipe, made: FamilyRun | Child | Merge, texts: Pa
             if step in kept:
                 save(model, kept[step])
     unfinished = repository / ".complete.json"
-    unfinished.write_text(json.dumps({"losses_nats_per_token": losses, "cpu_seconds": time.process_time()}))
+    unfinished.write_text(json.dumps({"losses_nats_per_token": losses, "cpu_seconds": time.process_time() - begun}))
     unfinished.rename(repository / "complete.json")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    family, name = Path(sys.argv[1]), sys.argv[2]
+    family = Path(sys.argv[1])
     the_recipe = FamilyRecipe.read(family)
-    (the_model,) = (made for made in the_recipe.all if made.repository == name)
-    write_model(the_recipe, the_model, family / "texts", family / "hub")
+    models = {made.repository: made for made in the_recipe.all}
+    for line in sys.stdin:
+        write_model(the_recipe, models[line.strip()], family / "texts", family / "hub")
+        print(json.dumps({"made": line.strip()}), flush=True)

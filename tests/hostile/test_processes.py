@@ -250,7 +250,7 @@ def test_a_cluster_that_wants_a_token(folder: Path, tmp_path: Path) -> None:
 
             for refused in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another-" * 5}):
                 out, said, seconds = join(**refused)
-                assert out == "" and len(said.splitlines()) == 1 and seconds < 12
+                assert out == "" and len(said.splitlines()) == 1 and seconds < 30  # which Ray itself would wait
                 assert "the cluster refuses" in said and "RAY_AUTH_TOKEN" in said and "another-" not in said
             out, said, _ = join(**mine)
             assert "site-packages" in out and str(folder) not in out and token not in said

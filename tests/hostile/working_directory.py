@@ -64,7 +64,7 @@ def work(_: object) -> int:
         found = ray.get(in_a_worker.remote())
         pids = family(os.getpid())
         commands = " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in pids)
-        found["temp"] = next(each for each in commands.split("\0") if each.startswith("--temp-dir=")).partition("=")[2]
+        found["temp"] = next(each for each in commands.split("\0") if each.startswith("--temp_dir=")).partition("=")[2]
         found["listening"] = listening(pids)
         found["shown"] = found.pop("token") in commands
         print(json.dumps(found), flush=True)
