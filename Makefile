@@ -31,15 +31,21 @@ study: $(VENV)/study.stamp
 	$(BIN)/klray study study=smollm2
 	$(BIN)/klray study study=smollm2_layers
 
-# Two processes, each with half of the files; the one that is through first takes tests from the other. Threads of one
-# that wait leave the cores to the other. Bytecode is kept, so that none of the processes of a test compiles klray again.
-PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# Processes, each with a part of the files; the one that is through first takes tests from the others. Threads of one
+# that wait leave the cores to the others. Bytecode is kept, so that none of the processes of a test compiles klray again.
+PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist worksteal --numprocesses
 
 quick: $(VENV)/dev.stamp
-	$(PYTEST) -m "not slow and not gpu" --hypothesis-profile quick
+	$(PYTEST) 2 -m "not slow and not gpu" --hypothesis-profile quick
 
-test: $(VENV)/dev.stamp lint
-	$(PYTEST)
+# mypy beside the tests, which leave it a core where they wait: for Ray, for servers, for each other.
+test: $(VENV)/dev.stamp
+	$(MAKE) --jobs 2 lint all-tests
+
+# Three processes on two cores: the slow tests wait for a third of their time.
+.PHONY: all-tests
+all-tests: $(VENV)/dev.stamp
+	$(PYTEST) 3
 
 gpu: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m gpu

@@ -1,46 +1,58 @@
-"""Fixtures shared by the tests: places for stores, in a folder and on every S3 server that is here; a hub."""
+"""Fixtures shared by the tests: places for stores, in a folder and on every S3 server that is here; a hub.
+
+This file is imported before any test, also by the process of pytest that only hands tests out: what takes long to be
+imported comes in with the fixture that needs it.
+
+What takes long to be made is made once for all processes of a run, by ``tests.shared.made_once``. Nobody changes it:
+
+``study_family``  the study's family on a small scale, trained anew
+``study``         a store with every kind of column of that family, published and analysed
+``swept_store``   a store that ``klray score`` filled with the smallest family: a copy of it is a store to work on
+
+``klray.tiny.family.train_family(SMALLEST)`` needs no fixture: it is trained once for a user of the machine.
+"""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import s3fs
-import torch
 from hypothesis import settings
 
-from klray.checkpoints import Hub, patience
-from klray.errors import Pauses
-from klray.store import Store
-from klray.tiny.family import family_root, train_family
-from klray.tiny.family_recipe import SMALLEST
-from klray.tiny.hub_server import HubServer
-from tests.hub_faults import hub_of, write_run
 from tests.s3_server import CephServer, S3Server, ceph_server, moto_server, why_no_ceph
 from tests.shared import made_once
-from tests.stores import TEXTS
-from tests.study_data import SCALED, Study, make_study
+
+if TYPE_CHECKING:
+    from klray.checkpoints import Hub
+    from klray.store import Store
+    from klray.tiny.hub_server import HubServer
+    from tests.study_data import Study
 
 # On a shared machine examples take as long as they do. How many of them a test looks at: `tests.examples`.
 settings.register_profile("full", deadline=None)
 settings.register_profile("quick", deadline=None, max_examples=20)
 settings.load_profile("full")
 
-SLOW_FIXTURES = {"study_family", "moto", "ceph", "ignoring", "keeping"}
-FILE_SYSTEMS: dict[tuple[str, str], dict[str, s3fs.S3FileSystem]] = {}
+SLOW_FIXTURES = {"study_family", "swept_store", "moto", "ceph", "ignoring", "keeping"}
+FILE_SYSTEMS: dict[tuple[str, str], dict[str, Any]] = {}
 
 
 @pytest.fixture(scope="session")
 def run_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub's folder with five checkpoints of one run; nobody writes into it."""
+    from tests.hub_faults import write_run
+
     return write_run(tmp_path_factory.mktemp("hub"), 5)
 
 
 @pytest.fixture
 def run_server(run_root: Path) -> Iterator[HubServer]:
     """A hub over it, with requests of its own."""
+    from klray.tiny.hub_server import HubServer
+
     with HubServer(run_root) as server:
         yield server
 
@@ -73,11 +85,13 @@ def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     return new_place(s3_server, monkeypatch)
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(params=["folder"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A URL for a new store: a folder, and S3 on Ceph, where that is, or on moto.
+    """A URL for a new store, in a folder.
 
-    With :data:`tests.stores.EVERY_PLACE` a test runs in a folder, on moto and on Ceph, and on the better of these with
+    With :data:`tests.stores.ON_S3_TOO` a test runs on S3, too: on Ceph, where that is, or on moto. It is for what the
+    way of a server may change: copies of chunks where they lie, times of whole seconds. With
+    :data:`tests.stores.EVERY_PLACE` a test runs in a folder, on moto and on Ceph, and on the better of these with
     obstore as the default backend: a test whose subject is what a place promises.
     """
     where, better = request.param, "moto" if why_no_ceph() else "ceph"
@@ -91,25 +105,39 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def store(place: str) -> Store:
     """An empty store, at each place in turn."""
+    from klray.store import Store
+    from tests.stores import TEXTS
+
     return Store.create(place, TEXTS)
 
 
 @pytest.fixture
 def folder_store(tmp_path: Path) -> Store:
     """An empty store in a folder."""
+    from klray.store import Store
+    from tests.stores import TEXTS
+
     return Store.create(str(tmp_path / "store"), TEXTS)
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     """The smallest embedded family, served."""
+    from klray.tiny.family import train_family
+    from klray.tiny.family_recipe import SMALLEST
+    from klray.tiny.hub_server import HubServer
+    from tests.hub_faults import hub_of
+
     with HubServer(train_family(SMALLEST)) as server:
         yield hub_of(server)
 
 
 @pytest.fixture(scope="session")
 def study_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study's family on a small scale, trained anew: its cache folder. About 45 s of CPU; nobody may change it."""
+    """The study's family on a small scale, trained anew: its cache folder. Nobody may change it."""
+    from klray.tiny.family import train_family
+    from tests.study_data import SCALED
+
     return made_once(tmp_path_factory, "study", lambda cache: train_family(SCALED, cache))
 
 
@@ -117,6 +145,10 @@ def study_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(study_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A store with every kind of column of that family, published and analysed; nobody may change it."""
     pytest.importorskip("bitsandbytes")
+    import torch
+
+    from klray.tiny.family import family_root
+    from tests.study_data import SCALED, Study, make_study
 
     def make(folder: Path) -> None:
         threads = torch.get_num_threads()
@@ -126,15 +158,34 @@ def study(study_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Study
     return Study.load(made_once(tmp_path_factory, "study_store", make))
 
 
+@pytest.fixture(scope="session")
+def swept_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in a folder that one worker of ``klray score`` filled; its cache is beside it, with ``-cache`` added."""
+    from klray.tiny.family import train_family
+    from klray.tiny.family_recipe import SMALLEST
+    from klray.tiny.hub_server import HubServer
+    from tests.sweep_command import fill
+
+    def make(folder: Path) -> None:
+        with HubServer(train_family(SMALLEST)) as server:
+            fill(server, folder / "store")
+
+    return made_once(tmp_path_factory, "swept_store", make) / "store"
+
+
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken download is tried again at once."""
-    monkeypatch.setattr(patience, "PAUSES", Pauses(0.0, 6, 0.0, longest=900.0))
+    from klray.errors import Pauses
+
+    monkeypatch.setattr("klray.checkpoints.patience.PAUSES", Pauses(0.0, 6, 0.0, longest=900.0))
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """PyTorch on one thread: the last bits do not depend on the machine."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -151,6 +202,8 @@ def new_place(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def become(user: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the user's variables, and nothing of an account that this machine may have."""
+    import s3fs
+
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
     for name, value in user.environment.items():

@@ -16,6 +16,9 @@ EVERY_PLACE = pytest.mark.parametrize(
     indirect=True,
 )
 
+# For a test of what lies at a place, which klray does in another way on a server than in a folder.
+ON_S3_TOO = pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
+
 N_TEXTS = 12
 TEXTS = TextSet("test", tuple(f"text {i} " * 40 for i in range(N_TEXTS)), tuple("ab"[i % 2] for i in range(N_TEXTS)))
 

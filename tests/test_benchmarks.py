@@ -31,7 +31,7 @@ def test_help_and_unknown_names_run_no_benchmark(
 
 def test_the_cpu_benchmark_gives_each_way_a_process_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contenders, "has_lm_eval", lambda: False)
-    lines = scoring.main([TINY], rounds=1).splitlines()
+    lines = scoring.main([TINY], rounds=1, gemm=256).splitlines()
     heading = next(number for number, line in enumerate(lines) if line.startswith("shape"))
     rows = [[cell for cell in line.split("  ") if cell] for line in lines[heading + 1 :]]
     assert [row[:2] for row in rows] == [["tiny", " klray"], ["tiny", " papers' loop"]]

@@ -7,19 +7,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import s3fs
 import xarray as xr
 
+from jobs.analyze import analyze
+from jobs.publish import publish
+from klray.config import AnalysisConfig, Config, StoreConfig
 from klray.store import Store
 from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.slow
 
-ASKED = ["models=tiny_smallest", "texts.n=16", "analysis.min_step=8", "analysis.outlier_min_step=8"]
+ANALYSIS = {"min_step": 8, "outlier_min_step": 8}
+ASKED = ["models=tiny_smallest", "texts.n=16", *(f"analysis.{name}={value}" for name, value in ANALYSIS.items())]
 
 
 def demo(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -41,11 +44,14 @@ def demo(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    folder = tmp_path_factory.mktemp("local")
-    demo(str(folder / "store"), folder)
-    yield Store.open(str(folder / "store"))
+@pytest.fixture
+def local(swept_store: Path, tmp_path: Path) -> Store:
+    """A store in a folder with the same columns, published and analysed by the verbs one by one."""
+    shutil.copytree(swept_store, tmp_path / "local")
+    config = Config(store=StoreConfig(url=str(tmp_path / "local")), analysis=AnalysisConfig(**ANALYSIS))
+    publish(config)
+    analyze(config)
+    return Store.open(str(tmp_path / "local"))
 
 
 def published(store: Store) -> tuple[xr.Dataset, xr.Dataset]:
@@ -55,11 +61,11 @@ def published(store: Store) -> tuple[xr.Dataset, xr.Dataset]:
 def test_snapshot_and_result_on_s3_are_those_of_a_folder_and_no_secret_is_kept(
     local: Store, s3_url: str, s3_server: S3Server, tmp_path: Path
 ) -> None:
-    done = demo(s3_url, tmp_path)
+    folder = tmp_path / "remote"
+    folder.mkdir()
+    done = demo(s3_url, folder)
     remote = Store.open(s3_url)
-    pairs = [
-        (store.dataset().load(), store.result(store.manifest().id, "trajectory").load()) for store in (local, remote)
-    ]
+    pairs = [published(store) for store in (local, remote)]
     for here, there in zip(*pairs, strict=True):
         xr.testing.assert_equal(here, there)
         assert set(here.variables) == set(there.variables)
@@ -69,7 +75,7 @@ def test_snapshot_and_result_on_s3_are_those_of_a_folder_and_no_secret_is_kept(
     bucket = s3_url.removeprefix("s3://").split("/")[0]
     files = s3fs.S3FileSystem(skip_instance_cache=True)
     written = files.cat(files.find(bucket))
-    logs = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    logs = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert any(name.endswith("report.html") for name in logs)
     assert [name for name in logs if "/ray/" in name] == []  # Ray's logs and sockets go with the run
     assert len(written) > 26 * 6

@@ -88,6 +88,7 @@ def test_a_mixture_of_experts() -> None:
     np.testing.assert_allclose(scored.values, expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_scored_as_the_one_that_it_was_made_of() -> None:
     model = tiny_models.tiny_model("gpt_neox")
     tokens = encode(tiny_models.tokenizer_for("gpt_neox"), TEXTS)

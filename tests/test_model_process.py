@@ -170,7 +170,7 @@ def test_a_process_that_dies_is_a_refusal_and_the_next_checkpoint_has_another(
 def test_it_ends_with_its_parent_in_the_middle_of_a_forward_pass(checkpoints: list[Checkpoint]) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom tests.test_model_process import *\n"
-        "big = python_stdlib('train')\n"
+        "big = python_stdlib('train', n=2000)\n"
         "process = ModelProcess(ScoringSettings(sketch=0), big)\n"
         "def read():\n    print(process.pid, flush=True)\n"
         "if __name__ == '__main__':\n    folder = Path(sys.argv[1])\n    process.score(local(folder), folder, read)\n"

@@ -51,9 +51,9 @@ def add(store: Store, new: list[Column]) -> None:
         assert commit_column(store.objects, put_column(store, column, f"{number:032x}"))
 
 
-def prepared(place: str, tmp_path: Path) -> Config:
+def prepared(place: str, tmp_path: Path, tile: int = 7) -> Config:
     add(Store.create(place, TEXTS), columns("a", list(STEPS)) + columns("b", list(STEPS)[:-1]))
-    analysis = AnalysisConfig(min_step=60, outlier_min_step=100, tile=7)
+    analysis = AnalysisConfig(min_step=60, outlier_min_step=100, tile=tile)
     return Config(store=StoreConfig(url=place), analysis=analysis, report=ReportConfig(dir=str(tmp_path / "report")))
 
 
@@ -62,8 +62,9 @@ def config(tmp_path: Path) -> Config:
     return prepared(str(tmp_path / "store"), tmp_path)
 
 
-def test_the_way_on_s3_gives_what_it_gives_in_a_folder(config: Config, s3_url: str, tmp_path: Path) -> None:
-    remote = prepared(s3_url, tmp_path / "remote")
+def test_the_way_on_s3_gives_what_it_gives_in_a_folder(s3_url: str, tmp_path: Path) -> None:
+    config = prepared(str(tmp_path / "store"), tmp_path, tile=20)  # a tile is some requests
+    remote = prepared(s3_url, tmp_path / "remote", tile=20)
     here, there = publish(config), publish(remote)
     assert here.content == there.content
     local, other = (Store.open(str(each.store.url)).dataset().load() for each in (config, remote))

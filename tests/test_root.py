@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,13 +52,19 @@ def damage(store: Store, how: str) -> None:
     path.unlink() if body is None else path.write_bytes(body)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """Two columns, published."""
-    store = Store.create(str(tmp_path / "store"), TEXTS)
+@pytest.fixture(scope="module")
+def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = Store.create(str(tmp_path_factory.mktemp("undamaged") / "store"), TEXTS)
     add(store, column("b", 1), column("b", 2))
     store.publish()
-    return store
+    return Path(store.url)
+
+
+@pytest.fixture
+def store(undamaged: Path, tmp_path: Path) -> Store:
+    """Two columns, published; a copy for each test."""
+    shutil.copytree(undamaged, tmp_path / "store")
+    return Store.open(str(tmp_path / "store"))
 
 
 @pytest.mark.parametrize("how", DAMAGES)

@@ -14,7 +14,7 @@ import klray
 from klray.errors import StoreError
 from klray.store import Column, Store
 from klray.store.columns import commit_column
-from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, column, put_column
+from tests.stores import EVERY_PLACE, N_TEXTS, ON_S3_TOO, TEXTS, add, column, put_column
 
 
 def test_snapshot_opens_in_plain_xarray_without_a_warning(folder_store: Store) -> None:
@@ -36,6 +36,7 @@ def test_snapshot_opens_in_plain_xarray_without_a_warning(folder_store: Store) -
     xr.testing.assert_identical(klray.open_dataset(folder_store.url).load(), plain.load())
 
 
+@ON_S3_TOO
 def test_later_snapshot_starts_with_the_models_of_the_earlier(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("klray.store.publishing.CHUNK_BYTES", 4 * N_TEXTS * 2)  # two models a chunk
     add(store, column("z", 1), column("z", 2), column("z", 3))
@@ -77,6 +78,7 @@ def test_missing_snapshots_are_named_with_what_there_is(store: Store) -> None:
         store.dataset("20200101T000000Z-00000000")
 
 
+@ON_S3_TOO
 def test_result_is_there_once_whole(store: Store) -> None:
     add(store, column("a", 1))
     manifest, _ = store.publish()

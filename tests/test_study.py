@@ -17,6 +17,8 @@ from klray.config import Config, FollowConfig, StageConfig, StoreConfig, StudyCo
 from klray.config import sweep as sweep_configs
 from klray.errors import KlrayError
 from klray.store import Store
+from klray.sweep.cluster import connected
+from klray.sweep.settings import RaySettings
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +113,11 @@ def test_a_stage_with_a_lens_of_its_own_is_planned_trained_and_kept(
     config = config_of(tmp_path, stages=[plain, tuned])
     config.report.dir = str(tmp_path / "report")
     config.lens.n, config.lens.steps = 20, 2
+    with connected(RaySettings(workers=1)):
+        _plain_then_tuned(config, tuned, capsys)
+
+
+def _plain_then_tuned(config: Config, tuned: StageConfig, capsys: pytest.CaptureFixture[str]) -> None:
     assert study(replace(config, study=replace(config.study, only=["plain"]))) == 0
     capsys.readouterr()
     assert [each.cost.checkpoints for each in plan_study(config)] == [0, 1]  # a plain column is no lens's

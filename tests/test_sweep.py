@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,11 +24,9 @@ from klray.tiny.family import train_family
 from klray.tiny.family_recipe import SMALLEST
 from klray.tiny.hub_server import HubServer
 from tests.hub_faults import NotingHub, holding_back
+from tests.sweep_command import FAMILY, N_CHECKPOINTS, columns, command, run
 
 pytestmark = pytest.mark.slow
-
-TEXTS = ["texts=python_stdlib", "texts.n=16"]
-N_CHECKPOINTS = 2 * len(SMALLEST.saved_steps)
 
 
 @pytest.fixture(scope="module")
@@ -56,42 +52,11 @@ def hub(root: Path) -> Iterator[HubServer]:
         yield server
 
 
-def command(hub: HubServer, store: Path, *overrides: str, verb: str = "score") -> tuple[list[str], dict[str, str]]:
-    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": str(hub.token)}
-    arguments = [f"store.url={store}", f"scoring.cache_dir={store}-cache", *TEXTS, *overrides]
-    return [sys.executable, "-m", f"jobs.{verb}", *arguments], environment
-
-
-def run(
-    hub: HubServer, store: Path, *overrides: str, verb: str = "score", code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    arguments, environment = command(hub, store, *overrides, verb=verb)
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=480)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-# The family through HF_ENDPOINT, as any other: only the endpoint is local.
-FAMILY = ["models=tiny_smallest", "models.source=hub"]
-
-
-def columns(store: Path) -> dict[str, str]:
-    """SHA-256 of every committed column, each re-read and checked."""
-    opened = Store.open(str(store))
-    for commit in opened.commits():
-        opened.read_column(commit)
-    return {commit.key: commit.sha256 for commit in opened.commits()}
-
-
 @pytest.fixture(scope="module")
-def undisturbed(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that one worker filled, with nothing going wrong."""
-    store = tmp_path_factory.mktemp("undisturbed") / "store"
-    done = run(hub, store, *FAMILY, "ray.workers=1")
-    rate = r"[1-9][\d,]* tokens/s after \d+ s to start workers"
-    assert re.search(rf"scored {N_CHECKPOINTS} checkpoints in \d+ s, {rate}; 0 were there", done.stdout)
-    assert len(columns(store)) == N_CHECKPOINTS
-    return store
+def undisturbed(swept_store: Path) -> Path:
+    """A store that one worker filled, with nothing going wrong; nobody may change it."""
+    assert len(columns(swept_store)) == N_CHECKPOINTS
+    return swept_store
 
 
 def test_cache_is_empty_after_a_sweep(undisturbed: Path) -> None:
@@ -108,24 +73,11 @@ def test_commits_name_host_and_job_and_the_job_has_said_how_it_ended(undisturbed
     assert heard.family == "tiny_smallest" and heard.tokens > 0 and 0 < heard.waiting < 1
 
 
-def test_second_sweep_scores_nothing_and_one_that_lacks_a_checkpoint_scores_that(
-    hub: HubServer, undisturbed: Path, tmp_path: Path
-) -> None:
-    whole = columns(undisturbed)
-    again = run(hub, undisturbed, *FAMILY, "ray.workers=1")
-    assert "scored 0 checkpoints" in again.stdout and f"{N_CHECKPOINTS} were there" in again.stdout
-    assert columns(undisturbed) == whole
+def test_second_sweep_scores_nothing(hub: HubServer, undisturbed: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(undisturbed, store)
-    next((store / "commits").glob("*.json")).unlink()
-    more = run(hub, store, *FAMILY, "ray.workers=1")
-    assert "scored 1 checkpoint in" in more.stdout and f"{N_CHECKPOINTS - 1} were there" in more.stdout
-    assert columns(store) == whole
-
-
-def test_two_workers_give_the_same_bits_as_one(hub: HubServer, undisturbed: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    run(hub, store, *FAMILY, "ray.workers=2")
+    again = run(hub, store, *FAMILY, "ray.workers=1")
+    assert "scored 0 checkpoints" in again.stdout and f"{N_CHECKPOINTS} were there" in again.stdout
     assert columns(store) == columns(undisturbed)
 
 
@@ -155,39 +107,27 @@ def test_what_cannot_be_scored_is_recorded_with_its_reason_and_the_sweep_goes_on
     assert "failures   4" in status.stdout and re.search(r"broken/short@main +text_too_long", status.stdout)
 
 
-def test_two_jobs_at_once_share_the_work(hub: HubServer, undisturbed: Path, tmp_path: Path) -> None:
+def test_jobs_at_once_of_one_worker_and_of_two_share_the_work_and_give_the_same_bits(
+    hub: HubServer, undisturbed: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
-    arguments, environment = command(hub, store, *FAMILY, "ray.workers=1")
-    jobs = [
-        subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)
-    ]
-    assert [job.wait(timeout=480) for job in jobs] == [0, 0], [job.communicate()[1].decode() for job in jobs]
-    said = [job.communicate()[0].decode() for job in jobs]
+    jobs = []
+    for workers in (1, 2):
+        arguments, environment = command(hub, store, *FAMILY, f"ray.workers={workers}")
+        jobs.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    said = [[stream.decode() for stream in job.communicate(timeout=480)] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
     assert columns(store) == columns(undisturbed)
-    scored = [int(re.search(r"scored (\d+) checkpoints", text)[1]) for text in said]  # type: ignore[index]
+    scored = [int(re.search(r"scored (\d+) checkpoints?", out)[1]) for out, _ in said]  # type: ignore[index]
     assert sum(scored) == N_CHECKPOINTS
 
 
-def test_actor_killed_while_it_starts_is_tried_again(hub: HubServer, undisturbed: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    some = ["models.repo=klray/tiny-46k-seed1", "models.revisions=[step4]", "models.family=tiny_smallest"]
-    arguments, environment = command(hub, store, *some, "ray.workers=1")
-    with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while not (found := actors_of(process.pid)):
-            assert process.poll() is None, "the sweep ended before it could be disturbed"
-            time.sleep(0.05)
-        found[0].send_signal(signal.SIGKILL)
-        _, errors = process.communicate(timeout=480)
-    assert process.returncode == 0, errors.decode()
-    assert "trying once more" in errors.decode()
-    assert columns(store).items() <= columns(undisturbed).items()
-
-
 def test_plan_says_what_is_there_and_what_cannot_be(hub: HubServer, undisturbed: Path) -> None:
-    done = run(hub, undisturbed, *FAMILY, verb="plan")
-    assert f"present     {N_CHECKPOINTS}" in done.stdout and "to score    0" in done.stdout
-    other = run(hub, undisturbed, "models.repo=klray/tiny-46k-seed1", "models.revisions=nothing*", verb="plan", code=1)
-    assert "cannot   klray/tiny-46k-seed1@nothing*  revision_not_found" in other.stdout
+    asked = (("seed1", "step*"), ("seed2", "nothing*"))
+    each = [f"{{repository: klray/tiny-46k-{seed}, revisions: '{revisions}'}}" for seed, revisions in asked]
+    done = run(hub, undisturbed, f"models.repositories=[{', '.join(each)}]", verb="plan", code=1)
+    assert f"present     {N_CHECKPOINTS // 2}" in done.stdout and "to score    0" in done.stdout
+    assert "cannot   klray/tiny-46k-seed2@nothing*  revision_not_found" in done.stdout
 
 
 def actors_of(driver: int) -> list[psutil.Process]:
@@ -212,17 +152,25 @@ def wait_for_commits(store: Path, count: int, process: subprocess.Popen[bytes]) 
     raise AssertionError(f"no {count} commits within 400 s")
 
 
-def test_killed_actor_is_replaced_and_every_column_is_the_same(root: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_actors_that_are_killed_are_replaced_and_every_column_is_the_same(
+    root: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """One while it starts, and the next one in the middle of the sweep."""
     store = tmp_path / "store"
-    with holding_back(root) as (hub, go_on):
+    with holding_back(root, after=N_CHECKPOINTS // 2) as (hub, go_on):
         arguments, environment = command(hub, store, *FAMILY, "ray.workers=1")
         with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            while not (found := actors_of(process.pid)):
+                assert process.poll() is None, "the sweep ended before it could be disturbed"
+                time.sleep(0.05)
+            found[0].send_signal(signal.SIGKILL)
             wait_for_commits(store, 3, process)
-            (actor,) = actors_of(process.pid)
+            (actor,) = [each for each in actors_of(process.pid) if each.pid != found[0].pid]
             actor.send_signal(signal.SIGKILL)
             go_on.set()
             _, errors = process.communicate(timeout=480)
             assert process.returncode == 0, errors.decode()
+    assert errors.decode().count("trying once more") >= 2
     assert "its worker died, trying once more" in errors.decode()
     assert columns(store) == columns(undisturbed)
 
@@ -245,7 +193,7 @@ def test_killed_driver_leaves_nothing_behind_but_columns_and_the_rest_follows(
     scored = len(columns(store))
     assert 3 <= scored < N_CHECKPOINTS
     done = run(hub, store, *FAMILY, "ray.workers=1")
-    assert f"scored {N_CHECKPOINTS - scored} checkpoints" in done.stdout
+    assert f"scored {N_CHECKPOINTS - scored} checkpoints" in done.stdout and f"{scored} were there" in done.stdout
     assert columns(store) == columns(undisturbed)
 
 
@@ -305,22 +253,21 @@ def test_checkpoints_with_the_same_files_are_fetched_and_scored_once_and_recorde
     fetched = [path for _, path in noting.weights]
     assert len(fetched) <= 3  # 2, where step6 finds those of step4 on the disk, or the other way round
     assert len({f"doubled/run/{commits[name].identity.commit}" for name in ("step4", "step5")} & set(fetched)) <= 1
+    # A column that is damaged is taken over by none: its twin is scored.
+    damaged = tmp_path / "damaged"
+    shutil.copytree(store, damaged)
+    for revision in ("step5", "step6", "step8"):
+        (damaged / "commits" / f"{commits[revision].key}.json").unlink()
+    (chunk,) = (path for path in (damaged / commits["step4"].path / "log_likelihood/c").rglob("0") if path.is_file())
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    done = run(noting, damaged, "models.names=[doubled/run]", "models.revisions=[step4,step5]", "ray.workers=1")
+    assert "scored 1 checkpoint in" in done.stdout and "same files" not in done.stdout
+    assert len(noting.weights) == len(fetched) + 1
     # What is asked for later takes over what is there, in another repository, too.
     more = run(noting, store, "models.names=[doubled/run,twin/run]", *some)
     assert "scored 1 checkpoint in" in more.stdout and "1 of these hold the same files as another" in more.stdout
-    assert len(noting.weights) == len(fetched)
+    assert len(noting.weights) == len(fetched) + 1
     assert opened.audit().damages == () and opened.audit().sound == 5
-
-
-def test_twin_of_a_column_that_is_damaged_is_scored(noting: NotingHub, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    run(noting, store, "models.names=[doubled/run]", "models.revisions=[step4]", "ray.workers=1")
-    (commit,) = Store.open(str(store)).commits()
-    (chunk,) = (path for path in (store / commit.path / "log_likelihood" / "c").rglob("0") if path.is_file())
-    chunk.write_bytes(bytes(chunk.stat().st_size))
-    done = run(noting, store, "models.names=[doubled/run]", "models.revisions=[step4,step5]", "ray.workers=1")
-    assert "scored 1 checkpoint in" in done.stdout and "same files" not in done.stdout
-    assert len(noting.weights) == 2
 
 
 def test_all_actors_pause_when_the_hub_tells_one_of_them(tmp_path: Path) -> None:

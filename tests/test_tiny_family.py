@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds the trained smallest family."""
     cache = tmp_path_factory.mktemp("family")
-    train_family(SMALLEST, cache)
+    train_family(SMALLEST, cache, workers=1)  # whose imports take longer than both trainings
     return cache
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -212,21 +213,26 @@ def test_a_pattern_that_gives_up_is_told_by_its_text(tmp_path: Path, capfd: pyte
 
 
 class Slow:
-    """Takes its time with one text."""
+    """Takes its time with one text: until it is told to go on, or longer than anybody waits."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
 
     def __call__(self, texts: str | list[str], **_: Any) -> dict[str, Any]:
         if "slow" in texts:
-            time.sleep(3)
+            self.go_on.wait(120)
         return {"input_ids": [1, 2] if isinstance(texts, str) else [[1, 2] for _ in texts]}
 
 
 def test_a_text_that_takes_too_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing, "_SECONDS", 0.2)
     monkeypatch.setattr(tokenizing, "_SECONDS_ALONE", 0.05)
+    slow = Slow()
     start = time.monotonic()
     with pytest.raises(CheckpointError, match=r"Slow had not tokenised text 2, 'slow' after") as caught:
-        encode(Slow(), ["a", "b", "slow", "c"])
-    assert caught.value.reason == "timed_out" and time.monotonic() - start < 2
+        encode(slow, ["a", "b", "slow", "c"])
+    assert caught.value.reason == "timed_out" and time.monotonic() - start < 60
+    slow.go_on.set()
 
 
 def sentencepiece_model(**options: Any) -> bytes:

@@ -27,26 +27,27 @@ SHAPES = (
     Shape("pythia-160m", 768, 12, 12, one_in=4),  # 41 of 162 batches: while the last is computed a stream is idle
 )
 ROUNDS = 3
+GEMM = 2048  # rows and columns of the product whose rate is that of the machine
 BATCH_SIZES = (1, 4, 16)  # of lm-evaluation-harness
 HEADING = ("shape", "way", "tokens/s", "klray is", "of the GEMM rate", "GFLOP/s", "peak MiB", "added MiB", "padding")
 
 
-def main(shapes: Sequence[Shape] = SHAPES, rounds: int = ROUNDS) -> str:
+def main(shapes: Sequence[Shape] = SHAPES, rounds: int = ROUNDS, gemm: int = GEMM) -> str:
     """Measure and return the table."""
     rows = [HEADING]
     for shape in shapes:
-        rows += _compare(shape, rounds)
+        rows += _compare(shape, rounds, gemm)
     title = (
         f"Scoring in fp32: medians of {rounds} rounds, in which the ways take turns with the same texts. A share is\n"
-        "of the GEMM rate (2,048 square) of the way's own process right before and after its turn; counted are the\n"
-        "linear layers and the head, two operations for each weight and predicted token. GFLOP/s: of the GEMM,\n"
+        f"of the GEMM rate ({gemm:,} square) of the way's own process right before and after its turn; counted are\n"
+        "the linear layers and the head, two operations for each weight and predicted token. GFLOP/s: of the GEMM,\n"
         "median and most. Added MiB: the peak beyond what stood before scoring. Texts: whole batches of the plan\n"
         "for 512 texts of about 1 kB, one in " + ", ".join(f"{shape.one_in} ({shape.name})" for shape in shapes)
     )
     return table(title, rows)
 
 
-def _compare(shape: Shape, rounds: int) -> list[tuple[str, ...]]:
+def _compare(shape: Shape, rounds: int, gemm: int) -> list[tuple[str, ...]]:
     words, those = contenders.tokenizer(shape.vocabulary), contenders.texts(shape.vocabulary, shape.one_in)
     tokens = encode(words, those)
     count = int(tokens.counted.sum())
@@ -55,7 +56,7 @@ def _compare(shape: Shape, rounds: int) -> list[tuple[str, ...]]:
     pipes, processes = {}, []
     for way in ways:
         pipes[way], theirs = context.Pipe()
-        processes.append(context.Process(target=_take_turns, args=(theirs, shape, way, those), daemon=True))
+        processes.append(context.Process(target=_take_turns, args=(theirs, shape, way, those, gemm), daemon=True))
         processes[-1].start()
         theirs.close()
     batch_size = {way: _answer(pipes[way]) for way in ways}
@@ -99,7 +100,7 @@ def _answer(pipe: Connection) -> Any:
         raise RuntimeError("a process of the benchmark ended early: see its traceback above") from None
 
 
-def _take_turns(pipe: Connection, shape: Shape, way: str, those: list[str]) -> None:
+def _take_turns(pipe: Connection, shape: Shape, way: str, those: list[str], gemm: int) -> None:
     """One way in its own process: says its batch size, then answers "score" and, last, "memory"."""
     model, words = shape.model(), contenders.tokenizer(shape.vocabulary)
     sample = those[:: max(1, len(those) // 12)]
@@ -111,9 +112,9 @@ def _take_turns(pipe: Connection, shape: Shape, way: str, those: list[str]) -> N
     before = _memory("VmRSS")
     pipe.send(size)
     while pipe.recv() == "score":
-        earlier = contenders.gemm_rate(median)
+        earlier = contenders.gemm_rate(median, size=gemm)
         took = contenders.timed(lambda: score(those))
-        pipe.send(((earlier + contenders.gemm_rate(median)) / 2, took))
+        pipe.send(((earlier + contenders.gemm_rate(median, size=gemm)) / 2, took))
     pipe.send((_memory("VmHWM"), _memory("VmHWM") - before))
 
 

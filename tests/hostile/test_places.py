@@ -116,7 +116,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         kind = self.path.split("/")[1]
         with contextlib.suppress(OSError):
             if kind == "silent":
-                time.sleep(5)
+                time.sleep(120)
                 return
             self.send_response(302 if kind in PLACES else 200)
             if kind in PLACES:
@@ -178,7 +178,7 @@ def test_server_that_lies_costs_a_sentence_and_seconds(
     start = time.monotonic()
     with pytest.raises(KlrayError, match=words) as found:
         klray.open_dataset(f"{server}/{kind}")
-    assert time.monotonic() - start < 4 and "\n" not in str(found.value) and len(Server.asked) < 10
+    assert time.monotonic() - start < 60 and "\n" not in str(found.value) and len(Server.asked) < 10
 
 
 def test_what_the_options_hold_is_sent_to_no_other_host(server: str, monkeypatch: pytest.MonkeyPatch) -> None:

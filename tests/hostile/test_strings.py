@@ -130,6 +130,7 @@ def test_what_is_no_count_is_none(value: object) -> None:
     assert whole_number(value) is None
 
 
+@pytest.mark.slow
 def test_long_and_deep_values_cost_nothing() -> None:
     deep: object = "x"
     for _ in range(100_000):
