@@ -1,5 +1,6 @@
 """What a checkpoint is: a repository at one commit, the files to load and the facts about it."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -100,7 +101,7 @@ class Checkpoint:
         """``repository@revision``, for messages and plots."""
         return f"{self.repository}@{self.revision}"
 
-    @property
+    @functools.cached_property
     def bytes(self) -> int:
         """Size of all files together, in bytes."""
         return sum(file.size_bytes for file in self.files)

@@ -1,6 +1,7 @@
 """What determines a column: everything that went into its numbers, and nothing else."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -25,7 +26,7 @@ class Identity:
     tokenization: str = TOKENIZATION
     numerics: int = NUMERICS_VERSION
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """SHA-256 of the identity as canonical JSON (sorted names, no spaces): 64 hex digits."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -7,6 +7,7 @@ import sys
 from tests.benchmarks import (
     all_pairs,
     anomalies,
+    driver,
     lens,
     machine,
     overhead,
@@ -20,7 +21,9 @@ from tests.benchmarks import (
 
 BENCHMARKS = {
     each.__name__.rsplit(".", 1)[-1]: each.main
-    for each in (all_pairs, scoring, lens, token_kl, overlap, overhead, resolving, publishing, status, anomalies)
+    for each in (
+        *(all_pairs, scoring, lens, token_kl, overlap, overhead, driver, resolving, publishing, status, anomalies),
+    )
 }
 
 USAGE = f"python -m tests.benchmarks [NAME ...]: all benchmarks, or those of {', '.join(BENCHMARKS)}"
