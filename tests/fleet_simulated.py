@@ -16,8 +16,10 @@ from klray.checkpoints import Checkpoint, Facts, RemoteFile
 from klray.store import Identity
 from klray.sweep.dispatch import Dispatch
 from klray.sweep.fleet import Fleet, Nodes, Worker
+from klray.sweep.others import Others
 from klray.sweep.queue import Queue, Work
 from klray.sweep.replies import Outcome, Place, Refusal, Unfit, WorkerFacts
+from tests.sharing import PlayedStore
 
 LOOK = 2.0  # seconds between two looks at the nodes, as the driver has
 
@@ -67,7 +69,9 @@ class Cluster:
         self._random = random.Random(0)
         works = [Work(each, Identity(each.repository, each.commit, "texts")) for each in self.works]
         self.fleet = Fleet(self.asked, self._nodes(), "1 CPUs")
-        self.dispatch = Dispatch(Queue(works, {}), self.fleet, self, self.max_attempts)
+        self.dispatch = Dispatch(
+            Queue(works, {}), self.fleet, self, self.max_attempts, Others(PlayedStore(), lambda: self.now)
+        )
 
     def at(self, seconds: float, do: Callable[[], None]) -> None:
         """Have something happen, so many seconds after the beginning."""

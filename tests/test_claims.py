@@ -109,6 +109,14 @@ def test_what_is_called_otherwise_is_not_listed_as_a_claim(folder_store: Store) 
     assert folder_store.standing_claims() == {}
 
 
+def test_a_job_that_ends_takes_back_what_it_has_claimed_and_nothing_else(folder_store: Store) -> None:
+    for number, key in enumerate("abcd"):
+        folder_store.claim(key * 64, JOBS[number % 2])
+    folder_store.objects.put(layout.claim_path("e" * 64, 0), b" " * (CLAIM_BYTES + 1))
+    folder_store.withdraw_claims(JOBS[0])
+    assert {key[0] for key in folder_store.standing_claims()} == set("bde")
+
+
 def test_a_place_that_cannot_be_written_says_so(folder_store: Store) -> None:
     (Path(folder_store.url) / "claims").mkdir(mode=0o500)
     if os.access(Path(folder_store.url) / "claims", os.W_OK):

@@ -15,8 +15,8 @@ import ray
 from klray.checkpoints import Checkpoint, Facts, RemoteFile
 from klray.errors import CheckpointError, KlrayError
 from klray.store import Column, Store
-from klray.sweep import driver
-from klray.sweep.actor import ScorerActor
+from klray.sweep import actor, driver
+from klray.sweep.actor import ScorerActor, SharedPatience
 from klray.sweep.cluster import Shape, connected
 from klray.sweep.driver import Driver
 from klray.sweep.examining import Expected, here
@@ -51,6 +51,9 @@ class Ordinary:
 
     def begun(self, what: str, revision: str = "") -> int:
         return len(list(self.folder.glob(f"{what} {revision}*")))
+
+    def key(self, checkpoint: Checkpoint) -> str:
+        return SETTINGS.identity(checkpoint, TEXTS.fingerprint).key
 
     def column(self, checkpoint: Checkpoint, upcoming: object) -> Column:
         self.begin("score", checkpoint.revision)
@@ -151,7 +154,7 @@ def swept(
 ) -> Callable[[type[Ordinary], int], tuple[Driver, dict[str, int]]]:
     """A sweep of three checkpoints in their order, and how often each was scored."""
     monkeypatch.setattr(driver, "ScorerActor", Actor)
-    monkeypatch.setattr("klray.sweep.queue.random.randrange", lambda stop: 0)
+    monkeypatch.setattr("klray.sweep.queue.random.shuffle", lambda works: None)
     weights = [RemoteFile("model.safetensors", 1, str(number), None) for number in (1, 2, 3)]
     checkpoints = [Checkpoint("org/a", str(file.sha256), f"commit{file.sha256}", (file,), Facts()) for file in weights]
 
@@ -205,3 +208,29 @@ def test_checkpoints_are_not_blamed_where_no_worker_can_be_started_again(swept: 
     with pytest.raises(KlrayError, match=r"no scoring worker .*: .*the disk is gone"):
         swept(StartingOnce, 2)
     assert folder_store.failures() == []
+
+
+class Silent:
+    """Holds pauses and does not answer, as on a node that is no more."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def left(self) -> None:
+        self.asked += 1
+        time.sleep(3600)
+
+    def count(self) -> int:
+        return self.asked
+
+
+def test_who_holds_the_pauses_and_is_silent_is_not_asked_before_each_file(
+    shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor, "ANSWER_SECONDS", 1.0)
+    silent = ray.remote(Silent).options(num_cpus=0, max_concurrency=2).remote()
+    assert ray.get(silent.count.remote()) == 0
+    patience = SharedPatience(silent)
+    assert [patience.left() for _ in range(5)] == [0.0] * 5
+    assert ray.get(silent.count.remote()) == 1
+    ray.kill(silent)

@@ -60,6 +60,16 @@ def release(objects: Objects, key: str, turn: int) -> None:
         objects.delete_tree(layout.claim_path(key, each))
 
 
+def withdraw(objects: Objects, job: str) -> None:
+    """Take back whatever ``job`` has claimed: it ends. Raises StoreError: that is refused."""
+    for key, (turn, _) in standing_claims(objects).items():
+        path = layout.claim_path(key, turn)
+        body = next(iter(objects.get_many([path], CLAIM_BYTES)))
+        found = _claim(path, body) if isinstance(body, bytes) else None
+        if found is not None and found.job == job:
+            objects.delete_tree(path)
+
+
 def standing_claims(objects: Objects) -> dict[str, tuple[int, Listed]]:
     """The last turn of every key that is claimed, and what is listed of it, from one listing. None is read."""
     found: dict[str, tuple[int, Listed]] = {}

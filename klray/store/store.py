@@ -138,6 +138,7 @@ class Store:
     heard_jobs = _of_objects(jobs.heard_jobs)
     claim = _of_objects(claims.claim)
     release = _of_objects(claims.release)
+    withdraw_claims = _of_objects(claims.withdraw)
     standing_claims = _of_objects(claims.standing_claims)
 
     # snapshots

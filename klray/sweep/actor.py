@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
@@ -12,6 +13,7 @@ import ray.exceptions
 from klray.checkpoints import Checkpoint, Hub, Patience
 from klray.errors import CheckpointError, StoreError
 from klray.store import Column, Store
+from klray.sweep.claims import Claims, Held
 from klray.sweep.examining import Expected, examine, here
 from klray.sweep.model_process import ModelProcess
 from klray.sweep.processes import spare_loopback
@@ -25,9 +27,10 @@ from klray.words.outside import fit
 log = logging.getLogger("klray")
 
 T = TypeVar("T")
-A = TypeVar("A", bound="Outcome | Pending | Refusal")
+A = TypeVar("A", bound="Outcome | Pending | Held | Refusal")
 
 ANSWER_SECONDS = 10.0
+SILENT_SECONDS = 60.0  # for which an actor of pauses is not asked again that did not answer
 
 
 class SharedPatience(Patience):
@@ -38,6 +41,7 @@ class SharedPatience(Patience):
     def __init__(self, actor: Any):
         super().__init__()
         self._actor = actor
+        self._ask_from = 0.0
 
     def pause(self, seconds: float) -> None:
         """Let no scorer of the sweep ask the hub for anything before ``seconds`` have passed."""
@@ -45,16 +49,22 @@ class SharedPatience(Patience):
         self._actor.pause.remote(seconds)
 
     def left(self) -> float:
-        """Seconds until the hub may be asked. Where the actor does not answer, this process goes by its own."""
+        """Seconds until the hub may be asked. Where the actor does not answer, this process goes by its own for a
+        while: it is asked before each file.
+        """
         own = super().left()
+        if own or time.monotonic() < self._ask_from:
+            return own
         try:
-            return own or float(ray.get(self._actor.left.remote(), timeout=ANSWER_SECONDS))
+            return float(ray.get(self._actor.left.remote(), timeout=ANSWER_SECONDS))
         except ray.exceptions.RayError:
+            self._ask_from = time.monotonic() + SILENT_SECONDS
             return own
 
 
 class ScorerActor:
-    """A Scorer in a Ray actor, with its arguments; ``patience`` is the handle of a sweep's ``Patience``.
+    """A Scorer in a Ray actor, with its arguments; ``patience`` is the handle of a sweep's ``Patience``. What it
+    scores it claims in the name of the job.
 
     Commits have a thread of their own: the next checkpoint is scored meanwhile.
     """
@@ -101,27 +111,47 @@ class ScorerActor:
         """Opened when the store was found to be the driver's."""
         return self._open()
 
-    def score(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint], source: str) -> Outcome | Pending | Refusal:
-        """As ``Scorer.column``, or ``Scorer.take_over`` from the column with the key ``source`` if that is not "".
+    @cached_property
+    def claims(self) -> Claims:
+        """Of this worker, in the name of the job."""
+        return Claims(self.scorer.store, self._facts["job"])
+
+    def score(
+        self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint], source: str, turn: int
+    ) -> Outcome | Pending | Held | Refusal:
+        """As ``Scorer.column``, or ``Scorer.take_over`` from the column with the key ``source`` if that is not "", once
+        the checkpoint is claimed, at ``turn`` or later; those that are upcoming are claimed before they are fetched.
 
         What concerns this checkpoint alone is returned as a Refusal.
         """
+        key = self.scorer.key(checkpoint)
 
-        def work() -> Outcome | Pending:
+        def work() -> Outcome | Pending | Held:
+            claimed = self.claims.take(key, turn)
+            if not isinstance(claimed, bool):
+                return claimed
+            if not claimed:
+                return Outcome(key, first=False, tokens=0)
             taken = self.scorer.take_over(checkpoint, source) if source else None
             if taken is not None:
+                self.claims.drop(key)
                 return taken
-            column = self.scorer.column(checkpoint, upcoming)
-            column = dataclasses.replace(column, facts={**column.facts, **self._facts})
-            self._scored[column.identity.key] = column
-            return Pending(column.identity.key, tuple(column.facts.get("warnings", ())))
+            ours = self.claims.take_each([self.scorer.key(each) for each in upcoming])
+            column = self.scorer.column(checkpoint, [each for each, own in zip(upcoming, ours, strict=True) if own])
+            self._scored[key] = dataclasses.replace(column, facts={**column.facts, **self._facts})
+            return Pending(key, tuple(column.facts.get("warnings", ())))
 
-        return self._told(_refused(checkpoint.label, work))
+        answer = _refused(checkpoint.label, work)
+        if isinstance(answer, Refusal):
+            self.claims.drop(key)
+        return self._told(answer)
 
     @ray.method(concurrency_group="commits")
     def commit(self, key: str) -> Outcome | Refusal:
         """As ``Scorer.commit`` for the column that ``score`` left; a StoreError is raised."""
-        return self._told(_refused(key, lambda: self.scorer.commit(self._scored.pop(key))))
+        answer = _refused(key, lambda: self.scorer.commit(self._scored.pop(key)))
+        self.claims.drop(key)
+        return self._told(answer)
 
     @cached_property
     def _heard(self) -> Heard:

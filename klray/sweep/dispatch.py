@@ -6,11 +6,13 @@ is played through in a test, and what is tried there is what runs.
 
 from collections import Counter
 from collections.abc import Sequence, Set
+from functools import partial
 from typing import Protocol
 
 from klray.checkpoints import Checkpoint
 from klray.errors import KlrayError, StoreError
 from klray.sweep.fleet import Fleet, Nodes, Worker
+from klray.sweep.others import Others
 from klray.sweep.queue import Queue, Work
 from klray.sweep.replies import Outcome, Refusal, Unfit, WorkerFacts
 from klray.sweep.telling import Tally
@@ -37,7 +39,7 @@ class Hands(Protocol):
         """Examine a worker again: as above."""
 
     def score(self, worker: Worker, work: Work, upcoming: Sequence[Checkpoint]) -> None:
-        """Score: ``scored``, ``finished``, ``refused``, ``store_failed`` or ``died``."""
+        """Score: ``scored``, ``finished``, ``held``, ``refused``, ``store_failed`` or ``died``."""
 
     def commit(self, worker: Worker, work: Work) -> None:
         """Commit what was scored: ``finished``, ``refused``, ``store_failed`` or ``died``."""
@@ -56,12 +58,13 @@ class Hands(Protocol):
 
 
 class Dispatch:
-    """Has ``queue`` worked off by the workers of ``fleet``; a work is tried ``max_attempts`` times if what scores it
-    dies.
+    """Has ``queue`` worked off by the workers of ``fleet``, beside ``others``; a work is tried ``max_attempts`` times
+    if what scores it dies.
     """
 
-    def __init__(self, queue: Queue, fleet: Fleet, hands: Hands, max_attempts: int):
+    def __init__(self, queue: Queue, fleet: Fleet, hands: Hands, max_attempts: int, others: Others):
         self.queue, self.fleet, self.hands, self.max_attempts = queue, fleet, hands, max_attempts
+        self.others = others
         self.tally = Tally()
         self.begun: float | None = None  # when the first work was
         self._again: list[Work] = []  # that another node is to try
@@ -70,7 +73,8 @@ class Dispatch:
     @property
     def left(self) -> int:
         """Works that nobody has begun, or that are to be begun again."""
-        return len(self.queue) + len(self._again) + sum(len(each.ahead) for each in self.fleet.workers)
+        ahead = sum(len(each.ahead) for each in self.fleet.workers)
+        return len(self.queue) + len(self._again) + len(self.others.waiting) + ahead
 
     @property
     def is_done(self) -> bool:
@@ -92,7 +96,8 @@ class Dispatch:
         left = self.left
         for worker in self.fleet.missing(left):
             self.hands.start(worker, self.fleet.aside.keys() - {""})
-        for worker in self.fleet.spare(left):
+        waiting = len(self.others.waiting)
+        for worker in self.fleet.spare(left) if left > waiting else self.fleet.spare(0)[waiting:]:
             self._remove(worker)
         if words := self.fleet.waited(now):
             self.hands.say(words)
@@ -185,6 +190,12 @@ class Dispatch:
                     self.fleet.leave(each)
         self._settle(work, outcome)
 
+    def held(self, worker: Worker, work: Work, host: str) -> None:
+        """Another job, on ``host``, says that it is scoring a work."""
+        self._done_with(worker, work)
+        work.attempts -= 1
+        self.others.hold(work, host)
+
     def refused(self, worker: Worker, work: Work, refusal: Refusal) -> None:
         """A work cannot be scored, or could not there."""
         self._done_with(worker, work)
@@ -229,6 +240,7 @@ class Dispatch:
 
     def _settle(self, work: Work, result: Outcome | Refusal) -> None:
         self.queue.settle(work, committed=not isinstance(result, Refusal))
+        self.others.end(work, scored=not isinstance(result, Refusal) and result.first)
         if isinstance(result, Refusal):
             self.tally.failed += 1
             self.tally.reasons[result.reason] += 1
@@ -240,8 +252,6 @@ class Dispatch:
         self.tally.tokens += result.tokens
         self.tally.bytes += 0 if result.taken_over else work.bytes if result.first else 0
         self.tally.seconds.update(result.seconds)
-        if not result.first:
-            self.queue.go_elsewhere()
 
     def _after_death(self, work: Work, why: str) -> None:
         label, tried = work.checkpoint.label, work.attempts
@@ -258,20 +268,15 @@ class Dispatch:
         return worker.ready and not worker.leaving and worker.work is None and len(worker.commits) < COMMITS
 
     def _begin(self, worker: Worker, now: float) -> None:
-        while (work := self._take(worker)) is not None:
-            if not self.hands.is_committed(work):
-                break
-            self._settle(
-                work, Outcome(work.identity.key, first=False, tokens=0)
-            )  # by another job, since this one began
-        if work is None:
+        if (work := self._take(worker)) is None:
             return
         self.begun = now if self.begun is None else self.begun
         worker.work, worker.repository = work, work.checkpoint.repository
         work.attempts += 1
         self._set_aside(worker)
         # One whose worker died is tried alone: a checkpoint that was fetched beside it may have been to blame.
-        ahead = worker.ahead if work.attempts == 1 else []
+        left = len(self.queue) + len(worker.ahead)
+        ahead = self.others.ahead(worker.ahead, left) if work.attempts == 1 else []
         self.hands.score(worker, work, [each.checkpoint for each in ahead if not each.source])
 
     def _set_aside(self, worker: Worker) -> None:
@@ -282,12 +287,14 @@ class Dispatch:
         idle = sum(each.work is None for each in ready)
         if len(self.queue) <= idle:
             return
-        share, number = self._share(), -(-self.left // len(ready))
-        while len(self.queue) > idle and len(worker.ahead) < min(AHEAD, number):
+        # What is counted over all workers is counted where it may matter: near the end.
+        most = AHEAD if len(self.queue) >= AHEAD * len(ready) else min(AHEAD, -(-self.left // len(ready)))
+        least = self.queue.bytes / len(ready)
+        while len(self.queue) > idle and len(worker.ahead) < most:
             work = self._next(worker)
             assert work is not None
             worker.ahead.append(work)
-            if worker.backlog > share:
+            if worker.backlog > least and worker.backlog > self._share():
                 self.queue.put_back([worker.ahead.pop()])
                 return
 
@@ -297,13 +304,15 @@ class Dispatch:
         return (self.queue.bytes + sum(each.backlog for each in ready)) / max(1, len(ready))
 
     def _take(self, worker: Worker) -> Work | None:
-        """What another node could not; what was set aside for this worker, or waits, unless much larger ones are set
-        aside for another.
-        """
+        """What another node could not, else what no other job has."""
         for refused in self._again:
             if worker.node not in refused.refused:
                 self._again.remove(refused)
                 return refused
+        return self.others.next(partial(self._pick, worker), self._gone)
+
+    def _pick(self, worker: Worker) -> Work | None:
+        """What was set aside for this worker, or waits, unless much larger ones are set aside for another."""
         own = worker.ahead[0].size if worker.ahead else self.queue.size
         others = (each for each in self.fleet.workers if each.ahead)
         other = max(others, key=lambda each: each.ahead[0].bytes, default=None)
@@ -313,6 +322,10 @@ class Dispatch:
 
     def _next(self, worker: Worker) -> Work | None:
         return self.queue.take(worker.repository, {each.repository for each in self.fleet.workers})
+
+    def _gone(self, work: Work) -> None:
+        """Another job has committed a work."""
+        self._settle(work, Outcome(work.identity.key, first=False, tokens=0))
 
     def _give_up(self) -> None:
         """Record what one node could not score where no other one is left that could try."""

@@ -17,10 +17,12 @@ from klray.store import Failure, Store
 from klray.store.objects import FolderObjects, probe
 from klray.sweep import cluster
 from klray.sweep.actor import ScorerActor
+from klray.sweep.claims import Held
 from klray.sweep.cluster import Shape
 from klray.sweep.dispatch import Dispatch
 from klray.sweep.examining import SHARE, Expected, clock_fault, expected, shares
-from klray.sweep.fleet import Fleet, Worker
+from klray.sweep.fleet import WAIT_SECONDS, Fleet, Worker
+from klray.sweep.others import Others
 from klray.sweep.queue import Queue, Work
 from klray.sweep.replies import Pending, Refusal, Unfit, WorkerFacts
 from klray.sweep.settings import RaySettings, ScoringSettings
@@ -68,7 +70,7 @@ class Driver:
         works = [Work(each, settings.identity(each, store.texts.fingerprint)) for each in todo]
         self.todo, self.job = todo, job
         self.fleet = Fleet(asked.workers, cluster.nodes(shape), str(shape))
-        self.dispatch = Dispatch(Queue(works, present), self.fleet, self, asked.max_attempts)
+        self.dispatch = Dispatch(Queue(works, present), self.fleet, self, asked.max_attempts, Others(store))
         self.failures: list[Failure] = []
         self.warned: list[tuple[str, tuple[str, ...]]] = []  # by label of the checkpoint
         self._actors: dict[Worker, Any] = {}
@@ -87,7 +89,8 @@ class Driver:
             here = NodeAffinitySchedulingStrategy(cluster.this_node(), soft=False)  # no other node can silence all
             self._patience = ray.remote(Patience).options(num_cpus=0, scheduling_strategy=here).remote()
             try:
-                self._work(telling)
+                with self.dispatch.others:
+                    self._work(telling)
             except KeyboardInterrupt:
                 self._await_commits(self._running.values(), LAST_SECONDS)
                 raise
@@ -97,7 +100,7 @@ class Driver:
                 ray.kill(self._patience)
 
     def _work(self, telling: Telling) -> None:
-        looked = time.monotonic()
+        looked = said = time.monotonic()
         while True:
             self.dispatch.go_on(time.monotonic())
             telling.tell(self.dispatch.tally, self.dispatch.left, self.fleet.states())
@@ -106,16 +109,22 @@ class Driver:
             for finished in self._finished():
                 self._take(finished)
             self._look_at_silent()
+            if any(each.is_busy for each in self.fleet.workers) or not (words := self.dispatch.others.words()):
+                said = time.monotonic()
+            elif time.monotonic() - said >= WAIT_SECONDS:
+                said = time.monotonic()
+                log.info("waiting for %s", words)
             if time.monotonic() - looked >= LOOK_SECONDS:
                 self.dispatch.seen(cluster.nodes(self.shape))
                 looked = time.monotonic()
 
     def _finished(self) -> list[Any]:
         """Answers that are there, after a while if there are none yet."""
+        seconds = min(LOOK_SECONDS, self.dispatch.others.again)
         if not self._running:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(seconds)
             return []
-        first, others = ray.wait(list(self._running), num_returns=1, timeout=LOOK_SECONDS)
+        first, others = ray.wait(list(self._running), num_returns=1, timeout=seconds)
         more = ray.wait(others, num_returns=len(others), timeout=0)[0] if first and others else []
         return [*first, *more]
 
@@ -160,7 +169,7 @@ class Driver:
     def score(self, worker: Worker, work: Work, upcoming: Sequence[Checkpoint]) -> None:
         """As ``Hands.score``."""
         task = self._actors[worker].score.options(name=work.checkpoint.label)
-        answer = task.remote(work.checkpoint, upcoming, work.source)
+        answer = task.remote(work.checkpoint, upcoming, work.source, work.turn)
         self._running[answer] = _Call("score", worker, work)
 
     def commit(self, worker: Worker, work: Work) -> None:
@@ -224,6 +233,8 @@ class Driver:
             self._relay(worker, work.checkpoint.label, reply.warnings)
         if isinstance(reply, Pending):
             self.dispatch.scored(worker, work)
+        elif isinstance(reply, Held):
+            self.dispatch.held(worker, work, reply.host)
         elif isinstance(reply, Refusal):
             self.dispatch.refused(worker, work, reply)
         else:

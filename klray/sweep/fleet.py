@@ -96,7 +96,7 @@ class Fleet:
     def states(self) -> dict[str, int]:
         """Workers by what they do, and nodes that are put aside."""
         starting = sum(each.facts is None for each in self.workers)
-        working = sum(bool(each.works) for each in self.workers)
+        working = sum(each.is_busy for each in self.workers)
         idle = len(self.workers) - starting - working
         return {"starting": starting, "working": working, "idle": max(0, idle), "aside": len(self.aside)}
 

@@ -20,6 +20,7 @@ class Work:
     identity: Identity
     source: str = ""
     attempts: int = 0
+    turn: int = 0  # the first claim of its checkpoint that is not known to be over
     excused: bool = False  # of one attempt, whose worker died once it was scored
     lost: int = 0  # nodes that were lost while it was worked on
     refused: dict[str, Refusal | StoreError] = dataclasses.field(
@@ -62,7 +63,7 @@ class Queue:
                 self.try_again(work)
             else:
                 self._twins.setdefault(leader.identity.key, []).append(work)
-        self.go_elsewhere()
+        self._shuffle()
 
     def __len__(self) -> int:
         return self._length
@@ -119,25 +120,17 @@ class Queue:
             self._twins[twins[0].identity.key] = twins[1:]
             self.put_back(twins[:1])
 
-    def go_elsewhere(self) -> None:
-        """Go on at another place of the list.
-
-        Jobs that score the same checkpoints at the same time begin at different places, and when they meet, whoever
-        works here will be at the next place, too.
-        """
+    def _shuffle(self) -> None:
+        """Jobs that score the same checkpoints at the same time take them in different orders."""
         for size, repositories in self._waiting.items():
             for works in repositories.values():
-                works.rotate(-_place(len(works)))
+                random.shuffle(works)
             names = list(repositories)
-            first = _place(len(names))
-            self._waiting[size] = {name: repositories[name] for name in (*names[first:], *names[:first])}
+            random.shuffle(names)
+            self._waiting[size] = {name: repositories[name] for name in names}
 
     def _of(self, work: Work) -> deque[Work]:
         """Where it is to wait, counted from now on."""
         self._length += 1
         self.bytes += work.bytes
         return self._waiting.setdefault(work.size, {}).setdefault(work.checkpoint.repository, deque())
-
-
-def _place(length: int) -> int:
-    return random.randrange(length)  # noqa: S311 - not cryptography

@@ -48,6 +48,10 @@ class Scorer:
         self.compute = compute
         self._loaded: Checkpoint | None = None
 
+    def key(self, checkpoint: Checkpoint) -> str:
+        """Of the column of ``checkpoint``."""
+        return self.settings.identity(checkpoint, self.text_set.fingerprint).key
+
     def score(self, checkpoint: Checkpoint, upcoming: Sequence[Checkpoint] = ()) -> Outcome:
         """Score ``checkpoint`` and commit its column: ``column`` and ``commit`` in one. Raises as they do."""
         return self.commit(self.column(checkpoint, upcoming))

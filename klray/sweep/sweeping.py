@@ -11,6 +11,7 @@ import ray
 
 from klray.checkpoints import Checkpoint, Hub, Unavailable
 from klray.store import Failure, Store, unresolved
+from klray.sweep.claims import withdraw
 from klray.sweep.cluster import connected
 from klray.sweep.driver import Driver
 from klray.sweep.metrics import Meters
@@ -98,11 +99,14 @@ def sweep(
             log.warning("the cluster has no GPU now: set ray.gpus_per_worker=1 if it is to add nodes that have some")
         log.info("scoring %d checkpoints on %d %s workers%s", len(todo), workers, shape.device, more)
         meters = Meters(job) if ray_settings.metrics else None
-        with (
-            Progress(len(todo), "score", "checkpoint") as progress,
-            Telling(store, progress, job, family, len(todo), meters) as telling,
-        ):
-            driver.go(telling)
+        try:
+            with (
+                Progress(len(todo), "score", "checkpoint") as progress,
+                Telling(store, progress, job, family, len(todo), meters) as telling,
+            ):
+                driver.go(telling)
+        finally:
+            withdraw(store, job)
     tally, begun = driver.dispatch.tally, driver.dispatch.begun
     return SweepReport(
         scored=tally.scored,

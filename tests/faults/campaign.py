@@ -23,7 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from klray.words.tables import text_table
-from tests.faults import machine, network, processes, readers
+from tests.faults import machine, network, processes, readers, sharing
 from tests.s3_server import why_no_ceph
 
 Run = Callable[..., collections.Counter[str]]
@@ -54,6 +54,9 @@ KINDS = {
     "processes folder": Kind(processes.run, ("folder",), 0, 1, runs=1),
     "processes moto": Kind(processes.run, ("moto",), 0, 1, runs=1),
     "processes ceph": Kind(processes.run, ("ceph",), 0, 1, runs=1),
+    "sharing folder": Kind(sharing.run, ("folder",), 0, 1, runs=1),
+    "sharing moto": Kind(sharing.run, ("moto",), 0, 1, runs=1),
+    "sharing ceph": Kind(sharing.run, ("ceph",), 0, 1, runs=1),
 }
 
 

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 
 from klray.store import Manifest, Store, layout
 from klray.store.columns import commit_column
+from tests.faults.claimants import Claimants
 from tests.faults.damage import folders
-from tests.faults.model import Model, make_column
+from tests.faults.model import make_column
 from tests.stores import put_column
 
 N_KEYS = 3
 SPARE_KEY = 99  # committed at the end where the newest snapshot was damaged, so that there is something to publish
 
 
-class Ending:
+class Ending(Claimants):
     """What the state machine does when everybody has ended; it has the store, its folder and the model."""
 
-    folder: Path
     store: Store
-    model: Model
     damaged_snapshots: set[str]
 
     def _judge_failures(self) -> None:
@@ -59,12 +57,13 @@ class Ending:
             for path in folders(self.folder, "snapshots", 2)
             if path.removeprefix("snapshots/") not in self.model.snapshots
         }
-        expected = columns | unfinished
+        expected = columns | unfinished | self._left_claims()
         reported = {leftover.path for leftover in found.leftovers}
         missing = {path for path in expected - reported if path.rsplit("/", 1)[-1][:8] not in shielded}
         assert not missing and reported <= expected, f"missing {missing}, too many {reported - expected}"
         self.store.repair(found, timedelta(0))
         self._see(repairing=True)
+        assert not self._left_claims() - {f"claims/{key}-0.json" for key in self.model.tainted}
         again = self.store.audit()
         assert not any(damage.key for damage in again.damages) and again.sound == len(self.model.stands)
         for commit in self.store.commits():

@@ -5,14 +5,14 @@ Promised, after every step:
   damaged on purpose and a repair took it out;
 - a snapshot whose manifest exists opens, and every row is one committed attempt's values, bit for bit;
 - a reader gets what the snapshot held when it became visible, whatever happened between opening and reading;
-- whoever is told that its commit stands is told the truth;
+- whoever is told that its commit stands, or that it has a claim, is told the truth;
 - at the end, verify finds exactly the damage and the leftovers, repair removes them and nothing else, every column can
   be written again, and one more publication holds exactly what is committed.
 
-Injected: writers on the same keys, zombies that commit late, publishers, audits, repairs, readers and failure records,
-all of them production code in threads (``gates``), stopped after any number of storage operations; a crash before or
-after any operation; an OSError from an operation that was not done, and from one that was (lost acknowledgement);
-damage to columns, commits and snapshots; leftovers that grow old; two publishers in one millisecond.
+Injected: writers and claimants on the same keys, zombies that commit late, publishers, audits, repairs, readers and
+failure records, all of them production code in threads (``gates``), stopped after any number of storage operations; a
+crash before or after any operation; an OSError from an operation that was not done, and from one that was (lost
+acknowledgement); damage to columns, commits and snapshots; leftovers that grow old; two publishers in one millisecond.
 
 Not injected: two repairs at the same moment, between whose look and deletion a column can be written anew; S3 has no
 conditional deletion that is the same everywhere.
@@ -59,7 +59,12 @@ AGE_SECONDS = 2 * GRACE.total_seconds()
 STEPS = 25  # rules in a schedule
 SHRINK = bool(os.environ.get("SHRINK"))
 
-KINDS = ["writer"] * 6 + ["retrying writer"] * 2 + ["publisher"] * 3 + ["audit", "repair", "repair", "reader", "reader"]
+KINDS = (
+    ["writer"] * 6
+    + ["retrying writer", "claimant"] * 2
+    + ["publisher"] * 3
+    + ["audit", "repair", "repair", "reader", "reader"]
+)
 DISTURBANCES = ["tick", "age", "damage", "damage snapshot"]
 MOVES = ["advance"] * 25 + KINDS + ["publisher", "reader"] + DISTURBANCES + ["damage snapshot"] * 3
 FAULTS = [Fault.NONE] * 6 + [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.ERROR_BEFORE, Fault.ERROR_AFTER]
@@ -259,6 +264,7 @@ class StoreMachine(Ending, RuleBasedStateMachine):
             for name in names:
                 os.utime(f"{folder}/{name}", (now - AGE_SECONDS, now - AGE_SECONDS))
         self.aged.update(folders(self.folder, "columns", 4), folders(self.folder, "snapshots", 2))
+        self.aged.update(f"claims/{path.name}" for path in self._claims())
 
     def _damage(self, who: int) -> None:
         """One column, or its commit, is no longer what was written."""

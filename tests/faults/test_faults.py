@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from klray.store.objects import FolderObjects
-from tests.faults import directed, machine, network, processes, readers
+from tests.faults import directed, machine, network, processes, readers, sharing
 
 
 @pytest.mark.slow
@@ -32,6 +32,11 @@ def test_readers_see_what_is_there_now(place: str) -> None:
 @pytest.mark.slow
 def test_writers_killed_at_every_step_leave_each_column_once() -> None:
     assert processes.run(1, 1, "folder")["steps hit"] > 10
+
+
+@pytest.mark.slow
+def test_sixteen_jobs_share_a_list_though_some_die_sleep_or_have_other_clocks() -> None:
+    assert sharing.run(1, 1, "folder")["scored"] >= sharing.N_CHECKPOINTS - len(sharing.KINDS) * sharing.MOST_LOST
 
 
 @pytest.mark.parametrize("how", range(3))
