@@ -4,6 +4,7 @@ from klray import config as configs
 from klray.config import Config
 from klray.config.job import verb
 from klray.store import Manifest, Store
+from klray.words.numbers import counted
 from klray.words.progress import Stages
 from klray.words.tables import say
 
@@ -14,7 +15,8 @@ def publish(config: Config) -> Manifest:
     with Stages("publish") as stages:
         manifest, new = store.publish(stages)
     size = f"{manifest.n_models:,} models, {manifest.n_texts:,} texts"
-    say(f"snapshot {manifest.id}: {size}{'' if new else ' (nothing new)'}")
+    without = f"; {counted(manifest.n_left_out, 'committed column')} could not be read" if manifest.n_left_out else ""
+    say(f"snapshot {manifest.id}: {size}{without}{'' if new else ' (nothing new)'}")
     return manifest
 
 

@@ -10,7 +10,7 @@ from klray.config import Config
 from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.store import Failure, Store
-from klray.store.catalog import Catalog
+from klray.store.catalog import Catalog, damage_lines
 from klray.store.jobs import RUNNING, Heard
 from klray.words.heard import kinds, parted, table
 from klray.words.numbers import counted, out_of, rough_duration
@@ -35,6 +35,8 @@ def status(config: Config) -> None:
     say(f"store      {store.url}")
     say(f"texts      {store.texts.name}, {len(store.texts.text_bytes):,} texts ({store.texts.fingerprint[:12]})")
     say(f"columns    {len(first):,}, of which the latest snapshot has {published:,}")
+    for number, line in enumerate(damage_lines(catalog.damaged)):
+        say(("  " if number else "damaged    ") + line)
     say()
     for line in job_lines(store.heard_jobs()):
         say(line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,14 @@ def put_column(store: Store, column: Column, attempt: str) -> Commit:
 def add(store: Store, *columns: Column) -> None:
     for number, each in enumerate(columns):
         assert commit_column(store.objects, put_column(store, each, attempt=f"{number:032x}"))
+
+
+def change(store: Store, key: str, before: str, after: str) -> None:
+    """Another text in place of one in an object."""
+    path = Path(store.url) / key
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
 
 
 def assert_holds(store: Store, *columns: Column) -> None:

@@ -18,7 +18,7 @@ from klray.errors import StoreError, StoreUnreachableError
 from klray.store import Store, layout
 from klray.store.columns import commit_column
 from klray.store.objects import JSON_BYTES, FolderObjects
-from tests.stores import ON_S3_TOO, TEXTS, add, assert_holds, column, put_column
+from tests.stores import ON_S3_TOO, TEXTS, add, assert_holds, change, column, put_column
 from tests.test_cli import klray as klray_says
 
 NOW = timedelta(0)
@@ -40,13 +40,6 @@ def store(undamaged: Path, tmp_path: Path) -> Store:
     return Store.open(str(tmp_path / "store"))
 
 
-def change(store: Store, key: str, before: str, after: str) -> None:
-    path = Path(store.url) / key
-    text = path.read_text()
-    assert before in text
-    path.write_text(text.replace(before, after, 1))
-
-
 @pytest.mark.parametrize("name", ["text_bytes/c/0", "domain/c/0", "domain/zarr.json", "zarr.json"])
 @pytest.mark.parametrize("how", ["lost", "cut", "empty"])
 def test_damaged_texts_are_said_and_score_mends_them(store: Store, name: str, how: str) -> None:
@@ -58,49 +51,6 @@ def test_damaged_texts_are_said_and_score_mends_them(store: Store, name: str, ho
     mended = Store.create(store.url, TEXTS)
     np.testing.assert_array_equal(mended.texts.text_bytes, TEXTS.n_bytes)
     assert mended.texts.domains == TEXTS.domains
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ('"step": 1', '"step": 91'),
-        ('"sha256": "', '"sha256": "0'),
-        ('"repository": "org/a"', '"repository": "org/z"'),
-        ('"step"', '"stfp"'),
-        ('"layers": [', '"layers": [3,'),
-        ('"key": "', '"key": "0'),
-        ("{", "[{"),
-    ],
-)
-def test_change_in_a_commit_is_found_and_repair_is_the_way_out(store: Store, before: str, after: str) -> None:
-    change(store, layout.commit_path(column("a", 1).identity.key), before, after)
-    with pytest.raises(StoreError, match=r"damaged .*verify.repair=true .*commits/"):
-        store.publish()
-    (damage,) = store.audit().damages
-    assert damage.key == column("a", 1).identity.key
-    store.repair(store.audit(), NOW)
-    assert store.audit().damages == ()
-    assert store.publish() == (store.manifest(), False)
-    store.add_column(column("a", 1))
-    assert store.publish()[1]
-    assert_holds(store, column("b", 1), column("b", 2), column("a", 1))
-
-
-@pytest.mark.parametrize("target", ["/dev/zero", "/etc/passwd", "/no/such/place"])
-def test_link_in_place_of_a_commit_is_found_and_repair_removes_the_link_alone(tmp_path: Path, target: str) -> None:
-    store = Store.create(str(tmp_path / "store"), TEXTS)
-    add(store, column("a", 1), column("a", 2))
-    key = column("a", 1).identity.key
-    path = Path(store.url) / layout.commit_path(key)
-    path.unlink()
-    path.symlink_to(target)
-    with pytest.raises(StoreError, match=r"damaged .*out of the store"):
-        store.publish()
-    damages = store.audit().damages
-    assert [each.key for each in damages] == [key]
-    assert layout.commit_path(key) in store.repair(store.audit(), NOW)
-    assert not path.is_symlink() and store.audit().damages == ()
-    assert store.publish()[0].n_models == 1
 
 
 @pytest.mark.parametrize("damaged", ["architecture/zarr.json", layout.CATALOG, "LATEST", "manifest", "manifest lost"])

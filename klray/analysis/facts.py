@@ -87,6 +87,6 @@ def recorded(result: xr.Dataset, name: str, default: Any = None) -> Any:
 
 
 def origin(dataset: xr.Dataset) -> dict[str, Any]:
-    """Attributes that say of which snapshot and texts a result is."""
-    names = ("snapshot", "text_set", "text_set_name", "domain")
+    """Attributes that say of which snapshot and texts a result is, and what that snapshot lacks."""
+    names = ("snapshot", "text_set", "text_set_name", "domain", "left_out")
     return {name: dataset.attrs[name] for name in names if name in dataset.attrs}

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.store import layout
-from klray.store.columns import Commit, committed, find_commits, read_column
+from klray.store.columns import Commit, committed, find_commits, of_other_texts, read_column
 from klray.store.objects import Objects, is_temporary, probe
 from klray.store.results import damaged_results, read_marker
 from klray.store.seal import damaged, most_of
@@ -51,10 +51,10 @@ class Audit:
     leftovers: tuple[Leftover, ...]
 
 
-def audit(objects: Objects, n_texts: int, report: Callable[[int, int], None] | None = None) -> Audit:
+def audit(objects: Objects, n_texts: int, text_set: str, report: Callable[[int, int], None] | None = None) -> Audit:
     """Hash every object of every committed column and snapshot again, and list what nothing visible names.
 
-    Columns must have values for ``n_texts`` texts.
+    Columns must have values for ``n_texts`` texts, those of ``text_set``, their fingerprint.
     ``report`` is told how many of how many columns were checked, from the first 0 on.
     """
     listing = objects.walk("")  # before the commits: what is written from now on is not looked at
@@ -66,12 +66,12 @@ def audit(objects: Objects, n_texts: int, report: Callable[[int, int], None] | N
     told(0, len(keys))
     with ThreadPoolExecutor(THREADS) as threads:
         for number, (commits, found) in enumerate(
-            threads.map(lambda part: _check(objects, part, n_texts), parts), start=1
+            threads.map(lambda part: _check(objects, part, n_texts, text_set), parts), start=1
         ):
             named.update(commit.path for commit in commits)
             damages += found
             told(min(number * COLUMNS_AT_ONCE, len(keys)), len(keys))
-    unreadable = {damage.key[:8] for damage in damages if not damage.path}
+    unreadable = {damage.key for damage in damages if not damage.path}
     n_damaged = len(damages)
     for snapshot in snapshot_ids(objects):
         damages += _check_snapshot(objects, snapshot)
@@ -83,11 +83,7 @@ def audit(objects: Objects, n_texts: int, report: Callable[[int, int], None] | N
     for path, what in damaged_results(objects, filter(layout.is_result_marker, listing)).items():
         words = what if what.startswith("store") else f"store {objects.url}: {path} {what}; {again}"
         damages.append(Damage("", path, words))
-    left = [
-        leftover
-        for leftover in leftovers(objects, named, listing)
-        if leftover.kind != "column" or leftover.path.rsplit("/", 1)[-1][:8] not in unreadable
-    ]
+    left = leftovers(objects, named, listing, unreadable)
     return Audit(len(keys) - n_damaged, tuple(damages), tuple(left))
 
 
@@ -152,15 +148,19 @@ def _result_paths(objects: Objects, markers: Iterable[str]) -> set[str]:
     return named
 
 
-def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, datetime]) -> list[Leftover]:
+def leftovers(
+    objects: Objects, columns: Iterable[str], listing: Mapping[str, datetime], unreadable: Iterable[str] = ()
+) -> list[Leftover]:
     """What is in ``listing`` that neither a commit (``columns``: their paths), a manifest nor a marker names.
 
-    A claim is left over when its checkpoint is committed, and when it is old.
+    A claim is left over when its checkpoint is committed, and when it is old. Which folder is that of an ``unreadable``
+    commit (their keys) nobody knows: none of that key is left over.
     """
     done = {layout.commit_key(path) for path in listing}
     young = datetime.now(UTC) - CLAIM_LIFE
     results = _result_paths(objects, filter(layout.is_result_marker, listing))
-    return [
+    unknown = {key[:8] for key in unreadable}
+    found = [
         *(
             Leftover(path, kind, written)
             for kind, prefix, depth, known in (
@@ -189,6 +189,7 @@ def leftovers(objects: Objects, columns: Iterable[str], listing: Mapping[str, da
             if is_temporary(path) and not path.startswith("columns/")
         ),
     ]
+    return [each for each in found if each.kind != "column" or each.path.rsplit("/", 1)[-1][:8] not in unknown]
 
 
 def _newest(listing: Mapping[str, datetime], prefix: str, depth: int) -> dict[str, datetime]:
@@ -202,7 +203,7 @@ def _newest(listing: Mapping[str, datetime], prefix: str, depth: int) -> dict[st
     return dict(newest)
 
 
-def _check(objects: Objects, keys: Sequence[str], n_texts: int) -> tuple[list[Commit], list[Damage]]:
+def _check(objects: Objects, keys: Sequence[str], n_texts: int, text_set: str) -> tuple[list[Commit], list[Damage]]:
     """The commits of ``keys`` that can be read, and what is wrong with them or their columns."""
     commits: list[Commit] = []
     damages: list[Damage] = []
@@ -219,6 +220,8 @@ def _check(objects: Objects, keys: Sequence[str], n_texts: int) -> tuple[list[Co
         where = f"store {objects.url}: column {commit.path} of {commit.identity.repository}"
         if found:
             damages.append(Damage(commit.key, commit.path, f"{where}: {', '.join(found)}; score the checkpoint again"))
+        elif other := of_other_texts(commit, text_set):
+            damages.append(Damage(commit.key, commit.path, f"{where}: {other}; no snapshot takes it, and {AGAIN}"))
         elif commit.unfit:
             words = f"{where}: the commit's {commit.unfit}; snapshots hold a value in its place, and {AGAIN}"
             damages.append(Damage(commit.key, commit.path, words))

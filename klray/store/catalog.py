@@ -10,20 +10,29 @@ import json
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from klray.errors import StoreError, StoreUnreachableError
 from klray.store import layout
-from klray.store.columns import Commit, StoredColumn, committed, find_commits
+from klray.store.columns import (
+    Commit,
+    StoredColumn,
+    committed,
+    of_other_texts,
+    readable_commits,
+    requeue,
+    unreadable_words,
+)
 from klray.store.datasets import UNREADABLE
 from klray.store.fields import SHA256, form, shown
 from klray.store.objects import Listed, Objects
 from klray.store.seal import read_whole, sha256_of
 from klray.store.snapshots import Manifest, open_snapshot
 from klray.words.heard import joined
+from klray.words.numbers import counted
 from klray.words.outside import LONGEST, fault, parsed, printable
 
 log = logging.getLogger("klray")
@@ -33,6 +42,7 @@ Rows = dict[str, np.ndarray]  # name of a coordinate: (model,) values
 COMMITS_AT_ONCE = 512
 CATALOG_BYTES = 256 * 2**20  # unpacked; a row has 800
 SMALL_CATALOG, ROW_BYTES, ROW_COMMAS = 2**16, 8192, 64
+DAMAGED_SHOWN = 20
 NO_NUMBER = "-1 when there is none"
 
 
@@ -134,15 +144,40 @@ _LABELS = COORDINATES["key"]
 
 
 @dataclasses.dataclass(frozen=True)
+class DamagedColumn:
+    """A column that nobody can read again, and why. Where it is ``kept``, the snapshot before holds it.
+
+    Its values there were hashed when they were published. So it keeps its place, and results can be continued.
+    """
+
+    key: str
+    why: str  # one sentence with the cure
+    kept: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Catalog:
     """Rows of all committed columns; those of ``base`` come first and in its order, a column's rows side by side.
 
-    ``unchanged`` (model,): the row is in ``base`` at the same place with the same values.
+    ``unchanged`` (model,): the row is in ``base`` at the same place with the same values. ``damaged`` are the columns
+    whose commit, or values as far as they were read, are not what was committed.
     """
 
     rows: Rows
     base: Manifest | None
     unchanged: np.ndarray
+    damaged: tuple[DamagedColumn, ...] = ()
+
+    def without(self, damaged: Sequence[DamagedColumn]) -> "Catalog":
+        """The catalog of the other columns."""
+        places = np.flatnonzero(~_among(self.rows["key"], {each.key for each in damaged}))
+        still = self.unchanged[places] & (places == np.arange(len(places)))
+        return Catalog(_take(self.rows, places), self.base, still, (*self.damaged, *damaged))
+
+    @property
+    def left_out(self) -> tuple[DamagedColumn, ...]:
+        """Columns that are committed and have no row."""
+        return tuple(each for each in self.damaged if not each.kept)
 
     def __len__(self) -> int:
         return len(self.rows["key"])
@@ -196,28 +231,54 @@ class Catalog:
         return _LABELS.array(labels)
 
 
-def read_catalog(objects: Objects, base: Manifest | None, report: Callable[[int, int], None] | None = None) -> Catalog:
+def damage_lines(damaged: Sequence[DamagedColumn]) -> list[str]:
+    """How many columns are damaged, and of each, as far as they are few, what is to be done; none without any."""
+    kept = sum(each.kept for each in damaged)
+    parts = [f"{len(damaged) - kept:,} left out"] + [f"{kept:,} kept as the snapshot before has it"] * bool(kept)
+    more = [f"and {len(damaged) - DAMAGED_SHOWN:,} more: klray verify"] * (len(damaged) > DAMAGED_SHOWN)
+    first = f"{counted(len(damaged), 'committed column')} cannot be read: {', '.join(parts)}"
+    return [first, *(each.why for each in damaged[:DAMAGED_SHOWN]), *more] if damaged else []
+
+
+def read_catalog(
+    objects: Objects, base: Manifest | None, text_set: str, report: Callable[[int, int], None] | None = None
+) -> Catalog:
     """Facts about all columns that are committed now, ``base`` being the latest snapshot; reads the commits it lacks.
 
     ``report`` is told how many of how many commits were read. A commit that is taken out meanwhile is passed over; one
-    that was made anew since, because its column had been damaged and taken out, is known by its mark.
+    that was made anew since, because its column had been damaged and taken out, is known by its mark. One that cannot
+    be read, or is of other texts than ``text_set``, stops nobody: ``damaged``.
     """
     listed = committed(objects)
     old = _rows_of(objects, base) if base else {"key": _LABELS.array([])}
-    parts: list[Rows] = []
+    before = np.array([], dtype=bool)  # which rows of the snapshot before still are as they were
     if "mark" in old:
         marks = {key: each.mark for key, each in listed.items()}
         kept = [marks.get(key) == mark for key, mark in zip(old["key"].tolist(), old["mark"].tolist(), strict=True)]
-        parts.append(_take(old, np.array(kept, dtype=bool)))
-    fresh = sorted(set(listed) - {key for part in parts for key in part["key"].tolist()})
+        before = np.array(kept, dtype=bool)
+    fresh = sorted(set(listed) - set(old["key"][np.flatnonzero(before)].tolist()))
+    parts: list[Rows] = []
+    unreadable: dict[str, str] = {}
+    foreign: dict[str, str] = {}
     for start in range(0, len(fresh), COMMITS_AT_ONCE):
         keys = fresh[start : start + COMMITS_AT_ONCE]
-        parts.append(_rows(find_commits(objects, keys), listed))
+        found, wrong = readable_commits(objects, keys)
+        unreadable |= wrong
+        foreign |= {each.key: why for each in found if (why := of_other_texts(each, text_set))}
+        parts.append(_rows([each for each in found if each.key not in foreign], listed))
         if report:
             report(start + len(keys), len(fresh))
+    if "mark" in old:
+        before |= _among(old["key"], unreadable)
+        parts.insert(0, _take(old, before))
     rows = {name: np.concatenate([part[name] for part in parts] or [each.array([])]) for name, each in _ALL.items()}
     rows = _take(rows, _order(rows, old["key"].tolist()))
-    return Catalog(rows, base, _unchanged(rows, old))
+    there = set(rows["key"].tolist())
+    damaged = tuple(
+        DamagedColumn(key, f"{unreadable_words(key, why)}; {requeue(objects, key)}", key in there)
+        for key, why in (unreadable | foreign).items()
+    )
+    return Catalog(rows, base, _unchanged(rows, old), damaged)
 
 
 def _rows_of(objects: Objects, base: Manifest) -> Rows:
@@ -267,6 +328,11 @@ def _unpacked(body: bytes, n_models: int) -> Rows:
 def _rows(commits: Sequence[Commit], listed: Mapping[str, Listed]) -> Rows:
     models = [(commit, layer, listed[commit.key]) for commit in commits for layer in commit.layers]
     return {name: each.array(each.of(*model) for model in models) for name, each in _ALL.items()}
+
+
+def _among(keys: np.ndarray, chosen: Container[str]) -> np.ndarray:
+    """(model,) bool: the key is one of ``chosen``."""
+    return np.array([key in chosen for key in keys.tolist()], dtype=bool)
 
 
 def _take(rows: Rows, places: np.ndarray) -> Rows:

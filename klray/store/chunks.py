@@ -12,9 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from klray.errors import StoreDamagedError
 from klray.store import layout
 from klray.store.catalog import Catalog
-from klray.store.columns import StoredColumn, read_columns
+from klray.store.columns import StoredColumn, sound_columns
 from klray.store.objects import Objects
 from klray.store.seal import read_whole, sha256_of
 
@@ -28,11 +29,15 @@ READERS, WRITERS = 4, 2
 
 def write_chunks(
     objects: Objects, catalog: Catalog, identifier: str, chunk_models: int, n_texts: int, told: Report
-) -> list[str]:
-    """Write all chunks of snapshot ``identifier``, ``chunk_models`` rows each; the SHA-256 of each, in order."""
+) -> tuple[list[str], dict[str, StoreDamagedError]]:
+    """Write all chunks of snapshot ``identifier``, ``chunk_models`` rows each; the SHA-256 of each, in order.
+
+    And by key what is wrong with columns that turned out to be damaged: what was written is no snapshot then.
+    """
     n_models = len(catalog)
     ranges = [(start, min(start + chunk_models, n_models)) for start in range(0, n_models, chunk_models)]
     hashes: list[str] = []
+    wrong: dict[str, StoreDamagedError] = {}
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
         writing: deque[Future[None]] = deque()  # chunks are written while the next is put together
         copying = [
@@ -46,8 +51,10 @@ def write_chunks(
                     body = bytearray(4 * chunk_models * n_texts)
                     block = np.frombuffer(body, "<f4").reshape(chunk_models, n_texts)
                     block[stop - start :] = np.nan
-                    for rows in _gather(objects, catalog, number, start, stop, block, readers):
+                    for rows in _gather(objects, catalog, number, start, stop, block, readers, wrong):
                         told("models", start + rows, n_models)
+                    if wrong:  # the other columns are looked at, and nothing more is written
+                        continue
                     if rows != stop - start:  # what is not filled would be zeros
                         raise AssertionError(f"chunk {number}: {rows} of {stop - start} rows were filled")
                     del block
@@ -64,7 +71,7 @@ def write_chunks(
             for copy in copying:  # hundreds may wait
                 copy.cancel()
             raise
-    return hashes
+    return hashes, wrong
 
 
 def _copied(
@@ -92,8 +99,12 @@ def _gather(
     stop: int,
     block: npt.NDArray[np.float32],
     readers: ThreadPoolExecutor,
+    wrong: dict[str, StoreDamagedError],
 ) -> Iterator[int]:
-    """Fill ``block`` with the rows from ``start`` to ``stop``; yields how many of them are there."""
+    """Fill ``block`` with the rows from ``start`` to ``stop``; yields how many of them are there.
+
+    Rows of columns that are damaged are not filled; ``wrong`` says by key what each is.
+    """
     done = _rows_before(objects, catalog, number, start, stop, block)
     missing = [
         (row, column)
@@ -105,7 +116,12 @@ def _gather(
 
     def read(part: list[tuple[int, StoredColumn]]) -> int:
         filled = 0
-        for (row, column), values in zip(part, read_columns(objects, [each for _, each in part], n_texts), strict=True):
+        sound, damaged = sound_columns(objects, [each for _, each in part], n_texts)
+        wrong.update(damaged)
+        for row, column in part:
+            if column.key in damaged:
+                continue
+            values = sound[column.key]
             first, last = max(row, start), min(row + column.n_layers, stop)
             block[first - start : last - start] = values[first - row : last - row]
             filled += int((~done[first - start : last - start]).sum())

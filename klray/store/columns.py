@@ -205,15 +205,33 @@ def find_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
 
     Raises StoreError: a commit is unreadable.
     """
-    commits = []
+    commits, unreadable = readable_commits(objects, keys)
+    for key, why in unreadable.items():
+        raise StoreDamagedError(f"store {objects.url}: {unreadable_words(key, why)}; {requeue(objects, key)}")
+    return commits
+
+
+def readable_commits(objects: Objects, keys: Sequence[str]) -> tuple[list[Commit], dict[str, str]]:
+    """Those commits of ``keys`` that are there and can be read, in that order, and by key why others cannot."""
+    commits: list[Commit] = []
+    unreadable: dict[str, str] = {}
     for path, found in read_parsed(objects, [layout.commit_path(key) for key in keys], Commit.from_json):
         if isinstance(found, Exception):
-            key = str(layout.commit_key(path))
-            raise StoreDamagedError(
-                f"store {objects.url}: commit {path} is damaged ({found}); {_requeue(objects, key)}"
-            ) from found
-        commits.append(found)
-    return commits
+            unreadable[str(layout.commit_key(path))] = str(found)
+        else:
+            commits.append(found)
+    return commits, unreadable
+
+
+def unreadable_words(key: str, why: str) -> str:
+    """That a commit is damaged, and how."""
+    return f"commit {layout.commit_path(key)} is damaged ({why})"
+
+
+def of_other_texts(commit: Commit, text_set: str) -> str:
+    """That a commit is not of the texts with the fingerprint ``text_set``; "" as a rule."""
+    theirs = commit.identity.text_set
+    return "" if theirs == text_set else f"it is of the text set {theirs[:8]}..., and the store of {text_set[:8]}..."
 
 
 def read_columns(objects: Objects, columns: Sequence[StoredColumn], n_texts: int) -> list[npt.NDArray[np.float32]]:
@@ -222,37 +240,53 @@ def read_columns(objects: Objects, columns: Sequence[StoredColumn], n_texts: int
     Raises StoreError: a column's objects are missing, or hold other bytes than were committed or another number of
     texts.
     """
+    values, wrong = sound_columns(objects, columns, n_texts)
+    for error in wrong.values():
+        raise error
+    return [values[column.key] for column in columns]
+
+
+def sound_columns(
+    objects: Objects, columns: Sequence[StoredColumn], n_texts: int
+) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, StoreDamagedError]]:
+    """``read_columns`` by key, and what it raises of each of those that are damaged."""
     most = min(LARGEST_OBJECT, 4 * n_texts * max((column.n_layers for column in columns), default=0))
     whole, _ = read_whole(objects, {layout.values_path(column.path): column.sha256 for column in columns}, most)
-    values = [
-        _decoded(objects, column, n_texts)
-        if (body := whole.get(layout.values_path(column.path))) is None
-        else np.frombuffer(body, "<f4")
-        for column in columns
-    ]
-    for column, found in zip(columns, values, strict=True):
-        if found.size != column.n_layers * n_texts:
-            raise StoreDamagedError(
-                f"store {objects.url}: column {column.path} of {column.repository} has {found.size:,} values, and "
-                f"{column.n_layers:,} x {n_texts:,} belong there; {_requeue(objects, column.key)}"
-            )
-    return [found.reshape(column.n_layers, n_texts) for column, found in zip(columns, values, strict=True)]
+    sound: dict[str, npt.NDArray[np.float32]] = {}
+    wrong: dict[str, StoreDamagedError] = {}
+    for column in columns:
+        body = whole.pop(layout.values_path(column.path), None)
+        try:
+            found = _decoded(objects, column, n_texts) if body is None else np.frombuffer(body, "<f4")
+            if found.size != column.n_layers * n_texts:
+                raise StoreDamagedError(
+                    f"store {objects.url}: column {column.path} of {column.repository} has {found.size:,} values, and "
+                    f"{column.n_layers:,} x {n_texts:,} belong there; {requeue(objects, column.key)}"
+                )
+            sound[column.key] = found.reshape(column.n_layers, n_texts)
+        except StoreDamagedError as error:
+            wrong[column.key] = error
+    return sound, wrong
 
 
 def read_sketches(objects: Objects, keys: Iterable[str]) -> dict[str, npt.NDArray[np.float32]]:
     """Weight sketches (bucket,) float32 of those of ``keys`` that have one, by key, checked against their SHA-256.
 
-    Those that a commit's fact ``sketch`` (a snapshot's coordinate) gives the same label can be compared.
+    Those that a commit's fact ``sketch`` (a snapshot's coordinate) gives the same label can be compared. Where a commit
+    cannot be read, nobody knows of a sketch: there is none, with a warning.
 
     Raises StoreError: a sketch is missing or holds other bytes than were committed.
     """
-    commits = find_commits(objects, list(dict.fromkeys(keys)))
+    commits, unreadable = readable_commits(objects, list(dict.fromkeys(keys)))
+    for key, why in unreadable.items():
+        words = "store %s: %s: without its weight sketch; %s"
+        log.warning(words, objects.url, unreadable_words(key, why), requeue(objects, key))
     there = {layout.sketch_path(each.path): each for each in commits if layout.SKETCH_CHUNK in each.objects}
     whole, wrong = read_whole(objects, {path: each.objects[layout.SKETCH_CHUNK] for path, each in there.items()})
     for path, what in wrong.items():
-        raise StoreDamagedError(f"store {objects.url}: {path} {what}; {_requeue(objects, there[path].key)}")
+        raise StoreDamagedError(f"store {objects.url}: {path} {what}; {requeue(objects, there[path].key)}")
     for path in (path for path, body in whole.items() if len(body) % 4):
-        raise StoreDamagedError(f"store {objects.url}: {path} is no sketch; {_requeue(objects, there[path].key)}")
+        raise StoreDamagedError(f"store {objects.url}: {path} is no sketch; {requeue(objects, there[path].key)}")
     return {there[path].key: np.frombuffer(body, "<f4") for path, body in whole.items()}
 
 
@@ -270,7 +304,7 @@ def _decoded(objects: Objects, column: StoredColumn, n_texts: int) -> npt.NDArra
         found = values_sha256(values)
     except FileNotFoundError as error:
         raise StoreDamagedError(
-            f"{where} is committed but its objects are missing; {_requeue(objects, column.key)}"
+            f"{where} is committed but its objects are missing; {requeue(objects, column.key)}"
         ) from error
     except StoreUnreachableError:
         raise
@@ -279,12 +313,13 @@ def _decoded(objects: Objects, column: StoredColumn, n_texts: int) -> npt.NDArra
     if found != column.sha256:
         raise StoreDamagedError(
             f"{where} does not hold what was committed: SHA-256 {column.sha256[:12]} was committed, "
-            f"{found[:80]} is there; {_requeue(objects, column.key)}"
+            f"{found[:80]} is there; {requeue(objects, column.key)}"
         )
     return values
 
 
-def _requeue(objects: Objects, key: str) -> str:
+def requeue(objects: Objects, key: str) -> str:
+    """What is to be done about a damaged column."""
     return (
         f"klray verify store.url={objects.url} verify.repair=true takes commits/{key}.json out; then score the "
         "checkpoint again"

@@ -156,8 +156,8 @@ def is_snapshot_id(text: str) -> bool:
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` can name an analysis: letters, digits, dot, dash and underscore."""
-    return re.fullmatch(_NAME, text) is not None
+    """Whether ``text`` can name an analysis: letters, digits, dot, dash and underscore; ``.json`` ends its marker."""
+    return re.fullmatch(_NAME, text) is not None and not text.endswith(".json")
 
 
 def _part(text: str) -> str:

@@ -1,5 +1,6 @@
 """Publishing: gather every committed column into a new snapshot, reading only what the snapshot before lacks."""
 
+import contextlib
 import logging
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,16 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from klray.errors import StoreError
+from klray.errors import StoreDamagedError, StoreError
 from klray.store import layout
-from klray.store.catalog import COORDINATES, Catalog, read_catalog
+from klray.store.catalog import COORDINATES, Catalog, DamagedColumn, damage_lines, read_catalog
 from klray.store.chunks import Report, write_chunks
 from klray.store.datasets import encode_dataset
 from klray.store.objects import Objects
 from klray.store.seal import sha256_of
 from klray.store.snapshots import Chunk, Manifest, damaged_objects, move_latest
 from klray.store.text_facts import TextFacts
+from klray.words.numbers import counted, listed
 
 log = logging.getLogger("klray")
 
@@ -33,28 +35,57 @@ def publish(objects: Objects, texts: TextFacts, report: Report | None = None) ->
     Models keep their places: a snapshot starts with those of the one before, as far as their columns still stand, so
     that analyses can be continued.
 
-    Raises StoreError: there is no column, or a column is damaged.
+    A column that is damaged, or whose commit is, stops nobody. It is said, counted in the manifest and left out, unless
+    the snapshot before holds its values: `DamagedColumn`.
+
+    Raises StoreError: there is no column, or none that is sound.
     """
     told = report or (lambda what, done, of: None)
     base = move_latest(objects)
-    catalog = read_catalog(objects, base, lambda done, of: told("commits", done, of))
-    if not len(catalog):
-        raise StoreError(f"store {objects.url} has no committed column to publish; run: klray score")
-    content = catalog.content
-    if base and base.content == content:
-        damaged = damaged_objects(objects, base)
-        if not damaged:
-            return base, False
-        log.warning("snapshot %s is damaged (%s ...): making another", base.id, next(iter(damaged)))
+    catalog = read_catalog(objects, base, texts.fingerprint, lambda done, of: told("commits", done, of))
+    said: set[str] = set()
+    while True:
+        _say(catalog, said)
+        if not len(catalog):
+            there = f" that is sound, {len(catalog.damaged):,} are damaged" if catalog.damaged else ""
+            raise StoreError(f"store {objects.url} has no committed column{there} to publish; run: klray score")
+        if base and base.content == catalog.content:
+            damaged = damaged_objects(objects, base)
+            if not damaged:
+                return base, False
+            log.warning("snapshot %s is damaged (%s ...): making another", base.id, next(iter(damaged)))
+        written = _write(objects, texts, catalog, told)
+        if isinstance(written, Manifest):
+            return written, True
+        catalog = catalog.without([DamagedColumn(key, str(why)) for key, why in written.items()])
+
+
+def _say(catalog: Catalog, said: set[str]) -> None:
+    """Name the damaged columns that were not ``said`` yet, the first ones of many, and say how many there are."""
+    new = [each for each in catalog.damaged if each.key not in said]
+    for line in damage_lines(new):
+        log.warning("%s", line)
+    said.update(each.key for each in new)
+
+
+def _write(
+    objects: Objects, texts: TextFacts, catalog: Catalog, told: Report
+) -> Manifest | dict[str, StoreDamagedError]:
+    """Write a snapshot and make it visible; or what is wrong with columns that cannot be read, by key."""
+    base, content = catalog.base, catalog.content
     identifier = _claim(objects, content, base)
+    folder = layout.snapshot_path(identifier)
     n_texts = len(texts.text_bytes)
     chunk_models = min(len(catalog), max(1, CHUNK_BYTES // (4 * n_texts)))
     with ThreadPoolExecutor(1) as beside:
         writing = beside.submit(_write_facts, objects, texts, catalog, identifier, chunk_models)
-        chunks = write_chunks(objects, catalog, identifier, chunk_models, n_texts, told)
+        chunks, wrong = write_chunks(objects, catalog, identifier, chunk_models, n_texts, told)
         hashes = writing.result()
+    if wrong:
+        with contextlib.suppress(StoreError):  # this publisher's alone; who may not delete leaves it to verify
+            objects.delete_tree(folder)
+        return wrong
     # A publisher that was stopped may find that its folder was removed meanwhile as left over.
-    folder = layout.snapshot_path(identifier)
     prints = objects.fingerprints(folder)
     if not prints.keys() >= {f"{folder}/{name}" for name in [*hashes, *map(layout.chunk_name, range(len(chunks)))]}:
         raise StoreError(f"store {objects.url}: what was written to {folder} was removed meanwhile; run publish again")
@@ -70,10 +101,11 @@ def publish(objects: Objects, texts: TextFacts, report: Report | None = None) ->
         chunk_models=chunk_models,
         chunks=tuple(Chunk(each, prints[layout.chunk_path(identifier, number)]) for number, each in enumerate(chunks)),
         objects=hashes,
+        n_left_out=len(catalog.left_out),
     )
     objects.create(layout.manifest_path(identifier), manifest.to_json())
     move_latest(objects, manifest)
-    return manifest, True
+    return manifest
 
 
 def _claim(objects: Objects, content: str, base: Manifest | None) -> str:
@@ -129,8 +161,15 @@ def _dataset(texts: TextFacts, catalog: Catalog, identifier: str) -> xr.Dataset:
             "text_set_name": texts.name,
             "schema": layout.SCHEMA_VERSION,
             "references": layout.REFERENCES,
+            **({"left_out": _left_out(catalog)} if catalog.left_out else {}),
         },
     )
+
+
+def _left_out(catalog: Catalog) -> str:
+    """What a snapshot lacks, as its readers see it: nothing of the place where the store is."""
+    names = [layout.commit_path(each.key) for each in catalog.left_out]
+    return f"{counted(len(names), 'committed column')} could not be read when this was published: {listed(names, 8)}"
 
 
 def _describe(group: zarr.Group, shape: tuple[int, int], chunk_models: int) -> None:

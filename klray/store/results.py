@@ -23,7 +23,8 @@ def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset)
     somebody may be reading it.
     """
     if not layout.is_name(name):
-        raise StoreError(f"analysis.name={name!r}: use letters, digits, dots, dashes and underscores only")
+        words = "use letters, digits, dots, dashes and underscores only, and no .json at the end"
+        raise StoreError(f"analysis.name={name!r}: {words}")
     path = layout.result_path(snapshot, name, uuid.uuid4().hex)
     write_dataset(objects, path, result)
     created = datetime.now(UTC).isoformat(timespec="seconds")

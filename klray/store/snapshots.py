@@ -46,6 +46,7 @@ class Manifest:
     chunk_models: int = 0  # models in one chunk; the last chunk is filled up with NaN
     chunks: tuple[Chunk, ...] = ()
     objects: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 of all other objects of the snapshot
+    n_left_out: int = 0  # columns that were committed and could not be read
 
     @property
     def order(self) -> tuple[int, int, str]:
@@ -68,7 +69,7 @@ class Manifest:
             raise ValueError(f"it is the manifest of {shown(found.id)}")
         form(SHA256, content=found.content, text_set=found.text_set)
         bounded(MOST_MODELS, 1, n_models=found.n_models)
-        bounded(MOST_MODELS, 0, n_columns=found.n_columns, generation=found.generation)
+        bounded(MOST_MODELS, 0, n_columns=found.n_columns, generation=found.generation, n_left_out=found.n_left_out)
         bounded(MOST_TEXTS, 1, n_texts=found.n_texts)
         bounded(min(found.n_models, LARGEST_OBJECT // (4 * found.n_texts)), 0, chunk_models=found.chunk_models)
         if len(found.chunks) != (-(-found.n_models // found.chunk_models) if found.chunk_models else 0):

@@ -102,8 +102,11 @@ class Store:
         return set(columns.committed(self.objects))
 
     def is_committed(self, key: str) -> bool:
-        """Whether the column of ``key`` is there now, from one request."""
-        return self.objects.get(layout.commit_path(key)) is not None
+        """Whether the column of ``key`` is there now, from one request; also one whose commit cannot be read."""
+        try:
+            return self.objects.get(layout.commit_path(key)) is not None
+        except StoreDamagedError:
+            return True
 
     def commits(self, keys: list[str] | None = None) -> list[Commit]:
         """Commits of ``keys``, or all of them, sorted by key."""
@@ -146,13 +149,14 @@ class Store:
     def publish(self, report: publishing.Report | None = None) -> tuple[Manifest, bool]:
         """Gather all committed columns into a snapshot; (manifest, whether it is new).
 
-        ``report`` is called with what is being done, how much of it is done, and of how much.
+        ``report`` is called with what is being done, how much of it is done, and of how much. Damaged columns are said
+        and left out, or kept as the snapshot before has them.
         """
         return publishing.publish(self.objects, self.texts, report)
 
     def catalog(self) -> Catalog:
         """Facts about all committed columns; of what is published no commit is read again."""
-        return read_catalog(self.objects, snapshots.last_finished(self.objects)[0])
+        return read_catalog(self.objects, snapshots.last_finished(self.objects)[0], self.texts.fingerprint)
 
     snapshot_ids = _of_objects(snapshots.snapshot_ids)
     manifests = _of_objects(snapshots.read_manifests)
@@ -164,13 +168,14 @@ class Store:
 
     def audit(self, report: Callable[[int, int], None] | None = None) -> Audit:
         """What is damaged, and what is left over; ``report`` is told how many of how many columns were looked at."""
-        return audits.audit(self.objects, len(self.texts.text_bytes), report)
+        return audits.audit(self.objects, len(self.texts.text_bytes), self.texts.fingerprint, report)
 
     repair = _of_objects(audits.repair)
 
     def leftovers(self, catalog: Catalog) -> list[Leftover]:
         """What is left over from work that was cut short, came second or was replaced."""
-        return audits.leftovers(self.objects, catalog.rows["path"].tolist(), self.objects.walk(""))
+        unreadable = [each.key for each in catalog.damaged]
+        return audits.leftovers(self.objects, catalog.rows["path"].tolist(), self.objects.walk(""), unreadable)
 
 
 def open_dataset(url: str, snapshot: str = "latest", storage_options: Mapping[str, Any] | None = None) -> xr.Dataset:

@@ -10,7 +10,7 @@ from typing import Any
 
 from klray.errors import StoreDamagedError, refuse_unfit
 from klray.store import layout
-from klray.store.columns import Commit, find_commits, put_and_commit
+from klray.store.columns import Commit, find_commits, of_other_texts, put_and_commit
 from klray.store.identity import Identity
 from klray.store.objects import Objects
 from klray.store.root import read_root
@@ -37,7 +37,11 @@ def take_over(
         known = None
     if known is None or not known.objects:  # klray 0.1.0 before its first release kept no hashes of objects
         return None
-    values = 4 * len(known.layers) * read_root(objects)["n_texts"]
+    root = read_root(objects)
+    if other := of_other_texts(known, root["text_set"]):
+        log.warning("store %s: the column of commit %s: %s: not taken over", objects.url, source, other)
+        return None
+    values = 4 * len(known.layers) * root["n_texts"]
     hashes = {f"{known.path}/{name}": sha256 for name, sha256 in known.objects.items()}
     whole, wrong = read_whole(objects, hashes, most_of(values))
     if len(whole.get(place := layout.values_path(known.path), b"")) != values:

@@ -22,6 +22,7 @@ def provenance(result: xr.Dataset, with_noise: bool) -> list[tuple[str, str]]:
     domains = strings(result, "domain")
     facts = [
         ("Snapshot", attrs.get("snapshot")),
+        ("Left out of the snapshot", attrs.get("left_out")),
         ("Text set", attrs.get("text_set_name")),
         ("Text set fingerprint", attrs.get("text_set")),
         ("Texts kept", out_of(int(kept.sum()), kept.size)),

@@ -16,6 +16,8 @@ from typing import Any
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.store.objects.base import JSON_BYTES, LARGEST_OBJECT, TEMPORARY, Listed, Objects, is_key, is_temporary
 
+RECORD = ".json"  # end of the names of objects that are records; a folder of such a name is none of klray's
+
 
 class FolderObjects(Objects):
     """Objects in a local folder; ``conditional_put`` is an atomic hard link.
@@ -133,7 +135,7 @@ class FolderObjects(Objects):
         kind = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(kind):
             os.close(descriptor)
-            if not stat.S_ISDIR(kind):
+            if not stat.S_ISDIR(kind) or key.endswith(RECORD):
                 raise StoreDamagedError(f"store {self.url}: {key} is no file; remove it, klray makes none such")
             yield None
             return
@@ -165,10 +167,12 @@ class FolderObjects(Objects):
         return sorted(entry.name for entry in folder.iterdir() if is_key(entry.name) and not is_temporary(entry.name))
 
     def listing(self, prefix: str) -> dict[str, Listed]:
+        """As everywhere; links and folders that stand where an object belongs are listed, too."""
         found = {}
-        for folder, _, names in os.walk(self._path(prefix)):
+        for folder, inner, names in os.walk(self._path(prefix)):
             inside = Path(folder).relative_to(self.root).as_posix()
-            for name in names:
+            odd = [name for name in inner if name.endswith(RECORD) or os.path.islink(f"{folder}/{name}")]  # noqa: PTH114
+            for name in (*names, *odd):
                 key = f"{inside}/{name}".removeprefix("./")
                 with contextlib.suppress(FileNotFoundError):  # a temporary file that is gone by now
                     facts = os.lstat(f"{folder}/{name}")  # 100,000 of these are common
