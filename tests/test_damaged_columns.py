@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import shutil
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -187,3 +189,18 @@ def test_status_and_publish_say_which_commits_are_damaged(
     assert all("verify.repair=true takes" in line for line in lines)
     code, out, _ = klray_says(capsys, monkeypatch, "verify", f"store.url={store.url}")
     assert code == 1 and "2 hold what was committed, 2 do not" in out
+
+
+@pytest.mark.parametrize(
+    "identifier", ["20269999T999999.999Z-00000000", "20261231T235960.000Z-aaaaaaaa", "21991231T235959.999Z-ffffffff"]
+)
+def test_snapshot_of_no_day_or_of_years_to_come_stops_no_publisher(store: Store, identifier: str) -> None:
+    manifest = store.manifest()
+    shutil.copytree(Path(store.url) / "snapshots" / manifest.id, Path(store.url) / "snapshots" / identifier)
+    forged = dataclasses.replace(manifest, id=identifier, generation=9)
+    store.objects.put(layout.manifest_path(identifier), forged.to_json())
+    store.objects.put(layout.LATEST, json.dumps({"id": identifier}).encode())
+    published, new = store.publish()
+    assert new and store.manifest() == published and store.publish() == (published, False)
+    assert_holds(store, column("b", 1), column("b", 2), column("a", 1))
+    assert published.id[:4] == str(datetime.now(UTC).year)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_later_snapshot_starts_with_the_models_of_the_earlier(store: Store, monk
     assert store.snapshot_ids() == sorted([first.id, second.id])
 
 
-def test_damaged_column_is_never_published(folder_store: Store) -> None:
+def test_damaged_column_is_never_published(folder_store: Store, caplog: pytest.LogCaptureFixture) -> None:
     add(folder_store, column("a", 1))
     (commit,) = folder_store.commits()
     chunk = next((Path(folder_store.url) / commit.path / "log_likelihood" / "c").rglob("0"))
@@ -62,9 +63,10 @@ def test_damaged_column_is_never_published(folder_store: Store) -> None:
     body = bytearray(chunk.read_bytes())
     body[-5] ^= 1
     chunk.write_bytes(body)
-    with pytest.raises(StoreError, match=r"what was committed.*score .* again"):
+    with pytest.raises(StoreError, match=r"no committed column that is sound, 1 are damaged"):
         folder_store.publish()
     assert folder_store.snapshot_ids() == []
+    assert re.search(r"what was committed.*score .* again", caplog.text)
 
 
 def test_missing_snapshots_are_named_with_what_there_is(store: Store) -> None:

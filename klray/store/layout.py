@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote
 
@@ -152,7 +153,15 @@ def is_result_path(path: str, marker: str) -> bool:
 
 def is_snapshot_id(text: str) -> bool:
     """Whether ``text`` is the id of a snapshot: time and content."""
-    return _SNAPSHOT.fullmatch(text) is not None
+    try:
+        return _SNAPSHOT.fullmatch(text) is not None and snapshot_time(text) is not None
+    except ValueError:  # no day of any calendar
+        return False
+
+
+def snapshot_time(identifier: str) -> datetime:
+    """When a snapshot of this id was made, by its publisher's clock (UTC), or a little later."""
+    return datetime.strptime(identifier.rpartition("-")[0], "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)
 
 
 def is_name(text: str) -> bool:

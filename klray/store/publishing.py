@@ -24,6 +24,7 @@ from klray.words.numbers import counted, listed
 log = logging.getLogger("klray")
 
 # 10-80 MB suit Dask and are few requests; the lower end, because one more model rewrites the last chunk, of NaN mostly.
+FAR_AHEAD = timedelta(days=366)
 CHUNK_BYTES = 12 * 2**20
 
 
@@ -112,20 +113,20 @@ def _claim(objects: Objects, content: str, base: Manifest | None) -> str:
     """An id that is this publisher's alone: its time and content.
 
     It is above the id of ``base`` even when this machine's clock is behind that of its publisher, and that of a
-    publisher of the same content in the same millisecond, who may be at work or dead.
+    publisher of the same content in the same millisecond, who may be at work or dead. Not if ``base`` is of years to
+    come: which snapshot is the later one its generation says, too.
     """
     now, last = datetime.now(UTC), base.id if base else ""
+    if last and layout.snapshot_time(last) - now > FAR_AHEAD:
+        log.warning("snapshot %s is of a clock that is far ahead", last)
+        last = ""
     while True:
         if last:
-            now = max(now, _time(last) + timedelta(milliseconds=1))
+            now = max(now, layout.snapshot_time(last) + timedelta(milliseconds=1))
         identifier = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z-{content[:8]}"
         if objects.create(layout.snapshot_claim_path(identifier), uuid.uuid4().hex.encode()):
             return identifier
         last = identifier
-
-
-def _time(identifier: str) -> datetime:
-    return datetime.strptime(identifier.rpartition("-")[0], "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)
 
 
 def _write_facts(

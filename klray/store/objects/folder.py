@@ -49,7 +49,7 @@ class FolderObjects(Objects):
                 pass
             elif isinstance(error, FileExistsError):
                 return self.get(key, max(len(body), JSON_BYTES)) == body
-            elif error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+            elif error.errno in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
                 raise StoreError(
                     f"store {self.url}: this file system has no hard links ({error.strerror}), so that two jobs could "
                     "overwrite each other; put the store on a local disk or on S3"
@@ -73,7 +73,7 @@ class FolderObjects(Objects):
             raise self._in_the_way(path.parent) from error
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
         try:
-            with temporary.open("xb") as file:
+            with _naming(path), temporary.open("xb") as file:
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
@@ -102,7 +102,8 @@ class FolderObjects(Objects):
         for folder in folders | above:
             descriptor = os.open(folder, os.O_RDONLY)
             try:
-                os.fsync(descriptor)
+                with _naming(folder):
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
 
@@ -167,11 +168,11 @@ class FolderObjects(Objects):
         return sorted(entry.name for entry in folder.iterdir() if is_key(entry.name) and not is_temporary(entry.name))
 
     def listing(self, prefix: str) -> dict[str, Listed]:
-        """As everywhere; links and folders that stand where an object belongs are listed, too."""
+        """As everywhere; a folder, or a link to one, that stands where a record belongs is listed, too."""
         found = {}
         for folder, inner, names in os.walk(self._path(prefix)):
             inside = Path(folder).relative_to(self.root).as_posix()
-            odd = [name for name in inner if name.endswith(RECORD) or os.path.islink(f"{folder}/{name}")]  # noqa: PTH114
+            odd = [name for name in inner if name.endswith(RECORD)]
             for name in (*names, *odd):
                 key = f"{inside}/{name}".removeprefix("./")
                 with contextlib.suppress(FileNotFoundError):  # a temporary file that is gone by now
@@ -190,6 +191,16 @@ class FolderObjects(Objects):
             shutil.rmtree(path, onerror=_unless_gone)
         else:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An OSError names the path, also that of a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _unless_gone(_: Any, __: str, found: tuple[type[BaseException], BaseException, Any]) -> None:
