@@ -42,6 +42,8 @@ def report(config: Config) -> Path:
         )
     except KlrayError:
         raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), error.filename or config.report.dir) from error
     except UNREADABLE as error:
         found = printable(f"{type(error).__name__}: {error}")
         raise KlrayError(

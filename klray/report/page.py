@@ -28,6 +28,7 @@ from klray.report.sections.study_parts import NOTHING, Study, study_sections
 from klray.store import Failure
 from klray.words.numbers import counted, significant, with_error
 from klray.words.secrets import public
+from klray.words.whole import write_whole
 
 
 def write_report(
@@ -79,7 +80,7 @@ def write_report(
         recipe=recipe_text(result),
     )
     path = directory / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return path
 
 

@@ -4,6 +4,7 @@ Everything happens below ``probes/<random id>/`` and is removed again.
 """
 
 import contextlib
+import errno
 import threading
 import time
 import uuid
@@ -108,6 +109,8 @@ def check_conditional(objects: Objects) -> None:
 def store_time(objects: Objects) -> datetime:
     """What the clock of the place shows now (UTC): the time of an object that is written and removed.
 
+    On a disk that is full it is the time of the last write, so that repair can make room there.
+
     Raises StoreError: the place does not list what it was given.
     """
     folder = _new_folder()
@@ -117,6 +120,10 @@ def store_time(objects: Objects) -> datetime:
         if not written:
             raise StoreError(f"store {objects.url}: what was written is not listed; {ANOTHER_SERVER}")
         return max(written.values())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return max(objects.walk("").values())
     finally:
         objects.delete_tree(folder)
 
