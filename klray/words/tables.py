@@ -10,8 +10,10 @@ WIDEST = 200  # characters of a cell, but for the last column of text, whose wor
 
 
 def say(line: str = "", file: TextIO | None = None) -> None:
-    """Print one line, whatever it quotes."""
-    print(one_line(line), file=file or sys.stdout)
+    """Print one line, whatever it quotes; ? for what the terminal's encoding lacks, such as ASCII."""
+    stream = file or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(one_line(line).encode(encoding, "replace").decode(encoding), file=stream)
 
 
 def show(lines: str) -> None:
