@@ -1,6 +1,8 @@
 """A hub's answers within bounds of bytes, seconds and places: whoever answers may be anybody."""
 
+import ctypes
 import ipaddress
+import json
 import re
 import socket
 import threading
@@ -20,6 +22,7 @@ ANSWER_SECONDS = 120.0  # for the body of an answer
 SLOWEST, SLOWEST_SECONDS = 1000.0, 4.0  # bytes a second over so long, or an answer drips
 REDIRECTS = 5
 HTTP_ERROR = 400
+_HOST, _LABEL = 253, 63  # letters of a host's name, and of a part of it
 _ODD = re.compile(r"\d{13}").search  # a number in a header that is no time, and that not every parser takes
 
 
@@ -84,7 +87,17 @@ def opened(
         raise OddAnswerError(f"leads on and on, after {REDIRECTS} redirects to {urlsplit(str(following.url)).netloc}")
 
     response = _within(2 * seconds, follow)
-    return _whole(response) if response.status_code >= HTTP_ERROR else response
+    return _refusal(_whole(response)) if response.status_code >= HTTP_ERROR else response
+
+
+def _refusal(response: Any) -> Any:
+    """The same error with no more of its body than huggingface_hub can read: a sentence in JSON, if there is one."""
+    try:
+        found = outside.parsed(response.content)
+        said = {name: found[name] for name in ("error", "error_description") if isinstance(found.get(name), str)}
+    except (ValueError, AttributeError):
+        said = {}
+    return _with_body(response, json.dumps(said).encode())
 
 
 def parsed(response: Any) -> Any:
@@ -124,12 +137,20 @@ def _whole(response: Any) -> Any:
                 )
     finally:
         response.close()
-    headers = [each for each in response.headers.multi_items() if each[0] != "transfer-encoding" and not _ODD(each[1])]
-    return type(response)(response.status_code, headers=headers, content=b"".join(blocks), request=response.request)
+    return _with_body(response, b"".join(blocks))
+
+
+def _with_body(response: Any, body: bytes) -> Any:
+    sent = [each for each in response.headers.multi_items() if each[0] not in ("transfer-encoding", "content-length")]
+    headers = [each for each in sent if not _ODD(each[1])]
+    return type(response)(response.status_code, headers=headers, content=body, request=response.request)
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    """What ``work`` returns, in a thread that is left behind after ``seconds``."""
+    """What ``work`` returns, in a thread that is ended after ``seconds``, or as soon as its server says another word.
+
+    Left behind, it would be busy for as long as a server sends headers without end.
+    """
     future: Future[Any] = Future()
 
     def run() -> None:
@@ -142,9 +163,11 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
         if late.exception() is None:
             late.result().close()
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     if not wait([future], seconds).done:
         future.add_done_callback(close)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
         raise TimeoutError(f"no answer within {seconds:g} s")
     return future.result()
 
@@ -155,6 +178,8 @@ def _check_way(hub: str, place: str) -> None:
     host = other.hostname or ""
     if other.scheme not in ("http", "https") or (own.scheme, other.scheme) == ("https", "http"):
         raise OddAnswerError(f"leads from {own.scheme} to {other.scheme}://{host}, where nothing is fetched from")
+    if len(host) > _HOST or any(len(label) > _LABEL for label in host.split(".")):
+        raise OddAnswerError(f"leads to {outside.printable(host, _LABEL)}, which is no name of a host")
     if host == own.hostname:
         return
     addresses = _addresses(host)

@@ -133,6 +133,23 @@ def dripping_headers(self: Lying) -> None:
         time.sleep(0.1)
 
 
+def informed_without_end(self: Lying) -> None:
+    while True:
+        self.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 100)
+
+
+def headers_without_end(self: Lying) -> None:
+    self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        self.wfile.write(b"X: y\r\n" * 1000)
+
+
+def chunks_without_end(self: Lying) -> None:
+    self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+    while True:
+        self.wfile.write(b"x" * 65536)
+
+
 def endless(self: Lying, status: int = 200) -> None:
     self.head(status)
     while True:
@@ -211,6 +228,22 @@ LIES: dict[str, tuple[Answer, str]] = {
     "away for years": (says(b"", 503, Retry_After="9" * 400), "503"),
     "busy for good": (says(b"", 429, RateLimit='"api";r=0;t=99999999999'), "429"),
     "endless error": (endless_error, "more than"),
+    "early hints without end": (informed_without_end, "no answer within"),
+    "headers without end": (headers_without_end, "could not be fetched"),
+    "a chunk's name without end": (chunks_without_end, "could not be fetched"),
+    "two lengths": (lambda self: self.head(5, Content_Length="7"), "could not be fetched"),
+    "commit in capitals": (says(info(sha="A" * 40)), "without a commit sha"),
+    "size is true": (says(info(sibling("config.json", size=True))), "told a size"),
+    "parameters without end": (says(json.dumps(info()).encode()[:-1] + b', "safetensors": {"total": 1e999}}'), "inf"),
+    "redirect to the cloud's metadata as a number": (leads("http://2852039166/latest"), "inside this network"),
+    "redirect to no name of a host": (leads(f"http://{'a' * 300}.invalid/"), "no name of a host"),
+    "redirect to it in IPv6": (leads("http://[::ffff:169.254.169.254]/"), "inside this network"),
+    "redirect into data": (leads("data:application/json,{}"), "without a commit sha"),
+    **{
+        f"error in {body[:12]!r}": (says(body, status), str(status))
+        for status in (400, 500)
+        for body in (b"\xff" * 1000, b"[1]", b"7", b'{"error": {"a": 1}}', b'{"errors": 7}', b"[" * 10**5)
+    },
     "bare error": (says(b"", 418), "418"),
 }
 
