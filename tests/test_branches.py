@@ -59,6 +59,13 @@ TEXTS = TextSet("test", tuple("a text of some length " * 20 for _ in range(N_TEX
         ("step1250-seed-large-aux-2", Place("seed-large-aux-2", 1250)),
         ("step1000-tokens4B-cooldown", Place("cooldown", 1000, 4 * B)),
         ("step1000_restart2", Place("restart2", 1000)),
+        ("step1000-4B", Place("", 1000, 4 * B)),
+        ("stage1-step-1000_2.5t", Place("stage1", 1000, 2500 * B)),
+        ("step1000-4k", Place("4k", 1000)),
+        ("step1000-160M", Place("160M", 1000)),
+        ("7B-step1000", Place("7B", 1000)),
+        ("step1000-4B-cooldown", Place("4B-cooldown", 1000)),
+        ("step1000-tokens4B-7B", Place("7B", 1000, 4 * B)),
         ("restart/step100", Place("restart", 100)),
         *((name, Place()) for name in ("main", "it-SFT", "deeper-starling", "step10k", "footstep3", "v1.0", "")),
         *((name, Place()) for name in (f"step{10**20}", "step" + "9" * 5000, "stage1-stepx")),
@@ -166,6 +173,7 @@ def test_sizes_are_compared_at_the_last_step_of_the_same_stage(tmp_path: Path) -
 
 
 TWICE = ["step100", "step200-tokens2B", "step200-tokens4B", "step300", "global_step300", "step400", "step500"]
+TWICE += ["step600-1B", "step600-7B"]  # sizes of models, and no tokens
 
 
 def test_two_checkpoints_at_one_step_are_no_step_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -175,23 +183,23 @@ def test_two_checkpoints_at_one_step_are_no_step_of_the_run(tmp_path: Path, capl
     (run,) = trajectories(result)
     assert run.steps.tolist() == [100, 400, 500]
     assert len(run.superseded) == 0
-    assert single_models(result, [run]).size == 4
+    assert single_models(result, [run]).size == 6
     claims = json.loads(result.attrs["contested"])
     assert claims == contested(dataset)
-    assert {name.partition("@")[2] for name in claims} == {*TWICE[1:5]}
+    assert {name.partition("@")[2] for name in claims} == {*TWICE[1:5], *TWICE[7:]}
     assert "step 300 of lab/run is global_step300, too" in claims[f"{REPOSITORY}@step300"]
-    assert "in no run: 4 models" in caplog.text
+    assert "in no run: 6 models" in caplog.text
     section = set_apart_section(result)
-    assert section is not None and len(section.tables[0].rows) == 4
+    assert section is not None and len(section.tables[0].rows) == 6
     stepped = [Checkpoint(REPOSITORY, each, f"{n:040x}", (), Facts(run=REPOSITORY, step=step_of(each)))
                for n, each in enumerate(TWICE)]  # fmt: skip
     (weighed,) = standing_checkpoints(stepped, dataset, np.zeros(len(TWICE), bool))
     assert [each.facts.step for each in weighed] == [100, 400, 500]
     assert suspicions(stepped) == claims  # before anything is scored
     # Whoever knows which one belongs to the run says so.
-    out = [Exclusion("*@global_step300"), Exclusion("*-tokens4B")]
+    out = [Exclusion("*@global_step300"), Exclusion("*-tokens4B"), Exclusion("*-7B")]
     told = analyze(dataset, window=3, min_step=100, tsne=False, outlier_fraction=0, exclude=out).load()
-    assert [each.steps.tolist() for each in trajectories(told)] == [[100, 200, 300, 400, 500]]
+    assert [each.steps.tolist() for each in trajectories(told)] == [[100, 200, 300, 400, 500, 600]]
     assert told.attrs["contested"] == "{}"
 
 

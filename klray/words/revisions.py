@@ -3,6 +3,10 @@
 Families name them step1000 (Pythia), step1000-tokens4B (OLMo), stage2-ingredient1-step1000-tokens5B (OLMo 2),
 stage1-step-40000 and lc-4k-to-32k-step-20000 (SmolLM3), ckpt_100 (Amber), CrystalCoder_phase1_checkpoint_055500,
 anneal_iter_0001000 (OpenCoder), step1250-seed-default (DataDecide), step-001000-2BT (FineWeb), checkpoint-500.
+
+A bare number in B or T that follows the step and ends the name, as in step1000-4B, counts tokens. In M and K it may be
+the size of a model or a length of context, as a number before the step may: these are branches. Where it was a size
+after all, two checkpoints claim one step, and `klray.analysis.runs` takes neither.
 """
 
 import re
@@ -18,6 +22,7 @@ _STEP = re.compile(
 _TOKENS = re.compile(
     rf"{_BEGIN}(?:tokens?[-_]?(\d+(?:\.\d+)?)([KMBT]?)|(\d+(?:\.\d+)?)([KMBT])(?:T|[-_]?tokens?)){_END}", re.I
 )
+_BARE_TOKENS = re.compile(r"[-_./](\d+(?:\.\d+)?)([BT])", re.I)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _JOINTS = "-_./"
 
@@ -47,10 +52,15 @@ def place_of(revision: str) -> Place:
     tokens = None
     for at, part in enumerate(rest):
         if tokens is None and (said := _TOKENS.search(part)):
-            number, unit = said[1] or said[3], said[2] or said[4] or ""
-            tokens = whole_number(round(float(number) * _UNITS[unit.upper()])) if len(number) < 20 else None
+            tokens = _tokens(said[1] or said[3], said[2] or said[4] or "")
             rest[at] = part[: said.start()].rstrip(_JOINTS) + part[said.end() :]
+    if tokens is None and (said := _BARE_TOKENS.fullmatch(rest[1])):
+        tokens, rest[1] = _tokens(said[1], said[2]), ""
     return Place("-".join(filter(None, (part.strip(_JOINTS) for part in rest))), step, tokens)
+
+
+def _tokens(number: str, unit: str) -> int | None:
+    return whole_number(round(float(number) * _UNITS[unit.upper()])) if len(number) < 20 else None
 
 
 def step_of(revision: str) -> int | None:
