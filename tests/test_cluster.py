@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -123,3 +124,5 @@ def test_cluster_whose_processes_do_not_come_up_in_time_is_started_once_more(
     ):
         pass
     assert not waits and not ray.is_initialized()
+    left = [each.name() for each in psutil.Process().children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE]
+    assert not [name for name in left if name.startswith(("gcs_server", "raylet"))]

@@ -54,6 +54,7 @@ def started(workers: int | None, cpus_per_worker: int, metrics: bool = False) ->
                     _init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(folder / "ray"))
                 break
             except Exception as error:  # Ray raises this very class where a process of its own does not come up
+                _end_processes_of(folder)
                 if attempt == START_ATTEMPTS:
                     raise KlrayError(
                         f"no Ray cluster could be started on this machine ({_line(error)}); run the same command when "
@@ -64,6 +65,17 @@ def started(workers: int | None, cpus_per_worker: int, metrics: bool = False) ->
             yield
         finally:
             ray.shutdown()
+
+
+def _end_processes_of(folder: Path) -> None:
+    """End what a start that failed has left running: Ray keeps its server until this process ends."""
+    import psutil  # noqa: PLC0415 - Ray brings it, and puts it on the path when it is imported
+
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if str(folder) in " ".join(each.cmdline()):
+                each.kill()
+                each.wait(10)
 
 
 @contextlib.contextmanager
