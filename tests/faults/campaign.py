@@ -23,7 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from klray.words.tables import text_table
-from tests.faults import machine, network, processes, readers, sharing
+from tests.faults import machine, network, processes, readers, sharing, verbs
 from tests.s3_server import why_no_ceph
 
 Run = Callable[..., collections.Counter[str]]
@@ -57,6 +57,7 @@ KINDS = {
     "sharing folder": Kind(sharing.run, ("folder",), 0, 1, runs=1),
     "sharing moto": Kind(sharing.run, ("moto",), 0, 1, runs=1),
     "sharing ceph": Kind(sharing.run, ("ceph",), 0, 1, runs=1),
+    "verbs": Kind(verbs.run, (), 0, 20, runs=20),
 }
 
 

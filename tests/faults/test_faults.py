@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from klray.store.objects import FolderObjects
-from tests.faults import directed, machine, network, processes, readers, sharing
+from tests.faults import directed, machine, network, processes, readers, sharing, verbs
 
 
 @pytest.mark.slow
@@ -37,6 +37,11 @@ def test_writers_killed_at_every_step_leave_each_column_once() -> None:
 @pytest.mark.slow
 def test_sixteen_jobs_share_a_list_though_some_die_sleep_or_have_other_clocks() -> None:
     assert sharing.run(1, 1, "folder")["scored"] >= sharing.N_CHECKPOINTS - len(sharing.KINDS) * sharing.MOST_LOST
+
+
+@pytest.mark.slow
+def test_verbs_killed_at_any_moment_make_the_same_when_they_run_again() -> None:
+    assert verbs.run(2, 1)["schedules"] == 2 * len(verbs.VERBS)
 
 
 @pytest.mark.parametrize("how", range(3))

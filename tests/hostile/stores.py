@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,6 @@ BOMB = Zstd(level=1).encode(bytes(2**28))
 TWIN = Identity("org/z", "e" * 40, TEXTS.fingerprint)  # of the commit that is tampered with, the first by its key
 OUT = ("../../../../outside/secret", "/etc/hostname", "a/../../../outside", "\x00", "outside-link/secret")
 ODD = (None, 5, -1, 10**30, 1e300, float("nan"), True, [], {}, "x" * 70_000, ["a"] * 3, {"a": {"b": 1}}, *OUT)
-
-
-EACH = 2
 
 
 class Case(NamedTuple):
@@ -49,27 +46,39 @@ def make(folder: Path) -> Store:
 def cases(every: bool = False) -> Iterator[Case]:
     """Kinds of objects x kinds of tampering; a seal or a hash that others keep is made anew wherever there is one.
 
-    All values in all fields are some hundred stores; without ``every`` each field meets some of them.
+    Without ``every``, some 110 stores in which every field, every kind of object and every kind of tampering is met.
     """
     for kind, pattern, fields in RECORDS:
         for place, field in enumerate(fields):
-            for number in range(len(ODD)) if every else [(place * 7 + step * 5) % len(ODD) for step in range(EACH)]:
+            for number in range(len(ODD)) if every else [(len(kind) + place * 5) % len(ODD)]:
                 yield Case(f"{kind}-{field}-{number}", _field(pattern, field, ODD[number]))
-        for name, change in BODIES.items():
-            yield Case(f"{kind}-{name}", _file(pattern, change))
-    for name, metadata in METADATA.items():
-        yield Case(f"snapshot-array-{name}", _group("snapshots/2*Z-*/zarr.json", metadata))
-        yield Case(f"result-array-{name}", _group("results/*/t/*/zarr.json", metadata))
-        yield Case(f"texts-array-{name}", _array("texts/text_bytes/zarr.json", metadata))
-    for name, body in CHUNKS.items():
-        for chunk in (LABEL, NUMBERS, "log_likelihood/c/0/0", layout.CATALOG):
-            yield Case(f"{chunk}-{name}", _snapshot_object(chunk, body))
-    for name, change in BODIES.items():
-        yield Case(f"column-{name}", _file("columns/*/*/*/log_likelihood/c/0/0", change))
-        yield Case(f"column-metadata-{name}", _file("columns/*/*/*/log_likelihood/zarr.json", change))
-        yield Case(f"texts-{name}", _file("texts/domain/c/0", change))
+    files = {
+        **{kind: pattern for kind, pattern, _ in RECORDS},
+        "column": "columns/*/*/*/log_likelihood/c/0/0",
+        "column-metadata": "columns/*/*/*/log_likelihood/zarr.json",
+        "texts": "texts/domain/c/0",
+    }
+    arrays = {
+        "snapshot": lambda change: _group("snapshots/2*Z-*/zarr.json", change),
+        "result": lambda change: _group("results/*/t/*/zarr.json", change),
+        "texts": lambda change: _array("texts/text_bytes/zarr.json", change),
+    }
+    chunks = (LABEL, NUMBERS, "log_likelihood/c/0/0", layout.CATALOG)
+    yield from _grid(files, BODIES, lambda kind, change: _file(files[kind], change), 1 if every else 4)
+    yield from _grid(arrays, METADATA, lambda kind, change: arrays[kind](change), 1 if every else 2)
+    yield from _grid(chunks, CHUNKS, _snapshot_object, 1 if every else 2)
     for folder in ("commits", "columns", "snapshots", "results", "texts", "failures"):
         yield Case(f"{folder}-is-a-link-out", _link_folder(folder))
+
+
+def _grid(
+    kinds: Iterable[str], changes: Mapping[str, Any], make: Callable[[str, Any], Callable[[Path], object]], one_of: int
+) -> Iterator[Case]:
+    """Every kind with every ``one_of``th change, beginning with another for each: all kinds, and all changes."""
+    for number, kind in enumerate(kinds):
+        for place, (name, change) in enumerate(changes.items()):
+            if (place - number) % one_of == 0:
+                yield Case(f"{kind}-{name}", make(kind, change))
 
 
 RECORDS = (
