@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import jobs
-from klray.words.tables import say, show
+from klray.words.tables import flush, say, show
 
 
 def main() -> None:
@@ -37,11 +37,11 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[2:]):  # Hydra lists groups and values below; what the verb does it cannot know
         say(f"klray {asked} key=value ...   {_summary(asked)}")
         say()
-        sys.stdout.flush()
+        flush()
     sys.argv = [f"klray {asked}", *sys.argv[2:]]
     try:
         code = run(asked, load)
-        sys.stdout.flush()
+        flush()
     except BrokenPipeError:  # whoever read our output has seen enough; nothing is left to be flushed at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

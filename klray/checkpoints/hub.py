@@ -91,7 +91,10 @@ class Hub:
                 "HF_ENDPOINT holds no address of a hub: set https://HOST, or https://USER:PASSWORD@HOST with the "
                 "characters / ? # @ [ ] of a password written as %2F %3F %23 %40 %5B %5D"
             )
-        return cls(endpoint, get_token())
+        token = get_token()
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise KlrayError("HF_TOKEN, or the saved login, holds a character that no token has; set it anew")
+        return cls(endpoint, token)
 
 
 def _is_sound(endpoint: str) -> bool:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import hydra
 from hydra.errors import HydraException
@@ -24,7 +25,7 @@ from klray.errors import KlrayError, lacks, refuse_unfit
 from klray.sweep.processes import spare_loopback
 from klray.words.log_lines import JsonLines, Words
 from klray.words.secrets import Discreet, without_secrets
-from klray.words.tables import say
+from klray.words.tables import flush, say
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}  # as OmegaConf calls them
 FREE = "store.storage_options"  # what it holds is the backend's, so that Hydra knows none of its keys
@@ -84,6 +85,10 @@ def run(name: str, load: Callable[[], Verb]) -> int:
             code = _fail(str(error))
         except ModuleNotFoundError as error:
             code = _fail(f"klray {name}: {lacks(error)}")
+        except ValueError:
+            if not (why := _unfit_variable()):
+                raise
+            code = _fail(why)
         except BrokenPipeError:  # whoever read our output has seen enough; Hydra would print the overrides
             unread = True
         except OSError as error:
@@ -127,7 +132,7 @@ def _log_as_json() -> None:
 
 
 def _fail(message: str, code: int = 1) -> int:
-    sys.stdout.flush()
+    flush()
     say(f"klray: error: {without_secrets(message)}", file=sys.stderr)
     return code
 
@@ -170,6 +175,18 @@ def _explain_value(text: str) -> str:
         known = f"{', '.join(rest)} or {last}" if rest else last
         return f"{key}={given}: write {known}"
     return f"{key}={given}: write {KINDS[kind[0]]}" if kind else ""
+
+
+def _unfit_variable() -> str:
+    """Which variable makes the import of huggingface_hub fail, and what to do; not with what it holds. "" for none."""
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        if (value := os.environ.get(name, "").strip()) and not value.isdecimal():
+            return f"{name} holds no whole number of seconds; set one, or unset it"
+    try:
+        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
+    except ValueError:
+        return "HF_ENDPOINT holds no address of a hub; set https://HOST, or unset it"
+    return ""
 
 
 def _explain_system(error: OSError) -> str:

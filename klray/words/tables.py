@@ -16,6 +16,12 @@ def say(line: str = "", file: TextIO | None = None) -> None:
     print(one_line(line).encode(encoding, "replace").decode(encoding), file=stream)
 
 
+def flush() -> None:
+    """Send what was printed, if there is anything to send it to."""
+    if sys.stdout is not None:  # closed by whoever started the command
+        sys.stdout.flush()
+
+
 def show(lines: str) -> None:
     """Print a table, or other lines that quote nothing with a line break of its own."""
     for line in lines.split("\n"):

@@ -287,3 +287,34 @@ def test_a_password_with_a_slash_is_taken_out_of_any_url() -> None:
     assert without_secrets("503 for https://me:wo/rd@host:80/a, see http://host:8080/a@b") == (
         "503 for https://host:80/a, see http://host:8080/a@b"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_ENDPOINT", "https://me:hush[word@hub.example"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "hush"),
+        ("HF_ENDPOINT", "http://["),
+    ],
+)
+def test_a_variable_at_which_a_library_fails_is_named_and_not_said(name: str, value: str, tmp_path: Path) -> None:
+    command = processes.module_command(
+        "jobs", "plan", "models.repo=a/b", f"store.url={tmp_path / 'store'}", "texts.n=4"
+    )
+    done = subprocess.run(command, env={**os.environ, name: value}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        f"klray: error: {name}" in done.stderr
+        and "Traceback" not in done.stderr
+        and "hush" not in done.stderr + done.stdout
+    )
+
+
+@pytest.mark.slow
+def test_a_verb_whose_output_goes_nowhere_ends_as_it_would(tmp_path: Path) -> None:
+    command = processes.module_command("jobs", "status", f"store.url={tmp_path}")
+    shell = ["sh", "-c", '"$@" >&-', "sh", *command]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "there is no klray store" in done.stderr and "Traceback" not in done.stderr
