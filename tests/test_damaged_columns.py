@@ -9,9 +9,11 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import klray
+from klray.analysis.continuing import comes_first
 from klray.errors import StoreError
 from klray.store import Store, layout
 from klray.store.twins import take_over
@@ -204,3 +206,28 @@ def test_snapshot_of_no_day_or_of_years_to_come_stops_no_publisher(store: Store,
     assert new and store.manifest() == published and store.publish() == (published, False)
     assert_holds(store, column("b", 1), column("b", 2), column("a", 1))
     assert published.id[:4] == str(datetime.now(UTC).year)
+
+
+def test_column_that_was_scored_again_with_other_values_is_no_part_of_an_earlier_result(store: Store) -> None:
+    store.publish()
+    before = store.dataset().load()
+    key = column("a", 1).identity.key
+    change(store, layout.commit_path(key), "{", "[{")
+    assert comes_first(before, store.dataset()), "as long as its values are those of the snapshot"
+    store.repair(store.audit(), NOW)
+    again = column("a", 1)
+    store.add_column(dataclasses.replace(again, log_likelihood=again.log_likelihood * (1 + 1e-6)))
+    assert store.publish()[1]
+    assert store.dataset()["key"].values.tolist() == before["key"].values.tolist()
+    assert not comes_first(before, store.dataset())
+
+
+def test_analysis_goes_on_without_the_sketch_of_a_commit_that_cannot_be_read(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    sketched = [column(name, 1, sketch="64-v1-x") for name in ("s", "t")]
+    add(store, *(dataclasses.replace(each, weight_sketch=np.ones(64, np.float32)) for each in sketched))
+    lost, kept = (each.identity.key for each in sketched)
+    change(store, layout.commit_path(lost), "{", "[{")
+    assert list(store.read_sketches([lost, kept])) == [kept]
+    assert f"commits/{lost}.json is damaged" in caplog.text and "without its weight sketch" in caplog.text
