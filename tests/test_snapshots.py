@@ -15,7 +15,16 @@ import klray
 from klray.errors import StoreError
 from klray.store import Column, Store
 from klray.store.columns import commit_column
-from tests.stores import EVERY_PLACE, N_TEXTS, ON_S3_TOO, TEXTS, add, column, put_column
+from tests.stores import (
+    EVERY_PLACE,
+    N_TEXTS,
+    ON_S3_TOO,
+    TEXTS,
+    add,
+    column,
+    klray_log_heard,  # noqa: F401 - a fixture
+    put_column,
+)
 
 
 def test_snapshot_opens_in_plain_xarray_without_a_warning(folder_store: Store) -> None:
@@ -54,6 +63,7 @@ def test_later_snapshot_starts_with_the_models_of_the_earlier(store: Store, monk
     assert store.snapshot_ids() == sorted([first.id, second.id])
 
 
+@pytest.mark.usefixtures("klray_log_heard")
 def test_damaged_column_is_never_published(folder_store: Store, caplog: pytest.LogCaptureFixture) -> None:
     add(folder_store, column("a", 1))
     (commit,) = folder_store.commits()
