@@ -256,7 +256,6 @@ def test_what_is_taken_over_from_another_is_made_fit(folder_store: Store) -> Non
     assert taken[0].facts["step"] == 2
 
 
-@each_hostile
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_name_that_the_terminal_cannot_show_stops_nobody(encoding: str) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
@@ -267,6 +266,7 @@ def test_a_name_that_the_terminal_cannot_show_stops_nobody(encoding: str) -> Non
     assert shown == {"ascii": "org/? ? end\n", "latin-1": "org/ü ? end\n"}.get(encoding, "org/ü → end\n")
 
 
+@each_hostile
 def test_record_of_a_failure_is_shown_as_it_is(folder_store: Store, hostile: str) -> None:
     folder_store.record_failure(column("a", 1).identity, f"step1{hostile}", "load_failed", f"its {hostile}", "1" * 32)
     settings = Config()
