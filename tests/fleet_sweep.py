@@ -40,6 +40,9 @@ class Scorer:
     def __init__(self, store: Store):
         self.store = store
 
+    def key(self, checkpoint: Checkpoint) -> str:
+        return SETTINGS.identity(checkpoint, TEXTS.fingerprint).key
+
     def column(self, checkpoint: Checkpoint, upcoming: object) -> Column:
         time.sleep(SECONDS)
         identity = SETTINGS.identity(checkpoint, TEXTS.fingerprint)
@@ -55,7 +58,7 @@ class Actor(ScorerActor):
     def __init__(self, patience: Any, url: str, folder: str):
         self.url, self.folder = url, Path(folder)
         self.scorer = Scorer(Store.open(url))  # type: ignore[assignment]
-        self._scored, self._facts = {}, {}
+        self._scored, self._facts = {}, {"job": JOB}
 
     @cached_property
     def cache(self) -> Cache:

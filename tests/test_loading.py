@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from klray import config as configs
 from klray.config.sweep import lacks_libraries
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood import loading as models
+from klray.likelihood.quiet import quiet
 from klray.likelihood.score import log_likelihood
 from klray.likelihood.tokenizer import load_tokenizer, tokenizer_fingerprint
 from tests import tiny_models
@@ -265,3 +267,14 @@ def test_log_likelihoods_of_a_loaded_checkpoint_are_finite(tmp_path: Path) -> No
     folder = save_checkpoint(tmp_path, "gpt2")
     values = log_likelihood(models.load(folder, "bfloat16").model, load_tokenizer(folder), tiny_models.texts())
     assert np.isfinite(values).all()
+
+
+def test_threads_that_load_side_by_side_leave_transformers_settings_as_they_were() -> None:
+    before = transformers.utils.logging.get_verbosity(), transformers.utils.logging.is_progress_bar_enabled()
+    first, second = ExitStack(), ExitStack()
+    for each in (first, second):
+        each.enter_context(quiet())
+    first.close()  # who came first leaves first
+    assert not transformers.utils.logging.is_progress_bar_enabled()
+    second.close()
+    assert (transformers.utils.logging.get_verbosity(), transformers.utils.logging.is_progress_bar_enabled()) == before

@@ -53,11 +53,11 @@ class Worker(ScorerActor):
 
     def __init__(self, *arguments: Any):
         self.scorer = scorer_here(*arguments)
-        self._scored = {}
+        self._scored, self._facts = {}, {"job": "f" * 32}
 
     def column(self, checkpoint: Checkpoint) -> Outcome | Refusal:
         """Score and commit, one after the other."""
-        found = self.score(checkpoint, (), "")
+        found = self.score(checkpoint, (), "", 0)
         outcome = self.commit(found.key) if isinstance(found, Pending) else found
         assert not self._scored and not isinstance(outcome, Pending)
         return outcome
@@ -142,7 +142,8 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_goes_on(
     expected = klray.log_likelihood(models.load(folder).model, load_tokenizer(folder), list(TEXTS.texts))
     np.testing.assert_allclose(row(actor.scorer.store, outcome.key), expected, rtol=0, atol=1e-3)
     tried.clear()
-    assert not isinstance(actor.column(checkpoints[1]), Refusal)
+    (another,) = resolve(hub, Selection("tiny", (RepositorySpec(REPOSITORY, ["step32"]),)))[0]
+    assert not isinstance(actor.column(another), Refusal)
     assert max(tried) <= longest  # what did not fit is not tried again with the next checkpoint of this model
 
 

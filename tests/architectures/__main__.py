@@ -7,8 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import transformers
-
+from klray.likelihood.quiet import quiet
 from tests.architectures.scored import NATS, Scored, scored
 from tests.architectures.tiny import ARCHITECTURES
 
@@ -28,8 +27,6 @@ def row(name: str, kind: str, made: Scored) -> str:
 
 def main(names: list[str]) -> int:
     """Exit code 0 if every architecture is right."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     print(HEADING)
     wrong = []
     for each in ARCHITECTURES:
@@ -37,7 +34,8 @@ def main(names: list[str]) -> int:
             continue
         with tempfile.TemporaryDirectory() as folder:
             try:
-                made = scored(each, Path(folder))
+                with quiet():
+                    made = scored(each, Path(folder))
             except Exception as error:  # noqa: BLE001 - the others are looked at, too
                 made = Scored(float("nan"), f"{type(error).__name__}: {str(error)[:200]}")
         print(row(each.name, each.kind, made), flush=True)
