@@ -1,11 +1,10 @@
 """Train a tuned lens for one checkpoint, judge it on the scoring texts, and write it to a folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from klray import config as configs
 from klray.analysis.continuing import there_already
@@ -14,17 +13,14 @@ from klray.config import Config
 from klray.config import measure as measure_configs
 from klray.config import sweep as sweep_configs
 from klray.config.job import verb
-from klray.errors import KlrayError
-from klray.likelihood import loading
+from klray.errors import CheckpointError, KlrayError
 from klray.likelihood.lens import Lens, Translators, is_unfinished, load_translators
-from klray.likelihood.streams import torch_threads
-from klray.likelihood.tokenizer import load_tokenizer
-from klray.likelihood.tokens import encode
-from klray.measure.lens_training import prediction_kl, train_lens
+from klray.measure.efforts import work_of_lens
+from klray.measure.lens_making import LensWork
 from klray.measure.settings import LensTraining
+from klray.sweep.child import apart
+from klray.sweep.limits import limits_of
 from klray.sweep.scorer import versions
-from klray.sweep.settings import ScoringSettings
-from klray.texts import TextSet
 from klray.words.progress import Progress
 from klray.words.tables import say, show, text_table
 
@@ -54,22 +50,38 @@ def lens(config: Config) -> Lens:
         there = _there(folder, facts, training)
         if there is not None:
             return there
-        model, tokenizer = _loaded(hub, cache, checkpoints[0], settings)
-    with torch_threads(settings.threads), Progress(training.steps, "lens", "step") as progress:
-        found = train_lens(
-            model,
-            encode(tokenizer, trained_on.texts, allow_lost=settings.allow_lost),
-            training,
-            norm=config.lens.norm,
-            facts={**facts, "versions": dict(versions())},
-            report=lambda step, loss: progress.advance(1, f"{loss:.3f} nats/token"),
-        )
-    assert found.translators is not None
-    found.translators.save(folder)
-    with torch_threads(settings.threads):
-        _print(checkpoints[0], model, tokenizer, judged_on, found)
+
+        def work(directory: Path) -> LensWork:
+            told = {**facts, "versions": dict(versions())}
+            return LensWork(directory, settings, training, config.lens.norm, trained_on, judged_on, told, folder)
+
+        columns = _made(hub, cache, checkpoints[0], work, training.steps)
+    translators = load_translators(folder)
+    found = Lens(translators, config.lens.norm)
+    rows = [(f"{layer}", *(f"{kl:.4f}" for kl in each)) for layer, each in enumerate(columns)]
+    show(text_table(("layer", "logit lens", "tuned lens"), rows, text_columns=0))
+    say(
+        f"KL from the own predictions of {checkpoints[0].label} to those after each layer, in nats per token, mean "
+        f"over {len(judged_on):,} texts of {judged_on.name}"
+    )
     say(f"{found.name} in {folder}; klray score scoring.lens={folder} reads every layer through it")
     return found
+
+
+def _made(
+    hub: Hub, cache: Cache, checkpoint: Checkpoint, work: Callable[[Path], LensWork], steps: int
+) -> list[tuple[float, float]]:
+    """Fetch the checkpoint, and do the work in a process that is held to limits; its answer."""
+    directory = cache.fetch(hub, checkpoint)
+    try:
+        asked = work(directory)
+        limits = limits_of(checkpoint, asked.judged_on, asked.settings, work_of_lens(asked))
+        with Progress(steps, "lens", "step") as progress:
+            return apart(asked, limits, partial(progress.advance, 1))
+    except CheckpointError as error:  # where this machine keeps its files says nothing
+        raise CheckpointError(error.message.replace(str(directory), checkpoint.label), error.reason) from error
+    finally:
+        cache.evict(checkpoint)
 
 
 def _there(folder: Path, facts: Mapping[str, Any], training: LensTraining) -> Lens | None:
@@ -102,27 +114,6 @@ def _there(folder: Path, facts: Mapping[str, Any], training: LensTraining) -> Le
         "lens.path=",
     )
     return None if found is None else Lens(found)
-
-
-def _loaded(hub: Hub, cache: Cache, checkpoint: Checkpoint, settings: ScoringSettings) -> tuple[Any, Any]:
-    directory = cache.fetch(hub, checkpoint)
-    try:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = loading.load(directory, settings.dtype, device, allow_unused=settings.allow_unused)
-        return loaded.model, load_tokenizer(directory)
-    finally:
-        cache.evict(checkpoint)
-
-
-def _print(checkpoint: Checkpoint, model: Any, tokenizer: Any, judged_on: TextSet, found: Lens) -> None:
-    tokens = encode(tokenizer, judged_on.texts, allow_lost=len(judged_on))
-    columns = [prediction_kl(model, tokens, each) for each in (Lens(norm=found.norm), found)]
-    rows = [(f"{layer}", *(f"{kl:.4f}" for kl in each)) for layer, each in enumerate(zip(*columns, strict=True))]
-    show(text_table(("layer", "logit lens", "tuned lens"), rows, text_columns=0))
-    say(
-        f"KL from the own predictions of {checkpoint.label} to those after each layer, in nats per token, mean over "
-        f"{len(judged_on):,} texts of {judged_on.name}"
-    )
 
 
 main = verb(lens)

@@ -3,6 +3,7 @@
 import logging
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from klray import config as configs
@@ -14,11 +15,16 @@ from klray.config import measure as measure_configs
 from klray.config import sweep as sweep_configs
 from klray.config.job import verb
 from klray.errors import CheckpointError, KlrayError
+from klray.measure.efforts import work_of_noise
 from klray.measure.noise_scorings import Ways, measure, spread
+from klray.sweep.child import apart
+from klray.sweep.limits import limits_of
 from klray.sweep.scorer import versions
+from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
 from klray.words.progress import Progress
 from klray.words.tables import say, show
+from klray.words.whole import write_whole
 
 log = logging.getLogger("klray")
 
@@ -44,7 +50,7 @@ def noise(config: Config) -> NoiseFloor:
             _print(there, len(checkpoints), ways)
             return there
         with Progress(len(chosen) * ways.scorings, "noise", "scoring") as progress:
-            measured = tuple(_measured(hub, cache, each, text_set, ways, progress) for each in chosen)
+            measured = tuple(_measured(hub, cache, each, text_set, settings, ways, progress) for each in chosen)
     found = NoiseFloor(
         dtypes=ways.dtypes,
         default_dtype=settings.dtype,
@@ -58,7 +64,7 @@ def noise(config: Config) -> NoiseFloor:
     )
     _print(found, len(checkpoints), ways)
     if path is not None:
-        path.write_text(found.to_json(), "utf-8")
+        write_whole(path, found.to_json())
         say(f"noise floor {path}; klray report report.noise={path} shows it")
     return found
 
@@ -92,13 +98,21 @@ def _there(
 
 
 def _measured(
-    hub: Hub, cache: Cache, checkpoint: Checkpoint, text_set: TextSet, ways: Ways, progress: Progress
+    hub: Hub,
+    cache: Cache,
+    checkpoint: Checkpoint,
+    text_set: TextSet,
+    settings: ScoringSettings,
+    ways: Ways,
+    progress: Progress,
 ) -> ModelNoise:
+    """Fetch a checkpoint, and measure it in a process that is held to limits; a failure in place of its numbers."""
     directory = Path()
     try:
         directory = cache.fetch(hub, checkpoint)
         try:
-            return measure(checkpoint, directory, text_set, ways, progress.advance)
+            limits = limits_of(checkpoint, text_set, settings, work_of_noise(ways, text_set, directory))
+            return apart(partial(measure, checkpoint, directory, text_set, ways), limits, progress.advance)
         finally:
             cache.evict(checkpoint)
     except CheckpointError as error:

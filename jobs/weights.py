@@ -22,6 +22,7 @@ from klray.measure.weight_distances import (
     RunDistances,
     as_dataset,
     measure_run,
+    read_apart,
     standing_checkpoints,
 )
 from klray.store import Store
@@ -64,7 +65,14 @@ def weights(config: Config) -> tuple[xr.Dataset, list[RunDistances]]:
         with Progress(sum(map(len, runs)), "weights", "checkpoint") as progress:
             measured = [
                 measure_run(
-                    hub, cache, run, window, limit_bytes=limit, aligner=aligner, advance=partial(progress.advance, 1)
+                    hub,
+                    cache,
+                    run,
+                    window,
+                    limit_bytes=limit,
+                    aligner=aligner,
+                    check=partial(read_apart, settings),
+                    advance=partial(progress.advance, 1),
                 )
                 for run in runs
             ]

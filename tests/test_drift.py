@@ -280,6 +280,13 @@ def test_exact_distances_of_shorter_windows_give_no_exponents(config: Config, ca
     assert np.isfinite(row.weight_exponent)  # of the sketches
 
 
+def test_a_checkpoint_that_takes_too_long_to_read_is_none_of_a_run(config: Config) -> None:
+    config.scoring.limit_seconds = 1e-3
+    config.models.revisions = "step4"
+    with pytest.raises(KlrayError, match=r"none of 1 checkpoints could be measured; .*scoring\.limit_seconds"):
+        weights(config)
+
+
 def test_a_window_without_a_line_is_refused_before_anything_is_read(config: Config) -> None:
     config.analysis.window = 2
     with pytest.raises(KlrayError, match=r"analysis\.window=2: .* set 3 or more"):

@@ -18,7 +18,7 @@ from klray.analysis.recipe import Recipe
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.config import Config, LensConfig, ModelsConfig, ScoringConfig, TextsConfig
 from klray.config.sweep import scoring_settings
-from klray.errors import KlrayError
+from klray.errors import CheckpointError, KlrayError
 from klray.likelihood.lens import Lens, Translators, layer_log_likelihood, load_translators
 from klray.likelihood.loading import load
 from klray.likelihood.tokenizer import load_tokenizer
@@ -104,6 +104,12 @@ def test_klray_lens_trains_one_for_a_checkpoint_of_the_hub(
         scoring=ScoringConfig(cache_dir=str(tmp_path / "cache")),
         lens=LensConfig(path=str(tmp_path / "lens"), n=20, steps=4),
     )
+    config.scoring.limit_seconds = 1e-3
+    with pytest.raises(CheckpointError, match=r"scoring\.limit_seconds") as ended:
+        lens_job(config)
+    assert ended.value.reason == "limit_exceeded" and not (tmp_path / "lens").exists()
+    config.scoring.limit_seconds = None
+    capsys.readouterr()
     found = lens_job(config)
     said = capsys.readouterr().out
     assert "logit lens" in said and f"{found.name} in {tmp_path / 'lens'}" in said

@@ -20,8 +20,9 @@ import torch
 
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.errors import CheckpointError, KlrayError
+from klray.sweep.child import sendable
 from klray.sweep.model import Compute
-from klray.sweep.model_process import ModelProcess, _sendable
+from klray.sweep.model_process import ModelProcess
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet, python_stdlib
 from klray.tiny.family import train_family
@@ -147,9 +148,9 @@ def test_an_error_that_has_no_pickle_comes_back_in_words() -> None:
         def __init__(self, one: int, two: int):
             super().__init__(f"{one} and {two}")
 
-    sent = _sendable(Odd(1, 2))
+    sent = sendable(Odd(1, 2))
     assert type(sent) is RuntimeError and str(sent) == "Odd: 1 and 2"
-    plain = _sendable(ZeroDivisionError("by 0"))
+    plain = sendable(ZeroDivisionError("by 0"))
     assert type(plain) is ZeroDivisionError and plain.__notes__
 
 

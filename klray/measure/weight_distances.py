@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,9 @@ from klray.analysis.runs import by_step, runs, standing
 from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub, model_config
 from klray.checkpoints.tensors import stored_tensors
 from klray.errors import CheckpointError, KlrayError
+from klray.sweep.child import apart
+from klray.sweep.limits import limits_of
+from klray.sweep.settings import ScoringSettings
 from klray.weights.parameters import parameters
 from klray.weights.windows import Distance, Named, WindowDistances, window_bytes
 
@@ -67,13 +72,15 @@ def measure_run(
     *,
     limit_bytes: int,
     aligner: Aligner | None = None,
+    check: Callable[[Checkpoint, Path], None] = lambda checkpoint, directory: None,
     advance: Callable[[str], None] = lambda label: None,
 ) -> RunDistances:
     """Squared distances of each checkpoint of a run to the ``window`` before it, float64, of the stored values.
 
     Each is fetched and read once, the next while the present one is compared; ``window_bytes`` are in memory. One that
     cannot be read, or compared with those before it, is left out with its reason, as if it had not been saved.
-    ``advance`` is told of each one. Checkpoints without a step are left out.
+    ``advance`` is told of each one. Checkpoints without a step are left out. ``check`` raises a CheckpointError for
+    files that are not to be read here, such as `read_apart`.
 
     Raises KlrayError if a window needs more than ``limit_bytes``, or the architecture cannot be aligned.
     """
@@ -95,6 +102,7 @@ def measure_run(
         try:
             directory = fetcher.take(checkpoint, ordered[place + 1 : place + 2])
             try:
+                check(checkpoint, directory)
                 stored = stored_tensors(directory)
                 if windows is None:
                     aligned = {"aligned": aligner(parameters(stored), model_config(directory))} if aligner else {}
@@ -112,6 +120,19 @@ def measure_run(
         advance(checkpoint.label)
     matrices = {name: windows.matrix(name) for name in windows.distances} if windows else {}
     return RunDistances(tuple(read), matrices, failures)
+
+
+def read_apart(settings: ScoringSettings, checkpoint: Checkpoint, directory: Path) -> None:
+    """Read a checkpoint's tensors in a process that is held to limits, as they are read here next.
+
+    Raises CheckpointError: they cannot be read, or take more than they may.
+    """
+    apart(partial(_read, directory), limits_of(checkpoint, None, settings))
+
+
+def _read(directory: Path, _: Callable[..., None]) -> int:
+    copies = [tensor.detach().clone() for tensor in parameters(stored_tensors(directory)).values()]
+    return sum(each.numel() for each in copies)
 
 
 def as_dataset(measured: Sequence[RunDistances], window: int, alignment: str) -> xr.Dataset:

@@ -40,7 +40,7 @@ class Limits:
         """Raise CheckpointError (limit_exceeded) if the process ``pid``, asked at ``begun``, has taken more."""
         if time.monotonic() - begun > self.seconds:
             raise CheckpointError(
-                f"it was not scored within {self.seconds:,.0f} s{self.size}: its process was ended; if the checkpoint "
+                f"it was not through within {self.seconds:,.0f} s{self.size}: its process was ended; if the checkpoint "
                 "is sound and this machine slow, set scoring.limit_seconds",
                 "limit_exceeded",
             )
@@ -52,19 +52,36 @@ class Limits:
             )
 
 
-def limits_of(checkpoint: Checkpoint, text_set: TextSet, settings: ScoringSettings) -> Limits:
-    """The settings' limits, or those in proportion to the bytes of the checkpoint's files and of the texts."""
-    size, text_bytes = _unpacked(checkpoint), float(text_set.n_bytes.sum())
+@dataclass(frozen=True)
+class Work:
+    """What is done with a checkpoint, where that is more or less than to score the texts once."""
+
+    passes: float = 1.0  # so many times as many operations as a forward pass over the texts
+    copies: float = 0.0  # of its files in memory, beside those that scoring takes
+    logits: float = 0.0  # bytes of logits, and what is made of them, that are in memory at once
+
+
+SCORING = Work()
+
+
+def limits_of(
+    checkpoint: Checkpoint, text_set: TextSet | None, settings: ScoringSettings, work: Work = SCORING
+) -> Limits:
+    """The settings' limits, or those in proportion to the bytes of the checkpoint's files, the texts and the work.
+
+    Without texts the files are read, and no more.
+    """
+    size, text_bytes = _unpacked(checkpoint), float(text_set.n_bytes.sum()) if text_set else 0.0
     seconds, memory, by = settings.limit_seconds, settings.limit_bytes, ""
     if seconds is None or memory is None:
         by = f" (by default, for files of {checkpoint.bytes / 1e6:,.1f} MB and texts of {text_bytes / 1e6:,.1f} MB)"
     if seconds is None:
         a_token = _SECONDS_PER_TOKEN + size / _OPERATIONS_PER_SECOND  # 2 bytes and 2 operations a parameter
         a_text = text_bytes / _BYTES_PER_TOKEN * a_token * (1.0 if settings.lens == NONE else _LENS)
-        seconds = _SECONDS + size / _BYTES_PER_SECOND + a_text
+        seconds = _SECONDS + size / _BYTES_PER_SECOND + a_text * work.passes
     if memory is None:
         batch = (settings.tokens_per_batch or _BATCH) * _BYTES_PER_BATCH_TOKEN if settings.device != "cpu" else 0.0
-        memory = _BYTES + _COPIES * size + _TEXT_COPIES * text_bytes + batch
+        memory = _BYTES + (_COPIES + work.copies) * size + _TEXT_COPIES * text_bytes + batch + work.logits
     return Limits(seconds, memory, by)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import pickle
+import signal
 import struct
+import threading
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -21,11 +25,14 @@ from klray.errors import CheckpointError, KlrayError
 from klray.likelihood.loading import load
 from klray.likelihood.plausible import check_config
 from klray.likelihood.tokenizer import load_tokenizer
-from klray.sweep.limits import limits_of, memory_of
+from klray.sweep.child import apart
+from klray.sweep.limits import Limits, limits_of, memory_of
 from klray.sweep.model_process import ModelProcess
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet, from_folder, from_jsonl, textset
 from tests import tiny_models
+from tests.stores import klray_log_heard  # noqa: F401 - a fixture
+from tests.test_cli import klray as klray_says
 
 TEXTS = TextSet("short", ("some words of a text",), ("a",))
 
@@ -198,6 +205,58 @@ def test_a_process_that_takes_more_than_it_may_is_ended_and_the_reason_is_its_ow
     assert again.score(checkpoint, tmp_path / "model", lambda: None).n_tokens.sum() > 0
     assert again.pid is not None and memory_of(again.pid) > 1e7
     again.close()
+
+
+def takes_memory(tell: Callable[[str], None]) -> None:
+    tell("it begins")
+    taken = bytearray(10**9)
+    for start in range(0, len(taken), 4096):
+        taken[start] = 1
+    threading.Event().wait()
+
+
+def warns_and_tells(tell: Callable[[str], None]) -> str:
+    tell("half")
+    logging.getLogger("klray").warning("one thing")
+    return "done"
+
+
+def is_refused(tell: Callable[[str], None]) -> None:
+    raise CheckpointError("no", "not_causal")
+
+
+def is_killed(tell: Callable[[str], None]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("klray_log_heard")
+def test_work_apart_tells_what_it_does_and_ends_at_its_limits(caplog: pytest.LogCaptureFixture) -> None:
+    """What ``klray noise``, ``klray weights`` and ``klray lens`` do with a model."""
+    told: list[str] = []
+    enough = Limits(600, 1e11, "")
+    assert apart(warns_and_tells, enough, told.append) == "done"
+    assert told == ["half"] and "one thing" in caplog.text
+    for work, limits, reason in (
+        (takes_memory, Limits(600, 5e8, ""), "limit_exceeded"),
+        (takes_memory, Limits(1, 1e11, ""), "limit_exceeded"),
+        (is_refused, enough, "not_causal"),
+        (is_killed, enough, "worker_died"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            apart(work, limits, told.append)
+        assert caught.value.reason == reason
+
+
+@pytest.mark.slow
+def test_noise_of_a_checkpoint_ends_at_its_limits_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_models.save_checkpoint(tmp_path / "model", "gpt_neox")
+    words = [f"models.repo={tmp_path / 'model'}", f"scoring.cache_dir={tmp_path / 'cache'}", "texts.n=4"]
+    words += ["noise.dtypes=[float32]", "noise.tokens_per_batch=[1]", "scoring.limit_gigabytes=0.001"]
+    code, out, errors = klray_says(capsys, monkeypatch, "noise", *words)
+    assert code == 1 and "scoring.limit_gigabytes" in out and str(tmp_path / "model") in out, errors
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

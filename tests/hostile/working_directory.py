@@ -40,9 +40,7 @@ def family(pid: int) -> set[int]:
 @ray.remote
 def in_a_worker() -> dict[str, Any]:
     model = ModelProcess(ScoringSettings(), TEXTS)
-    pipe = model._for("an architecture")
-    pipe.send((None, None))  # what is no checkpoint is answered when all is imported
-    pipe.recv()
+    model.try_device()  # so that all is imported
     found = {
         "sockets": util.get_temp_dir(),
         "path": sys.path,
