@@ -14,6 +14,7 @@ What takes long to be made is made once for all processes of a run, by ``tests.s
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,12 @@ settings.load_profile("full")
 
 SLOW_FIXTURES = {"study_family", "swept_store", "moto", "ceph", "ignoring", "keeping"}
 FILE_SYSTEMS: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+@pytest.fixture(autouse=True)
+def _klray_log_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What klray logs reaches pytest, also after a verb that ran in this process took it to stderr."""
+    monkeypatch.setattr(logging.getLogger("klray"), "propagate", True)
 
 
 @pytest.fixture(scope="session")

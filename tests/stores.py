@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +51,6 @@ def put_column(store: Store, column: Column, attempt: str) -> Commit:
 def add(store: Store, *columns: Column) -> None:
     for number, each in enumerate(columns):
         assert commit_column(store.objects, put_column(store, each, attempt=f"{number:032x}"))
-
-
-@pytest.fixture
-def klray_log_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What klray logs reaches pytest, also after a verb that ran in this process took it to stderr."""
-    monkeypatch.setattr(logging.getLogger("klray"), "propagate", True)
 
 
 def change(store: Store, key: str, before: str, after: str) -> None:

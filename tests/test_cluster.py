@@ -114,7 +114,6 @@ def test_cluster_whose_processes_do_not_come_up_in_time_is_started_once_more(
 
     monkeypatch.setenv(WAIT, "120")
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr("klray.sweep.joining.log.propagate", True)
     with connected(RaySettings(workers=3)) as shape:
         assert shape == Shape(3, 0.0, 1)
     assert "Ray did not start (" in caplog.text and waits == ["0", "0"]

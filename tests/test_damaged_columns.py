@@ -18,11 +18,10 @@ from klray.errors import StoreError
 from klray.store import Store, layout
 from klray.store.twins import take_over
 from klray.texts import TextSet
-from tests.stores import TEXTS, add, assert_holds, change, column, klray_log_heard  # noqa: F401 - a fixture
+from tests.stores import TEXTS, add, assert_holds, change, column
 from tests.test_cli import klray as klray_says
 
 NOW = timedelta(0)
-pytestmark = pytest.mark.usefixtures("klray_log_heard")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 from pathlib import Path
@@ -88,7 +87,6 @@ def test_a_scale_for_longer_runs_says_what_to_set(config: Config, capsys: pytest
 def test_a_scale_with_another_recipe_than_the_analysis_says_so(
     config: Config, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("klray"), "propagate", True)
     analyze(config)
     scale(config)
     assert "its recipe is not taken" not in caplog.text

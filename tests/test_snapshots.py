@@ -22,7 +22,6 @@ from tests.stores import (
     TEXTS,
     add,
     column,
-    klray_log_heard,  # noqa: F401 - a fixture
     put_column,
 )
 
@@ -63,7 +62,6 @@ def test_later_snapshot_starts_with_the_models_of_the_earlier(store: Store, monk
     assert store.snapshot_ids() == sorted([first.id, second.id])
 
 
-@pytest.mark.usefixtures("klray_log_heard")
 def test_damaged_column_is_never_published(folder_store: Store, caplog: pytest.LogCaptureFixture) -> None:
     add(folder_store, column("a", 1))
     (commit,) = folder_store.commits()

@@ -31,7 +31,6 @@ from klray.sweep.model_process import ModelProcess
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet, from_folder, from_jsonl, textset
 from tests import tiny_models
-from tests.stores import klray_log_heard  # noqa: F401 - a fixture
 from tests.test_cli import klray as klray_says
 
 TEXTS = TextSet("short", ("some words of a text",), ("a",))
@@ -230,7 +229,6 @@ def is_killed(tell: Callable[[str], None]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("klray_log_heard")
 def test_work_apart_tells_what_it_does_and_ends_at_its_limits(caplog: pytest.LogCaptureFixture) -> None:
     """What ``klray noise``, ``klray weights`` and ``klray lens`` do with a model."""
     told: list[str] = []
