@@ -78,7 +78,9 @@ def assert_left_out(store: Store, key: str, caplog: pytest.LogCaptureFixture) ->
     assert not [each for each in store.leftovers(store.catalog()) if each.kind == "column"], "whose folder it is"
 
 
-@pytest.mark.parametrize("target", ["/dev/zero", "/etc/passwd", "/no/such/place", "/etc", ".", "folder", "full folder"])
+@pytest.mark.parametrize(
+    "target", ["/dev/zero", "/etc/passwd", "/no/such/place", "/etc", ".", "folder", "full folder", "itself"]
+)
 def test_what_is_no_file_in_place_of_a_commit_is_found_and_repair_removes_it_alone(
     store: Store, target: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -90,7 +92,7 @@ def test_what_is_no_file_in_place_of_a_commit_is_found_and_repair_removes_it_alo
         if target == "full folder":
             (path / "a").write_bytes(b"x")
     else:
-        path.symlink_to(target)
+        path.symlink_to(path.name if target == "itself" else target)
     assert store.is_committed(key) and key in store.committed_keys(), "a job would wait for it in vain"
     assert_left_out(store, key, caplog)
     assert layout.commit_path(key) in store.repair(store.audit(), NOW)

@@ -61,6 +61,7 @@ HOSTILE = {
     "more than asked": sealed({**FIELDS, "done": 101}),
     "negative": sealed({**FIELDS, "tokens": -1}),
     "huge": sealed({**FIELDS, "asked": 10**30}),
+    "longer than any number": sealed({**FIELDS, "seconds": 10**400}),
     "a text for a number": sealed({**FIELDS, "workers": "8"}),
     "no number": json.dumps({**FIELDS, "rate": float("nan")}).encode(),
     "infinite": json.dumps({**FIELDS, "seconds": float("inf")}).encode(),

@@ -87,7 +87,7 @@ def _is(kind: Any, value: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, float) or _is(int, value)  # a larger integer is no float
     if kind is str:
         return isinstance(value, str) and len(value) <= LONGEST_TEXT
     return not isinstance(kind, types.GenericAlias) and isinstance(value, kind)

@@ -15,6 +15,7 @@ from klray.store import layout
 from klray.store.catalog import COORDINATES, Catalog, DamagedColumn, damage_lines, read_catalog
 from klray.store.chunks import Report, write_chunks
 from klray.store.datasets import encode_dataset
+from klray.store.fields import MOST_MODELS
 from klray.store.objects import Objects
 from klray.store.seal import sha256_of
 from klray.store.snapshots import Chunk, Manifest, damaged_objects, move_latest
@@ -98,7 +99,7 @@ def _write(
         content=content,
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         n_columns=len(catalog.first_rows),
-        generation=base.generation + 1 if base else 1,
+        generation=min(base.generation + 1, MOST_MODELS) if base else 1,
         chunk_models=chunk_models,
         chunks=tuple(Chunk(each, prints[layout.chunk_path(identifier, number)]) for number, each in enumerate(chunks)),
         objects=hashes,

@@ -16,6 +16,7 @@ from typing import Any
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
 from klray.store.objects.base import JSON_BYTES, LARGEST_OBJECT, TEMPORARY, Listed, Objects, is_key, is_temporary
 
+_LAST_SECOND = 253_402_300_799  # of the year 9999: a file may say that it is of a later one
 RECORD = ".json"  # end of the names of objects that are records; a folder of such a name is none of klray's
 
 
@@ -132,16 +133,21 @@ class FolderObjects(Objects):
             yield None
             return
         except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):  # a link to itself, a socket
+                raise self._no_file(key) from error
             raise self._unreadable(key, error) from error
         kind = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(kind):
             os.close(descriptor)
             if not stat.S_ISDIR(kind) or key.endswith(RECORD):
-                raise StoreDamagedError(f"store {self.url}: {key} is no file; remove it, klray makes none such")
+                raise self._no_file(key)
             yield None
             return
         with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
             yield file
+
+    def _no_file(self, key: str) -> StoreDamagedError:
+        return StoreDamagedError(f"store {self.url}: {key} is no file; remove it, klray makes none such")
 
     def _unreadable(self, key: str, error: OSError) -> StoreUnreachableError:
         words = f"store {self.url}: {key} cannot be read ({error.strerror}); check the disk and the permissions"
@@ -179,7 +185,8 @@ class FolderObjects(Objects):
                     facts = os.lstat(f"{folder}/{name}")  # 100,000 of these are common
                     if is_key(key):
                         found[key] = Listed(
-                            datetime.fromtimestamp(facts.st_mtime, UTC), f"{facts.st_ino}-{facts.st_mtime_ns}"
+                            datetime.fromtimestamp(min(facts.st_mtime, _LAST_SECOND), UTC),
+                            f"{facts.st_ino}-{facts.st_mtime_ns}",
                         )
         return dict(sorted(found.items()))
 
