@@ -16,6 +16,7 @@ import klray
 from klray.analysis.continuing import comes_first
 from klray.errors import StoreError
 from klray.store import Store, layout
+from klray.store.seal import sealed
 from klray.store.twins import take_over
 from klray.texts import TextSet
 from tests.stores import TEXTS, add, assert_holds, change, column
@@ -99,6 +100,16 @@ def test_what_is_no_file_in_place_of_a_commit_is_found_and_repair_removes_it_alo
     assert not path.is_symlink() and not path.exists() and store.audit().damages == ()
     assert store.publish()[0].n_models == 3
     assert store.add_column(column("a", 1))[1]
+
+
+def test_a_commit_of_very_many_layers_with_long_facts_is_left_out(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit = next(each for each in store.commits() if each.key == column("a", 1).identity.key)
+    fields = dataclasses.asdict(commit)
+    fields |= {"layers": list(range(-1, 9_999)), "facts": {name: "x" * 4096 for name in ("family", "run", "parents")}}
+    (Path(store.url) / layout.commit_path(commit.key)).write_bytes(sealed(fields))
+    assert_left_out(store, commit.key, caplog)
 
 
 def test_published_column_whose_commit_is_damaged_later_keeps_its_place_and_values(

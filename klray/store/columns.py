@@ -28,6 +28,8 @@ log = logging.getLogger("klray")
 
 COMMIT_WITHIN_SECONDS = 600.0  # of the beginning of its writing; verify.grace_hours is far above
 
+LABEL_BYTES = 2**26  # of the layers of one commit together
+
 
 @dataclasses.dataclass(frozen=True)
 class Column:
@@ -102,6 +104,8 @@ class Commit:
         if not commit.layers or len(set(commit.layers)) < len(commit.layers):
             raise ValueError("it has no layer, or one of them twice")
         bounded(MOST_LAYERS, -1, layers=min(commit.layers), layer=max(commit.layers))
+        if len(commit.layers) * len(body) > LABEL_BYTES:  # each layer is a model, with all facts for its labels
+            raise ValueError(f"{len(commit.layers):,} layers with facts of {len(body):,} bytes are too much")
         return commit
 
 
