@@ -42,9 +42,12 @@ FILE_SYSTEMS: dict[tuple[str, str], dict[str, Any]] = {}
 
 
 @pytest.fixture(autouse=True)
-def _klray_log_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What klray logs reaches pytest, also after a verb that ran in this process took it to stderr."""
-    monkeypatch.setattr(logging.getLogger("klray"), "propagate", True)
+def _klray_log_as_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test finds klray's log as an import leaves it, also after a verb that ran in this process set it up."""
+    log = logging.getLogger("klray")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "propagate", True)
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
