@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import klray
 from klray.analysis.continuing import comes_first
@@ -80,7 +81,7 @@ def assert_left_out(store: Store, key: str, caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize(
-    "target", ["/dev/zero", "/etc/passwd", "/no/such/place", "/etc", ".", "folder", "full folder", "itself"]
+    "target", ["/dev/zero", "/etc/passwd", "/no/such/place", "/etc", ".", "folder", "full folder", "itself", "nothing"]
 )
 def test_what_is_no_file_in_place_of_a_commit_is_found_and_repair_removes_it_alone(
     store: Store, target: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -159,6 +160,24 @@ def test_column_that_is_not_what_was_committed_is_left_out(
     store.add_column(column("a", 1))
     store.publish()
     assert_holds(store, column("b", 1), column("b", 2), column("c", 1), column("a", 1))
+
+
+def test_what_is_no_file_below_a_snapshot_or_a_result_is_damage_and_stops_nobody(store: Store) -> None:
+    first = store.manifest()
+    store.write_result(first.id, "kl", xr.Dataset({"kl": (("model", "other"), np.eye(3))}))
+    objects = [layout.chunk_path(first.id, 0), next(key for key in store.objects.walk(layout.RESULTS) if "/c/" in key)]
+    for key, target in zip(objects, ("itself", "/dev/zero"), strict=True):
+        path = Path(store.url) / key
+        path.unlink()
+        path.symlink_to(path.name if target == "itself" else target)
+    assert sorted(damage.path for damage in store.audit().damages) == sorted(objects)
+    store.add_column(column("c", 1))
+    second, made = store.publish()
+    assert made and (second.n_models, second.n_left_out) == (4, 0)
+    with pytest.raises(StoreError, match="remove that link"):
+        store.result(first.id, "kl").load()
+    store.write_result(first.id, "kl", xr.Dataset({"kl": (("model", "other"), np.eye(3))}))
+    store.result(first.id, "kl").load()
 
 
 def test_commit_of_other_texts_is_none_of_this_store(tmp_path: Path, store: Store) -> None:

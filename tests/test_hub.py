@@ -13,12 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.utils import close_session
 
 from klray.checkpoints import Hub, RemoteFile, RepositorySpec, patience, resolve
 from klray.checkpoints import selection as selecting
 from klray.checkpoints.download import Downloader
 from klray.checkpoints.hub import SilentHubError, listing
-from klray.errors import CheckpointError
+from klray.errors import CheckpointError, KlrayError
 from klray.tiny.hub_server import HubServer
 from tests.hub_faults import FaultyHub, hub_of, only_error, select
 
@@ -87,6 +88,28 @@ def test_hub_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pickle.loads(pickle.dumps(hub)).token == "secret-word"
     monkeypatch.delenv("HF_ENDPOINT")
     assert Hub.from_environment().endpoint == "https://huggingface.co"
+
+
+@pytest.mark.parametrize(
+    ("variable", "address"),
+    [
+        ("HF_ENDPOINT", "http://bob:hush@a\x01b"),
+        ("HF_ENDPOINT", "http://ü..b"),
+        ("HTTP_PROXY", "http://bob:hush@a\x01b"),
+        ("HTTPS_PROXY", "foo://bob:hush@host"),
+        ("ALL_PROXY", "socks5://bob:hush@127.0.0.1:9"),
+    ],
+)
+def test_an_address_that_the_client_does_not_take_is_one_sentence(
+    variable: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv(variable, address)
+    close_session()  # the client of an earlier test has the addresses of then
+    with pytest.raises(KlrayError, match=r"to a hub can be made .*: check HF_|HF_ENDPOINT holds") as raised:
+        listing(Hub.from_environment(), "org/name")
+    assert "hush" not in str(raised.value) and not isinstance(raised.value, CheckpointError)
+    close_session()
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from jobs.status import job_lines
-from klray.store import Store
+from klray.store import Store, layout
 from klray.store.jobs import MOST_JOBS, SILENT_SECONDS, Heard, Job, fit_job
 from klray.store.seal import sealed
 from tests.stores import TEXTS
@@ -42,6 +44,15 @@ def test_a_job_that_ended_or_is_silent_does_not_run() -> None:
     assert not Heard(dataclasses.replace(JOB, state="done"), 0.0).alive
     assert dataclasses.replace(JOB, state="done").seconds_left is None
     assert dataclasses.replace(JOB, rate=0.0).seconds_left is None
+    assert dataclasses.replace(JOB, rate=5e-324).seconds_left is None
+
+
+def test_a_job_of_a_time_to_come_was_never_heard(store: Store, tmp_path: Path) -> None:
+    store.beat(JOB)
+    for seconds, n_heard in ((60, 1), (7200, 0), (9e11, 0)):
+        then = time.time() + seconds
+        os.utime(tmp_path / "store" / layout.job_path(JOB.job), (then, then))
+        assert len(store.heard_jobs()) == n_heard
 
 
 FIELDS = dataclasses.asdict(JOB)

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from klray.analysis.recipe.quantile import lower_quantile
-from klray.errors import KlrayError
+from klray.analysis.recipe.quantile import NotFiniteError, lower_quantile
 from tests.examples import examples
 
 
@@ -39,5 +38,5 @@ def test_the_quantile_of_many_close_values(dtype: type) -> None:
 
 def test_the_quantile_refuses_what_is_not_finite() -> None:
     values = np.array([[1.0, np.nan], [np.inf, 2.0]])
-    with pytest.raises(KlrayError, match=r"2 of the included .*: exclude"):
+    with pytest.raises(NotFiniteError, match="2 values are not finite"):
         lower_quantile(da.from_array(values), 0.5)

@@ -182,6 +182,16 @@ def test_impossible_recipes_are_refused(options: dict, words: str) -> None:
         Recipe.fit(snapshot(), **options)
 
 
+def test_models_with_values_that_are_not_finite_are_named_and_how_to_do_without_them() -> None:
+    data = snapshot().load()
+    data["log_likelihood"][dict(model=[3, 5], text=7)] = np.nan
+    first = str(data["model"].values[3])
+    with pytest.raises(KlrayError, match=rf"2 of 67 models have others, {re.escape(first)}") as raised:
+        Recipe.fit(data)
+    assert f'analysis.exclude=["{first}"]' in str(raised.value)
+    Recipe.fit(data, exclude=[str(data["model"].values[row]) for row in (3, 5)])
+
+
 def test_what_is_no_snapshot_is_refused() -> None:
     with pytest.raises(KlrayError, match=r"\['log_likelihood', 'text_bytes'\]"):
         Recipe.fit(xr.Dataset({"a": ("model", [1.0])}))

@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 
 from huggingface_hub.utils import get_session
 
+from klray.errors import KlrayError
 from klray.words import outside
+from klray.words.secrets import without_secrets
 
 ANSWER_BYTES = 1 << 25  # 100,000 revisions with names of 40 characters take half of it
 CONTAINERS = 1_000_000  # objects and arrays in an answer, some 100 bytes of memory each
@@ -22,7 +24,8 @@ ANSWER_SECONDS = 120.0  # for the body of an answer
 SLOWEST, SLOWEST_SECONDS = 1000.0, 4.0  # bytes a second over so long, or an answer drips
 REDIRECTS = 5
 HTTP_ERROR = 400
-_HOST, _LABEL = 253, 63  # letters of a host's name, and of a part of it
+ADDRESSES_OF_HUBS = "HF_ENDPOINT, HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+LONGEST_HOST = 253  # letters of a host's name
 _ODD = re.compile(r"\d{13}").search  # a number in a header that is no time, and that not every parser takes
 
 
@@ -67,10 +70,17 @@ def opened(
 
     Redirects are followed, without the token to another host, until one that ``stops``. Raises OddAnswerError: they
     lead nowhere, or from a hub on the internet, or one with https, to where a stranger's answer may not lead;
-    TimeoutError: its headers are not there after twice the ``seconds``, in which there was no silence.
+    TimeoutError: its headers are not there after twice the ``seconds``, in which there was no silence; KlrayError: an
+    address in the environment is none that the client takes.
     """
-    client = get_session()
-    request = client.build_request(method, url, params=dict(parameters or {}), headers=dict(headers), timeout=seconds)
+    try:
+        client = get_session()
+        request = client.build_request(
+            method, url, params=dict(parameters or {}), headers=dict(headers), timeout=seconds
+        )
+    except Exception as error:  # nothing was sent: it is of an address in the environment, or of a proxy's kind
+        said = without_secrets(str(error)) or type(error).__name__
+        raise KlrayError(f"no request to a hub can be made ({said}): check {ADDRESSES_OF_HUBS}") from error
 
     def follow() -> Any:
         following = request
@@ -178,8 +188,8 @@ def _check_way(hub: str, place: str) -> None:
     host = other.hostname or ""
     if other.scheme not in ("http", "https") or (own.scheme, other.scheme) == ("https", "http"):
         raise OddAnswerError(f"leads from {own.scheme} to {other.scheme}://{host}, where nothing is fetched from")
-    if len(host) > _HOST or any(len(label) > _LABEL for label in host.split(".")):
-        raise OddAnswerError(f"leads to {outside.printable(host, _LABEL)}, which is no name of a host")
+    if not is_host(host):
+        raise OddAnswerError(f"leads to {outside.printable(host, 60)}, which is no name of a host")
     if host == own.hostname:
         return
     addresses = _addresses(host)
@@ -188,6 +198,14 @@ def _check_way(hub: str, place: str) -> None:
         inside and all(address.is_global for address in _addresses(own.hostname or ""))
     ):
         raise OddAnswerError(f"leads to {host}, an address inside this network, where nothing is fetched from")
+
+
+def is_host(name: str) -> bool:
+    """Whether a name, or an address, can be that of a host: others raise UnicodeError where they are looked up."""
+    try:
+        return 0 < len(name.encode("idna")) <= LONGEST_HOST
+    except UnicodeError:
+        return False
 
 
 def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:

@@ -24,7 +24,7 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
-from klray.checkpoints.answers import OddAnswerError, answer, opened, parsed
+from klray.checkpoints.answers import OddAnswerError, answer, is_host, opened, parsed
 from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.files import CONFIG
 from klray.checkpoints.parents import Lineage, lineage_of
@@ -100,7 +100,7 @@ class Hub:
 def _is_sound(endpoint: str) -> bool:
     try:
         url = urlsplit(endpoint)
-        sound = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 0) >= 0
+        sound = url.scheme in ("http", "https") and is_host(url.hostname or "") and (url.port or 0) >= 0
     except ValueError:  # of a port, or of brackets
         return False
     return sound and not url.query and not url.fragment and "@" not in url.path and endpoint.count("@") <= 1

@@ -26,6 +26,8 @@ SILENT_SECONDS: Final = 5 * BEAT_SECONDS  # then it is taken to have died, or to
 JOB_BYTES: Final = 8192
 MOST_JOBS: Final = 256  # that are read: those who spoke last
 MOST: Final = 2**53
+LONGEST_SECONDS: Final = 3.2e8  # ten years: a time left above it is none
+AHEAD_SECONDS: Final = 3600.0  # of the store's clock before this machine's; what was written later says no time
 RUNNING: Final = "running"
 STATES: Final = (
     RUNNING,
@@ -59,13 +61,17 @@ class Job:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate so far; None: not known, or it is at its end."""
-        return (self.asked - self.done) / self.rate if self.state == RUNNING and self.rate > 0 else None
+        """At the rate so far; None: not known, above ten years, or it is at its end."""
+        left = self.asked - self.done
+        return left / self.rate if self.state == RUNNING and self.rate * LONGEST_SECONDS > left else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """A job as it was last heard of, and how long ago: by the clocks of the store and of this machine."""
+    """A job as it was last heard of, and how long ago: by the clocks of the store and of this machine.
+
+    What is of a time to come by more than an hour was never heard: its file's time was set by hand.
+    """
 
     job: Job
     seconds_ago: float
@@ -98,9 +104,9 @@ def heard_jobs(objects: Objects) -> list[Heard]:
     if odd := [path for path, job in found if isinstance(job, Exception)]:
         log.warning("store %s: %d heartbeats are none (such as %s), passed over", objects.url, len(odd), odd[0])
     return [
-        Heard(job, max(0.0, (now - written[path]).total_seconds()))
+        Heard(job, max(0.0, ago))
         for path, job in found
-        if not isinstance(job, Exception)
+        if not isinstance(job, Exception) and (ago := (now - written[path]).total_seconds()) > -AHEAD_SECONDS
     ]
 
 

@@ -11,7 +11,7 @@ from klray.errors import StoreDamagedError, StoreError
 from klray.store import layout
 from klray.store.datasets import open_dataset_below, write_dataset
 from klray.store.fields import SHA256, form, names, record
-from klray.store.objects import Objects
+from klray.store.objects import NO_OBJECT, Objects
 from klray.store.seal import read_parsed, sealed, unsealed
 
 
@@ -82,7 +82,7 @@ def damaged_results(objects: Objects, markers: Iterable[str]) -> dict[str, str]:
             now = there.get(name)
             if now is None:
                 wrong[name] = "is missing"
-            elif len(now) == len(before) and now != before:  # of another length in a store that was moved
+            elif now != before and (len(now) == len(before) or now in NO_OBJECT):  # of another length: a moved store
                 wrong[name] = "is not what was written"
     return wrong
 
@@ -113,5 +113,5 @@ def open_finished(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
         "the command that wrote it makes another result (klray analyze with analysis.recipe=fit)",
         hashes=hashes,
         n_objects=len(marker.objects),
-        whole=".*" if marker.objects else "",
+        whole=".*",
     )

@@ -94,7 +94,7 @@ def read_parsed(
             continue
         try:
             found: T | Exception = body if isinstance(body, StoreDamagedError) else parse(path, body)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             found = error
         yield path, found
 

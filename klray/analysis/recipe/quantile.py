@@ -9,12 +9,16 @@ _DIGIT_BITS = 16  # of a value that one pass settles, with 65,536 counters for e
 _AT_ONCE = 2**18  # values of a block while they are counted: 2 MB of keys, not a multiple of the block
 
 
+class NotFiniteError(KlrayError):
+    """A value is NaN or infinite: there is no order."""
+
+
 def lower_quantile(values: da.Array, quantile: float) -> float:
     """The value of rank floor(quantile (n - 1)) among all n, as ``np.quantile(values, quantile, method="lower")``.
 
     Floats in their order are unsigned integers in theirs, so counting 16 bits of them at a time finds the value in 2
-    passes (float32) or 4 (float64). ``values`` are (rows, columns), columns in one chunk; KlrayError where one is not
-    finite.
+    passes (float32) or 4 (float64). ``values`` are (rows, columns), columns in one chunk; NotFiniteError where one is
+    not finite.
     """
     bits = 8 * values.dtype.itemsize
     rank = int(np.floor((values.size - 1) * quantile))
@@ -35,10 +39,7 @@ def lower_quantile(values: da.Array, quantile: float) -> float:
 def _digit_counts(block: np.ndarray, prefix: int, shift: int) -> np.ndarray:
     """(1, 65536) how often each 16-bit digit at ``shift`` follows ``prefix`` in the ordered integers of a block."""
     if not np.isfinite(block).all():
-        raise KlrayError(
-            f"log_likelihood needs finite values, {int((~np.isfinite(block)).sum()):,} of the included ones are not: "
-            "exclude their models or score them again"
-        )
+        raise NotFiniteError(f"{int((~np.isfinite(block)).sum()):,} values are not finite")
     counts = np.zeros(2**_DIGIT_BITS, dtype=np.int64)
     flat = np.ascontiguousarray(block).view(f"u{block.dtype.itemsize}").ravel()
     sign = flat.dtype.type(1 << (8 * block.dtype.itemsize - 1))

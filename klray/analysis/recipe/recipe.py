@@ -20,7 +20,7 @@ import xarray as xr
 from klray.analysis.defaults import CLIP_QUANTILE, OUTLIER_FRACTION, OUTLIER_MIN_STEP
 from klray.analysis.facts import facts
 from klray.analysis.recipe.misplaced import misplaced, misplaced_in
-from klray.analysis.recipe.quantile import lower_quantile
+from klray.analysis.recipe.quantile import NotFiniteError, lower_quantile
 from klray.analysis.recipe.reference import central, position
 from klray.analysis.runs import by_step, claims, runs
 from klray.errors import KlrayError
@@ -128,7 +128,10 @@ class Recipe:
                 "under a lens: exclude fewer, or pass the recipe of another analysis"
             )
         n_texts = values.shape[1]
-        threshold = lower_quantile(values[included], clip_quantile)
+        try:
+            threshold = lower_quantile(values[included], clip_quantile)
+        except NotFiniteError as error:
+            raise _not_finite(dataset, values, included) from error
         n_removed = round(outlier_fraction * n_texts)
         scores = _text_scores(dataset, values, threshold, min_step, excluded) if n_removed else np.zeros(n_texts)
         note = ""
@@ -248,6 +251,16 @@ def names_of(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
     )
     checkpoints = [f"{of}@{at}" if of and at else "" for of, at in zip(repositories, revisions, strict=True)]
     return list(zip(labels, keys, checkpoints, strict=True))
+
+
+def _not_finite(dataset: xr.Dataset, values: da.Array, included: np.ndarray) -> KlrayError:
+    """Which of the ``included`` models have values that are not finite; klray scores none such."""
+    odd = included[~da.isfinite(values[included]).all(axis=1).compute()]
+    label = names_of(dataset)[odd[0]][0]
+    return KlrayError(
+        f"log_likelihood needs finite values, {len(odd):,} of {len(included):,} models have others, {label} the first: "
+        f'score them again, or exclude them (analysis.exclude=["{label}"])'
+    )
 
 
 def excluded_by(dataset: xr.Dataset, exclusions: Iterable[Exclusion]) -> np.ndarray:

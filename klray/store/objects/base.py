@@ -18,6 +18,7 @@ JSON_BYTES = 16 * 2**20  # a manifest of 80,000 chunks, a plan of 240,000 keys; 
 OBJECT_BYTES = 64 * 2**20  # of what is no JSON and whose size does not follow from what is known of it
 LARGEST_OBJECT = 2**30  # of any: 100 layers of 2,600,000 texts
 LONGEST_KEY, LONGEST_PART = 1024, 255  # bytes, of S3 and of file systems
+NO_OBJECT = "no file", "too large"  # in place of the fingerprint of what stands where an object belongs
 ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\?]")  # in no key that klray makes
 
 
@@ -89,7 +90,10 @@ class Objects(abc.ABC):
 
     @abc.abstractmethod
     def fingerprints(self, prefix: str) -> dict[str, str]:
-        """Keys of all objects below ``prefix``, each with a short text that changes when its content does."""
+        """Keys of all objects below ``prefix``, each with a short text that changes when its content does.
+
+        What stands there and is no object has one of ``NO_OBJECT``.
+        """
 
     @abc.abstractmethod
     def get(self, key: str, most: int = JSON_BYTES) -> bytes | None:

@@ -14,8 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
-from klray.store.objects.base import JSON_BYTES, LARGEST_OBJECT, TEMPORARY, Listed, Objects, is_key, is_temporary
+from klray.store.objects.base import (
+    JSON_BYTES,
+    LARGEST_OBJECT,
+    NO_OBJECT,
+    TEMPORARY,
+    Listed,
+    Objects,
+    is_key,
+    is_temporary,
+)
 
+NO_FILE, TOO_LARGE = NO_OBJECT
 _LAST_SECOND = 253_402_300_799  # of the year 9999: a file may say that it is of a later one
 RECORD = ".json"  # end of the names of objects that are records; a folder of such a name is none of klray's
 
@@ -109,7 +119,10 @@ class FolderObjects(Objects):
                 os.close(descriptor)
 
     def copy(self, source: str, target: str, fingerprint: str) -> bool:
-        body = self.get(source, LARGEST_OBJECT)
+        try:
+            body = self.get(source, LARGEST_OBJECT)
+        except StoreDamagedError:
+            return False
         if body is None or hashlib.sha256(body).hexdigest() != fingerprint:
             return False
         self.put(target, body)  # not a hard link: what befalls one copy must not befall the other
@@ -118,10 +131,13 @@ class FolderObjects(Objects):
     def fingerprints(self, prefix: str) -> dict[str, str]:
         found = {}
         for key in self.walk(prefix):
-            with self._opened(key) as file:
-                if file is not None:
-                    large = os.fstat(file.fileno()).st_size > LARGEST_OBJECT  # sparse, it costs its owner nothing
-                    found[key] = "too large" if large else hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                with self._opened(key) as file:
+                    if file is not None:
+                        large = os.fstat(file.fileno()).st_size > LARGEST_OBJECT  # sparse, it costs its owner nothing
+                        found[key] = TOO_LARGE if large else hashlib.file_digest(file, "sha256").hexdigest()
+            except StoreDamagedError:
+                found[key] = NO_FILE
         return found
 
     @contextlib.contextmanager
@@ -129,7 +145,9 @@ class FolderObjects(Objects):
         """The file of an object, open; None where there is none."""
         try:
             descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NONBLOCK)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if (self.root / key).is_symlink():  # to nothing: no object can be made here, and none is there
+                raise self._no_file(key) from error
             yield None
             return
         except OSError as error:
