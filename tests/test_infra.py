@@ -100,6 +100,10 @@ def test_container_is_built_of_what_is_there_and_runs_as_nobody_special() -> Non
     (extras,) = re.findall(r"'/src\[([\w,]+)\]'", install)
     assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
     assert "--constraint /src/constraints.txt" in install
+    brings = project["project"]["optional-dependencies"]["cluster"]
+    assert "boto3" in brings and all(
+        f" {each} " in text for each in ("openssh-client", "rsync", "tmux")
+    )  # Ray's launcher
     users = [words for name, words in steps if name == "USER"]
     assert users == ["1000:1000"] and steps.index(["USER", users[0]]) > steps.index(["RUN", install])
     assert all(isinstance(json.loads(words), list) for name, words in steps if name in ("ENTRYPOINT", "CMD"))
@@ -198,6 +202,9 @@ def test_ray_knows_its_cluster_file() -> None:
     validate_config(config)
     nodes = config["available_node_types"]
     assert nodes["head"]["resources"] == {"CPU": 0} and nodes["spot"]["min_workers"] == 0
+    for each in nodes.values():  # what Ray takes by default: a group that is open to all, and an image of 2022
+        assert each["node_config"]["SecurityGroupIds"] == ["GROUP"] and each["node_config"]["ImageId"] == "AMI"
+    assert "security_group" not in config["provider"]
     asked = options("ray_cluster.yaml")
     assert int(asked["ray.workers"]) == nodes["spot"]["max_workers"] == config["max_workers"]
     assert (
