@@ -117,6 +117,16 @@ def test_what_python_m_puts_on_the_path_is_taken_off(command: list[str], folder:
     assert done.returncode == 0 and "models:" in done.stdout and marks(folder) == []
 
 
+@pytest.mark.slow
+def test_settings_of_the_working_directory_are_not_followed(tmp_path: Path) -> None:
+    """matplotlib evaluates the cycle of colours before 3.11, and lets a preamble for LaTeX read files."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 3\n")
+    program = "import klray.report.figures, matplotlib as m; print(m.rcParams['text.usetex'], m.rcParams['font.size'])"
+    command = [sys.executable, "-P", "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.stdout == "False 10.0\n", done.stderr
+
+
 def test_a_childs_path_is_without_relative_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty entry of PYTHONPATH, as `export PYTHONPATH=$PYTHONPATH:/opt/x` leaves it, is the working directory."""
     monkeypatch.setenv("PYTHONPATH", ":.:clone:/opt/x")

@@ -6,6 +6,13 @@ The first takes the result Dataset (`noise_marks`: a NoiseFloor) and returns a `
 captions.
 """
 
+import contextlib
+import importlib
+
+# matplotlib follows a file matplotlibrc of the working directory when it is imported; before 3.11 it runs code in it.
+with contextlib.chdir("/"):
+    importlib.import_module("matplotlib")
+
 from klray.report.figures import (
     consecutive_kl,
     diffusion_exponents,
