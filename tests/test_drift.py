@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from jobs.analyze import analyze
 from jobs.publish import publish
 from jobs.weights import weights
-from klray.analysis.drift import sketched_drift
+from klray.analysis.drift import most_sketches, sketched_drift
 from klray.analysis.runs import Run
 from klray.analysis.runs_table import format_table, run_table
 from klray.checkpoints import Cache, Checkpoint, Hub, RepositorySpec, Selection, resolve
@@ -240,6 +240,21 @@ def test_sketches_of_another_kind_than_ours_are_compared_with_themselves() -> No
     values, attributes = found["consecutive_weight_distance"]
     np.testing.assert_array_equal(values, [np.nan, np.sqrt(3), np.nan, np.nan])
     assert "relative_error" not in attributes
+
+
+@pytest.mark.parametrize(
+    "label", ["4-v1-x", "k1", "0-v1-x", "-4-v1-x", "9" * 17 + "-v1-x", "\u0663-v1-x", "5-v1-x", "-"]
+)
+def test_a_sketch_of_another_size_than_its_label_says_is_passed_over(label: str) -> None:
+    """What a commit says of its sketch is anybody's; the others keep their distances."""
+    rows = {f"key{step}": np.full(4, float(step)) for step in range(4)} | {"key4": np.ones(3)}
+    labels = [*["4-v1-x"] * 4, label]
+    dataset = xr.Dataset(coords={"key": ("model", list(rows)), "sketch": ("model", labels)})
+    run = Run("x", np.arange(5), np.arange(5), np.ones(5, dtype=bool))
+    found = sketched_drift(dataset, [run], np.zeros(5, bool), lambda keys: {key: rows[key] for key in keys}, 3, 0)
+    np.testing.assert_array_equal(found["consecutive_weight_distance"][0], [np.nan, 2, 2, 2, np.nan])
+    count, size = most_sketches(dataset, [run])
+    assert count <= 5 and size == 4
 
 
 def test_without_sketches_the_exponents_are_nan_and_the_figure_says_what_to_do(config: Config) -> None:

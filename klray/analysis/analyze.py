@@ -20,8 +20,8 @@ from klray.analysis import continuing, embedding, pairs
 from klray.analysis.continuing import check_previous
 from klray.analysis.defaults import CLIP_QUANTILE, MIN_STEP, NEIGHBOURS, OUTLIER_FRACTION, OUTLIER_MIN_STEP, WINDOW
 from klray.analysis.diffusion import diffusion_exponent
-from klray.analysis.drift import Columns, Sketches, drift_bytes, exact_drift, sketched_drift
-from klray.analysis.facts import labels, origin, own_output, quantised, strings
+from klray.analysis.drift import Columns, Sketches, drift_bytes, exact_drift, most_sketches, sketched_drift
+from klray.analysis.facts import labels, origin, own_output, quantised
 from klray.analysis.kl.all_pairs import kl_divergence, paired_standard_error
 from klray.analysis.kl.chosen_pairs import ROWS_BYTES
 from klray.analysis.kl.panels import Panel
@@ -158,7 +158,9 @@ def analyze(
     result = result.assign(pairs.relatives(values, excluded, rows_bytes))
     columns, present = _by_run(values, text_bytes, found, excluded, window, min_step)
     if sketches is not None:
-        _check_sketches(dataset, [len(run.models) for run in found], memory_limit_bytes)
+        count, size = most_sketches(dataset, found)
+        what = f"the weight sketches of {count:,} checkpoints of a run with {size:,} buckets need"
+        _refuse_beyond(memory_limit_bytes, drift_bytes(count, size), what, "dask.memory_limit=...")
     columns |= sketched_drift(dataset, found, excluded, sketches, window, min_step)
     if exact_weights is not None:
         columns |= exact_drift(dataset, found, excluded, exact_weights, window, min_step)
@@ -261,13 +263,6 @@ def _checked_memory(
     cure = "dask.memory_limit=... or analysis.tile=... or dask.threads=..."
     _refuse_beyond(limit_bytes, plan.needed_bytes, f"{what} needs", cure)
     return plan
-
-
-def _check_sketches(dataset: xr.Dataset, run_lengths: list[int], limit_bytes: int | None) -> None:
-    size = max((int(label.partition("-")[0]) for label in strings(dataset, "sketch").tolist() if label), default=0)
-    longest = max(run_lengths, default=0)
-    what = f"the weight sketches of the longest run, {longest:,} checkpoints with {size:,} buckets, need"
-    _refuse_beyond(limit_bytes, drift_bytes(longest, size), what, "dask.memory_limit=...")
 
 
 def _refuse_beyond(limit_bytes: int | None, needed: int, what: str, cure: str) -> None:

@@ -4,6 +4,7 @@ Shapes: K = models of a snapshot, T = saved checkpoints of a run.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from klray.analysis.diffusion import diffusion_exponent
 from klray.analysis.facts import facts, strings
 from klray.analysis.runs import Run
 from klray.weights.distances import relative_error, squared_distances
+from klray.words.outside import whole_number
 
 log = logging.getLogger("klray")
 
@@ -21,6 +23,7 @@ Sketches = Callable[[Sequence[str]], Mapping[str, np.ndarray]]  # keys of column
 Columns = dict[str, tuple[np.ndarray, dict[str, Any]]]
 
 _PAPER = "arXiv:2505.15353"
+_MOST_BUCKETS = 2**24  # a store reads no larger ones: they have 64 MiB
 
 
 def sketched_drift(
@@ -34,11 +37,11 @@ def sketched_drift(
     """Columns (K,) of ``exponent_weights``, its R^2 and ``consecutive_weight_distance``, from weight sketches.
 
     The windows are those of KL: excluded checkpoints drop out. Where a run has sketches of several kinds, each kind is
-    compared with itself alone. NaN where there is no sketch. One run's sketches are in memory at a time:
-    ``drift_bytes`` of its length.
+    compared with itself alone. NaN where there is no sketch, or one of another size than belongs to its kind. One
+    run's sketches of one kind are in memory at a time: ``drift_bytes``.
     """
     labels, keys = strings(dataset, "sketch"), strings(dataset, "key")
-    sizes = {int(size) for label in labels if (size := label.partition("-")[0]).isdecimal()}  # others': none
+    sizes = [size for label in set(labels) if (size := _buckets(label))]
     error = {"relative_error": relative_error(min(sizes))} if sizes else {}
     columns = _described(len(excluded), "from weight sketches", "", window, min_step, error)
     if sketches is None:
@@ -48,7 +51,7 @@ def sketched_drift(
         squared = np.full((len(run.models), len(run.models)), np.nan)
         for label in set(of_run) - {""}:
             places = np.flatnonzero(of_run == label)
-            there = sketches([str(key) for key in keys[run.models[places]]])
+            there = _of_one_size(label, sketches([str(key) for key in keys[run.models[places]]]))
             places = np.array([place for place in places if keys[run.models[place]] in there], dtype=np.int64)
             if len(places):
                 rows = np.stack([there[keys[run.models[place]]] for place in places])
@@ -108,9 +111,34 @@ def exact_drift(
     return described
 
 
-def drift_bytes(longest_run: int, size: int) -> int:
-    """Bytes that ``sketched_drift`` holds at most: one run's sketches as they are stored and as float64."""
-    return longest_run * size * (4 + 4 + 8 + 8)
+def most_sketches(dataset: xr.Dataset, found: Sequence[Run]) -> tuple[int, int]:
+    """(checkpoints, buckets) of the sketches of one kind and run that are the most together."""
+    labels = strings(dataset, "sketch")
+    counted = (Counter(labels[run.models].tolist()) for run in found)
+    of_runs = ((count, _buckets(label)) for counts in counted for label, count in counts.items())
+    return max(of_runs, key=lambda each: each[0] * each[1], default=(0, 0))
+
+
+def drift_bytes(checkpoints: int, size: int) -> int:
+    """Bytes that ``sketched_drift`` holds at most: a run's sketches of one kind as they are stored and as float64."""
+    return checkpoints * size * (4 + 4 + 8 + 8)
+
+
+def _buckets(label: str) -> int:
+    """Buckets of the sketches with this label, such as 65536-v1-0123456789abcdef; 0 where it does not say."""
+    found = whole_number(label.partition("-")[0]) or 0
+    return found if found <= _MOST_BUCKETS else 0
+
+
+def _of_one_size(label: str, there: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those of ``there`` that have as many buckets as their ``label`` says, or else as most have; others are told."""
+    sizes = Counter(map(len, there.values()))
+    size = _buckets(label) or max(sizes, key=sizes.__getitem__, default=0)
+    for key, buckets in there.items():
+        if len(buckets) != size:
+            words = "the weight sketch of column %s has %d buckets, and %d belong there: passed over"
+            log.warning(words, key[:12], len(buckets), size)
+    return {key: buckets for key, buckets in there.items() if len(buckets) == size}
 
 
 def exponents(
