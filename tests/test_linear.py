@@ -1,4 +1,4 @@
-"""fp32 linear layers through oneDNN: PyTorch's operator is where it is looked for, and its numbers are F.linear's."""
+"""Linear layers on a CPU: PyTorch's operator of oneDNN is where it is looked for; numbers are F.linear's."""
 
 from __future__ import annotations
 
@@ -76,3 +76,20 @@ def test_what_has_gradients_and_other_dtypes_are_pytorch_s_own(products: list[to
             assert torch.equal(linear(*operands(dtype)), F.linear(*operands(dtype)))
         assert linear(values[:, :0], weight).shape == (3, 0, 80)
     assert products == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("outputs", [80, linears._ROWS + 1])
+def test_fp16_is_as_near_to_the_product_as_fp16_can_be(outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, weight, bias = (
+        torch.randn(*shape, generator=generator).half() for shape in ((3, 17, 48), (outputs, 48), (outputs,))
+    )
+    monkeypatch.setattr(linears, "_lacks_fp16", lambda: True)
+    for given in (None, bias):
+        exact = F.linear(values.double(), weight.double(), None if given is None else given.double())
+        found = linear(values, weight, given)
+        assert found.dtype == torch.float16 and found.shape == exact.shape
+        own = F.linear(values, weight, given).double()
+        assert (found.double() - exact).abs().max() <= 1.01 * (own - exact).abs().max()
+        assert (found.double() != exact.half().double()).float().mean() < 0.01  # on the edge of two
