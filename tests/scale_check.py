@@ -142,6 +142,11 @@ def expected_pairs(facts: list[Fact], choice: Fact) -> dict[str, set[Pair]]:
         ):
             found.setdefault(setting, set()).update({pair(wanted[-1], fact)} if wanted else set())
     found["fine-tuning"] = {pair(*each) for each in children(plain)}
+    for fact in whole:
+        same = ("repository", "revision", "commit")
+        itself = [f for f in plain if all(f[name] == fact[name] for name in same)]
+        if fact["dtype"] != dtype and itself:
+            found.setdefault(f"dtype {fact['dtype']}", set()).add(pair(itself[-1], fact))
     for setting, is_lens in (("layer", is_logit), ("layer, tuned lens", is_tuned)):
         layers = [f for f in facts if f["layer"] >= 0 and f["quantization"] in ("", "none") and is_lens(f["lens"])]
         same = ("repository", "commit", "dtype", "lens")

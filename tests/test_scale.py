@@ -63,6 +63,7 @@ def test_the_settings_have_the_counts_that_the_snapshot_was_made_for(result: xr.
     assert counts["size"] == 3 + 2  # 3 without a seed; seeds 1 and 2 have both sizes
     assert counts["8-bit"] == 5 + 3 and counts["4-bit"] == 10 and counts["4-bit fp4"] == counts["4-bit nf4"] == 5
     assert counts["quantization int4wo"] == 5
+    assert counts["dtype bfloat16"] == 4 and counts["dtype float16"] == 3  # a run, and three models, in two dtypes
     assert counts["fine-tuning"] == counts["intra-type"] == counts["random"] == 6
     assert counts["layer"] == counts["layer, tuned lens"] == 3 * 4  # the excluded checkpoint's layers are out
 
@@ -196,7 +197,7 @@ def test_the_table_stands_beside_the_published_values(result: xr.Dataset) -> Non
 def test_the_figure_has_a_row_for_each_setting_and_the_published_marks(result: xr.Dataset) -> None:
     (axes,) = scale_violins(result).axes
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names[:3] == ["later  (n = 153)", "early  (n = 153)", "seed  (n = 6)"] and len(names) == 14
+    assert names[:3] == ["later  (n = 153)", "early  (n = 153)", "seed  (n = 6)"] and len(names) == 16
     assert axes.get_xscale() == "log"
     diamonds = sorted(float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "D")  # type: ignore[index,arg-type]
     assert diamonds == [0.40, 0.44, 0.49, 0.95, 3.0]

@@ -132,7 +132,8 @@ def test_what_shifts_a_text_in_proportion_to_its_length_is_no_kl_of_tokens() -> 
 
 def test_models_that_cannot_be_compared_are_refused() -> None:
     small, large = tiny_models.tiny_model("gpt2"), tiny_models.tiny_model("llama", vocabulary=400)
-    with pytest.raises(CheckpointError, match=r"GPT2LMHeadModel has 320 entries .* LlamaForCausalLM has 400") as caught:
+    words = r"LlamaForCausalLM gives 0\.\d+ of its probability to entries of its vocabulary that GPT2LMHeadModel lacks"
+    with pytest.raises(CheckpointError, match=words) as caught:
         token_kl(small, large, TOKENIZER, TEXTS)
     assert caught.value.reason == "load_failed"
     broken = copy.deepcopy(small)
@@ -142,6 +143,22 @@ def test_models_that_cannot_be_compared_are_refused() -> None:
         token_kl(small, broken, TOKENIZER, TEXTS)
     with pytest.raises(KlrayError, match="there are no texts"):
         token_kl(small, small, TOKENIZER, [])
+
+
+def test_entries_that_fill_a_head_up_are_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    model, other = (tiny_models.tiny_model("phi", seed=seed, vocabulary=size) for seed, size in ((1, 320), (2, 1400)))
+    with torch.no_grad():
+        other.lm_head.bias[320:] = -20.0
+        other.lm_head.weight[320:] *= 0.1
+    with caplog.at_level("WARNING", "klray"):
+        found = token_kl(model, other, TOKENIZER, TEXTS, tokens_per_batch=200)
+    pairs = [(logits(model, text), logits(other, text)[:, :320]) for text in TEXTS]
+    np.testing.assert_allclose(found.forward, [definition(p, q) for p, q in pairs], rtol=1e-6)
+    np.testing.assert_allclose(found.reverse, [definition(q, p) for p, q in pairs], rtol=1e-6)
+    np.testing.assert_allclose(found.log_likelihood[1], klray.log_likelihood(other, TOKENIZER, TEXTS), atol=2e-4)
+    whole = torch.cat([logits(other, text).softmax(-1)[:, 320:].sum(-1) for text in TEXTS])
+    (words,) = (each.getMessage() for each in caplog.records)
+    assert float(words.split()[2]) == pytest.approx(float(whole.mean()), rel=0.01) and 0 < float(whole.mean()) < 1e-3
 
 
 def test_a_token_that_one_model_excludes_is_no_number() -> None:

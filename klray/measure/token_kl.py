@@ -4,10 +4,16 @@ KL(p || q) = E_p[z_p - z_q] - lse(z_p) + lse(z_q) for logits z. Each tile is red
 logsumexp, and E_p[z_p - z_q] within it; tiles are put together by their shares. Logits are those that klray scores
 with; from there all is float64, because what is left of a small KL is a difference of large numbers.
 
+Heads may have more entries than the tokenizer has words, filled up to a round number, and two models of one tokenizer
+may differ in how many. What one of them lacks has no probability there, so that a KL to it is not defined. Compared are
+then the distributions given that the next token is one that both have; how much that leaves out is looked at.
+
 Shape suffixes: M tokens, E entries of a tile of the vocabulary, D width of the hidden states, S distributions compared
 in a chain (two models; or the L + 1 layers of one), each with the next.
 """
 
+import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,11 +36,17 @@ from klray.likelihood.score import (
 )
 from klray.likelihood.tokens import Tokens, encode, plan
 from klray.units import NATS_PER_BIT
+from klray.words.numbers import significant
 
 # (tokens, entries) of a tile: 256 x 1,024 has 2 MiB in float64, of which there are half a dozen; more where launches
 # cost. Its size changes values by rounding in float64 alone.
 _TILES = {"cpu": (256, 1024)}
 _LARGE_TILE = (1024, 4096)
+# Share of a model's probability, mean over tokens, that entries which the other lacks may have: those of filling have
+# next to none.
+_MOST_OUTSIDE = 1e-3
+
+logger = logging.getLogger("klray")
 
 Head = OutputHead | GivenLogits
 
@@ -52,8 +64,9 @@ def token_kl(
     Both directions, top-1 agreement and both log-likelihoods come from one forward pass of each model; ``summary()``
     has them in bits per byte and nats per token, with standard errors over texts, beside the estimate from the
     log-likelihoods alone. Models, tokenizer and ``tokens_per_batch`` are as for :func:`klray.log_likelihood`, whose
-    errors are raised; CheckpointError (load_failed) if the vocabularies differ in size, (non_finite) if one model gives
-    no probability to a token to which the other gives some.
+    errors are raised; CheckpointError (non_finite) if one model gives no probability to a token to which the other
+    gives some. Where their heads differ in size, it is of the entries that both have; a warning says how much
+    probability the others have, and more than a thousandth is refused (load_failed).
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     return compare([model, other], encode(tokenizer, texts), text_bytes(texts), tokens_per_batch=tokens_per_batch)[0]
@@ -86,13 +99,14 @@ def compare(
         streams = [_Stream(each) for each in zip(*readers, strict=False)]
         done, _ = in_batches([each.compare for each in streams], tokens, batches, budget, device)
     positions = np.concatenate([part.positions for _, part in done])
-    names = ("log_p_SM", "forward_PM", "reverse_PM", "agreed_PM")
-    log_p, forward, reverse, agreed = (
+    names = ("log_p_SM", "forward_PM", "reverse_PM", "agreed_PM", "outside_SM")
+    log_p, forward, reverse, agreed, outside = (
         text_sums(tokens, positions, torch.cat([getattr(part, name) for _, part in done], dim=1).cpu())
         for name in names
     )
     for side, row in enumerate(log_p):
         check_finite(models[min(side, len(models) - 1)], row, f" after layer {side}" if lens else "")
+    _check_outside(models, outside.sum(axis=1) / max(1, tokens.counted.sum()))
     found = [
         TokenKL(forward[pair], reverse[pair], agreed[pair], log_p[pair : pair + 2], tokens.counted, n_bytes)
         for pair in range(len(forward))
@@ -111,6 +125,7 @@ class _Compared:
     forward_PM: torch.Tensor
     reverse_PM: torch.Tensor
     agreed_PM: torch.Tensor  # 1 where the most probable token is the same, else 0
+    outside_SM: torch.Tensor  # share of the probability of entries that others lack
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,33 +141,29 @@ class _Stream:
             for reader, each in zip(self.readers, read, strict=True)
             for states in each.states
         ]
-        sizes = [head.entries(states) for head, states in sides]
-        if len(set(sizes)) > 1:
-            raise CheckpointError(
-                f"{type(self.readers[0].model).__name__} has {sizes[0]:,} entries in its vocabulary and "
-                f"{type(self.readers[-1].model).__name__} has {sizes[-1]:,}: no KL of one to the other is defined; "
-                "compare models with one vocabulary",
-                "load_failed",
-            )
         device = sides[0][1].device
         n_tokens, _ = _TILES.get(device.type, _LARGE_TILE)
         parts = [
-            _chain([(head, states[rows]) for head, states in sides], read[0].targets[rows], sizes[0], device)
+            _chain([(head, states[rows]) for head, states in sides], read[0].targets[rows], device)
             for rows in (slice(start, start + n_tokens) for start in range(0, len(read[0].positions), n_tokens))
         ]
         return _Compared(read[0].positions, *(torch.cat(each, dim=1) for each in zip(*parts, strict=True)))
 
 
 def _chain(
-    sides: Sequence[tuple[Head, torch.Tensor]], targets_M: torch.Tensor, vocabulary: int, device: torch.device
+    sides: Sequence[tuple[Head, torch.Tensor]], targets_M: torch.Tensor, device: torch.device
 ) -> tuple[torch.Tensor, ...]:
-    """Log p (S, M) of the targets; KL forward and reverse, and whether they agree, (S - 1, M) each."""
+    """Log p (S, M) of the targets; KL forward and reverse, and whether they agree, (S - 1, M) each, of the entries that
+    all have; and the probability of those that not all have (S, M).
+    """
+    sizes = [head.entries(states) for head, states in sides]
+    vocabulary = min(sizes)
     _, entries = _TILES.get(device.type, _LARGE_TILE)
     # Taken once: pages of new tensors cost more than what is computed in them.
     scratch = torch.empty(3, len(targets_M) * min(entries, vocabulary), dtype=torch.float64, device=device)
     tiles = [
-        _reduced((head.logits(states, first, first + entries).to(device) for head, states in sides), scratch)
-        for first in range(0, vocabulary, entries)
+        _reduced((head.logits(states, first, last).to(device) for head, states in sides), scratch)
+        for first, last in _tiles(0, vocabulary, entries)
     ]
     peaks_TSM, parts_TSM, *means, both_TPM = (torch.stack(each) for each in zip(*tiles, strict=True))
     lse_SM = torch.logsumexp(parts_TSM, dim=0)
@@ -166,7 +177,23 @@ def _chain(
     target_SM = torch.stack(
         [head.target_logits(states, targets_M.to(states.device)).to(device).double() for head, states in sides]
     )
-    return target_SM - lse_SM, forward_PM - between_PM, reverse_PM + between_PM, agreed_PM.double()
+    rest_SM = torch.full_like(lse_SM, -math.inf)
+    for side, (head, states) in enumerate(sides):
+        for first, last in _tiles(vocabulary, sizes[side], entries):
+            tile_M = head.logits(states, first, last).to(device).double().logsumexp(dim=-1)
+            rest_SM[side] = torch.logaddexp(rest_SM[side], tile_M)
+    all_SM = torch.logaddexp(lse_SM, rest_SM)
+    return (
+        target_SM - all_SM,
+        forward_PM - between_PM,
+        reverse_PM + between_PM,
+        agreed_PM.double(),
+        (rest_SM - all_SM).exp(),
+    )
+
+
+def _tiles(first: int, last: int, entries: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + entries, last)) for start in range(first, last, entries))
 
 
 def _reduced(sides: Iterator[torch.Tensor], scratch: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -192,6 +219,25 @@ def _reduced(sides: Iterator[torch.Tensor], scratch: torch.Tensor) -> tuple[torc
         parts.append(here_M.log() - shift_M * NATS_PER_BIT)
         before_ME, weights_ME, total_M = logits_ME, here_ME, here_M
     return tuple(torch.stack(each) for each in (peaks, parts, forward, reverse, both))
+
+
+def _check_outside(models: Sequence[Any], outside_S: np.ndarray) -> None:
+    """Raise CheckpointError where a model gives much probability to entries that the other lacks, and warn of little.
+
+    ``outside_S`` (S,) is the mean over tokens.
+    """
+    if not outside_S.any():
+        return
+    side = int(np.argmax(outside_S))
+    name, other = type(models[side]).__name__, type(models[1 - side]).__name__
+    share = f"{significant(float(outside_S[side]))} of its probability"
+    if outside_S[side] > _MOST_OUTSIDE:
+        raise CheckpointError(
+            f"{name} gives {share} to entries of its vocabulary that {other} lacks ({_MOST_OUTSIDE:g} allowed): these "
+            "are no filling, and no KL of one to the other is defined; compare models with one vocabulary",
+            "load_failed",
+        )
+    logger.warning("%s gives %s to entries of its vocabulary that %s lacks: the KL leaves them out", name, share, other)
 
 
 def _check(models: Sequence[Any], found: TokenKL) -> None:

@@ -39,6 +39,8 @@ def setting_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> dict[str, 
         A quantised checkpoint (int8; fp4 and nf4, counted apart too) against the same commit unquantised, in the same
         dtype if there is one. Other quantisations are settings of their own name. So are those that files were stored
         in, such as Q4_K_M of GGUF: such a copy against its single parent.
+    dtype bfloat16, dtype float16, ...
+        A plain checkpoint against the same commit in another dtype; counted apart.
     fine-tuning
         A distinct model (its repository's final checkpoint) against its single parent, see ``lineage``.
     intra-type
@@ -69,7 +71,7 @@ def setting_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> dict[str, 
     for name, pairs in stored_pairs(models).items():
         found[f"quantization {name}"] = _joined([found.get(f"quantization {name}", _array([])), pairs])
     found["layer, tuned lens"] = layer_pairs(models, "tuned")
-    return found
+    return found | dtype_pairs(models)
 
 
 def consecutive_pairs(models: Models, choice: Choice = DEFAULT_CHOICE) -> tuple[np.ndarray, np.ndarray]:
@@ -88,6 +90,18 @@ def quantization_pairs(models: Models, names: Sequence[str]) -> np.ndarray:
     """Unquantised and quantised, for each quantised checkpoint with one of these quantisations."""
     chosen = np.flatnonzero((models.selves >= 0) & np.isin(models.labels["quantization"], list(names)))
     return np.stack([models.selves[chosen], chosen], axis=1)
+
+
+def dtype_pairs(models: Models) -> dict[str, np.ndarray]:
+    """Plain checkpoint and itself in another dtype, by that dtype."""
+    told = [models.labels[name] for name in ("repository", "revision", "commit")]
+    plain = {tuple(str(each[place]) for each in told): place for place in np.flatnonzero(models.plain).tolist()}
+    whole = (models.layers < 0) & np.isin(models.labels["quantization"], NO_QUANTIZATION) & ~models.excluded
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for place in np.flatnonzero(whole & ~models.plain).tolist():
+        if (itself := plain.get(tuple(str(each[place]) for each in told))) is not None:
+            pairs.setdefault(f"dtype {models.labels['dtype'][place]}", []).append((itself, place))
+    return {name: _array(pairs[name]) for name in sorted(pairs)}
 
 
 def stored_pairs(models: Models) -> dict[str, np.ndarray]:

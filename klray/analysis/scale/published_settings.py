@@ -67,4 +67,4 @@ _KNOWN = {setting.name: setting for setting in (*SETTINGS, *APART)}
 
 def setting_named(name: str) -> Setting:
     """The setting of that name; one of the ten or of those apart, or made up for a name from a result."""
-    return _KNOWN.get(name) or Setting(name, name)
+    return _KNOWN.get(name) or Setting(name, name.replace("dtype ", "scoring in "))
