@@ -22,7 +22,10 @@ BY_NAME = {each.name: each for each in ARCHITECTURES}
 
 @pytest.mark.parametrize(
     ("name", "in_place"),
-    [("falcon", True), ("granitemoehybrid", True), ("qwen3_next", False), ("gemma3", False), ("rwkv", False)],
+    [
+        *(("falcon", True), ("granitemoehybrid", True), ("qwen3_next", False), ("gemma3", False), ("rwkv", False)),
+        *(("llava", False), ("idefics3", True)),
+    ],
 )
 def test_two_checkpoints_one_after_the_other_equal_the_definition(tmp_path: Path, name: str, in_place: bool) -> None:
     made = scored(BY_NAME[name], tmp_path)
@@ -30,8 +33,8 @@ def test_two_checkpoints_one_after_the_other_equal_the_definition(tmp_path: Path
     assert (made.head, made.in_place) == ("tiled", in_place)
 
 
-@pytest.mark.parametrize("name", ["paligemma", "electra"])
-def test_what_sees_ahead_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["paligemma", "electra", "idefics"])
+def test_what_sees_ahead_or_takes_no_text_alone_is_refused(tmp_path: Path, name: str) -> None:
     made = scored(BY_NAME[name], tmp_path)
     assert made.is_right and made.refusal.startswith("not_causal")
 

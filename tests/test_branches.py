@@ -67,7 +67,7 @@ TEXTS = TextSet("test", tuple("a text of some length " * 20 for _ in range(N_TEX
         ("step1000-4B-cooldown", Place("4B-cooldown", 1000)),
         ("step1000-tokens4B-7B", Place("7B", 1000, 4 * B)),
         ("restart/step100", Place("restart", 100)),
-        *((name, Place()) for name in ("main", "it-SFT", "deeper-starling", "step10k", "footstep3", "v1.0", "")),
+        *((name, Place()) for name in ("main", "it-SFT", "deeper-starling", "step10k", "ckpt_1.5T", "v1.0", "")),
         *((name, Place()) for name in (f"step{10**20}", "step" + "9" * 5000, "stage1-stepx")),
         ("step5-tokens" + "9" * 400 + "T", Place("", 5)),
     ],

@@ -193,6 +193,11 @@ def write_files(folder: Path, *names: str, shards: Sequence[str] = ()) -> None:
             ["merges.txt", "model.safetensors", "vocab.json"],
         ),
         (["model.safetensors", "onnx/model.onnx", "original/tokenizer.model"], ["model.safetensors"]),
+        # so that the adapter is refused once it is fetched, as in a folder
+        (
+            ["model.safetensors", "adapter_config.json", "adapter_model.safetensors"],
+            ["adapter_config.json", "model.safetensors"],
+        ),
         (
             [*SHARDS, "model-00001-of-00009.safetensors", INDEX, "extra/x.safetensors"],
             [INDEX, *SHARDS],

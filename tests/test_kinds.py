@@ -31,6 +31,9 @@ TEXTS = tiny_models.texts()
         ({"is_causal": False}, "both directions"),
         ({"use_bidirectional_attention": True}, "both directions"),
         ({"text_config": {"use_bidirectional_attention": "all"}}, "both directions"),
+        ({"prefix_lm": True}, "both directions"),
+        ({"attn_config": {"prefix_lm": True}}, "both directions"),
+        *(({"architectures": [name]}, "both directions") for name in ("LlamaBiForMNTP", "LlamaBidirectionalModel")),
     ],
 )
 def test_a_config_that_says_what_it_is_is_believed(tmp_path: Path, entries: dict[str, Any], words: str) -> None:
@@ -38,6 +41,28 @@ def test_a_config_that_says_what_it_is_is_believed(tmp_path: Path, entries: dict
     with pytest.raises(CheckpointError, match=f"{words}.* choose a causal") as caught:
         models.load(folder)
     assert caught.value.reason == "not_causal"
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPTNeoXForEmbedding", "Eagle"])
+def test_a_class_that_transformers_does_not_make_of_the_config_is_refused(tmp_path: Path, name: str) -> None:
+    folder = with_other_config(save_checkpoint(tmp_path), architectures=[name])
+    with pytest.raises(CheckpointError, match=f"names {name}, and .* makes GPTNeoXForCausalLM") as caught:
+        models.load(folder)
+    assert caught.value.reason == "load_failed"
+
+
+@pytest.mark.parametrize("names", [[], ["GPTNEOXForCausalLM"], ["GPTNeoXModel"], ["FlaxGPTNeoXForCausalLM"]])
+def test_other_names_of_a_class_are_taken(tmp_path: Path, names: list[str]) -> None:
+    assert models.load(with_other_config(save_checkpoint(tmp_path), architectures=names)).parameters > 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("alibi", False), ("rope", True), ("logit_scale", 0.5)])
+def test_what_transformers_passes_over_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    folder = save_checkpoint(tmp_path, "mpt")
+    assert models.load(folder).architecture == "MptForCausalLM"
+    entries = {name: value} if name == "logit_scale" else {"attn_config": {name: value}}
+    with pytest.raises(CheckpointError, match=f"says {name}={value}, which transformers .* passes over"):
+        models.load(with_other_config(folder, **entries))
 
 
 def bidirectional() -> Any:

@@ -170,6 +170,12 @@ def test_codes_without_scales_are_refused_whatever_the_config_calls_them(
     refused(with_other_config(folder, quantization_config={"quant_method": method}), "attention.dense.weight")
 
 
+@pytest.mark.parametrize("method", ["mxfp4", "fp8", "bitsandbytes"])
+def test_a_config_that_calls_plain_weights_quantised_is_refused(tmp_path: Path, method: str) -> None:
+    config = {"quant_method": method, **({"load_in_8bit": True} if method == "bitsandbytes" else {})}
+    refused(with_other_config(save_checkpoint(tmp_path), quantization_config=config), "none of its tensors holds codes")
+
+
 def test_a_name_in_two_shards_is_of_one_tensor(tmp_path: Path) -> None:
     one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
     tensor = torch.tensor([1.0, float("nan")])

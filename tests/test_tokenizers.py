@@ -127,6 +127,23 @@ def test_vocabulary_and_merges_without_a_pipeline_are_what_their_class_makes_of_
     assert {file.name for file in tmp_path.iterdir()} >= {"vocab.json", "merges.txt"}
     expected = [pipeline.encode(text).ids for text in TEXTS]
     assert [ids.tolist() for ids in encode(load_tokenizer(tmp_path), TEXTS)] == expected
+    merges = (tmp_path / "merges.txt").read_text().splitlines()
+    (tmp_path / "merges.txt").write_text("\n".join(merges[:50]))
+    with pytest.raises(CheckpointError, match=r"\d+ of 6\d words that no merge makes"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [slice(0), slice(40), slice(20, None)])
+def test_merges_that_are_lost_are_missed(tmp_path: Path, kept: slice) -> None:
+    folder = write(tmp_path, byte_level())
+    pipeline = json.loads((folder / "tokenizer.json").read_text())
+    whole = json.dumps({**pipeline, "model": {**pipeline["model"], "ignore_merges": True}})
+    pipeline["model"]["merges"] = pipeline["model"]["merges"][kept]
+    (folder / "tokenizer.json").write_text(json.dumps(pipeline))
+    with pytest.raises(CheckpointError, match=r"\d+ of 62 words that no merge makes"):
+        load_tokenizer(folder)
+    (folder / "tokenizer.json").write_text(whole)
+    load_tokenizer(folder)
 
 
 def words(unknown: str | None = "[UNK]", **parts: Any) -> Tokenizer:

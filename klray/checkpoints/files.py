@@ -18,6 +18,7 @@ CONFIG = "config.json"
 SMALL_FILES = (
     CONFIG,
     "generation_config.json",
+    "adapter_config.json",  # where there is one, transformers may load an adapter on top: refused
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -205,6 +205,8 @@ def find_head(model: Any, probe_T: torch.Tensor, longest: int) -> tuple[OutputHe
         if not heads or base is None or base is model:
             raise _Unfit("it has no plain linear head over the hidden states of a base model")
         alone_TD, own_TV = _states_and_logits(model, probe_T[: max(1, len(probe_T) // 2)])
+        if (width := alone_TD.shape[-1]) != (read := heads[0].weight_VD.shape[-1]):
+            raise _Unfit(f"its hidden states have {width:,} numbers and its linear head reads {read:,}")
         if not torch.isfinite(own_TV).all():
             ours_TV = heads[0].logits(alone_TD.to(heads[0].weight_VD.device)).to(own_TV.device)
             if ours_TV.shape != own_TV.shape or (torch.isneginf(own_TV) & torch.isfinite(ours_TV)).any():

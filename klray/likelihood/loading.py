@@ -20,7 +20,7 @@ from klray.likelihood import gguf_model, plausible, quantised, steady
 from klray.likelihood import quantization as quantizations
 from klray.likelihood.choices import NONE, Dtype, check_quantization, lacks_accelerate, lacks_quantization
 from klray.likelihood.gguf_taken import left_out
-from klray.likelihood.kinds import check_kind
+from klray.likelihood.kinds import auto_class, check_class, check_kind, check_takes_text
 from klray.likelihood.quiet import quiet
 from klray.likelihood.score import context_length
 from klray.likelihood.taken import find_slots, refuse_codes_as_numbers, refuse_left_out
@@ -133,6 +133,8 @@ def load(
             _give_up(reuse)
         with _quantized_explained(folder, method):
             model, unexpected = _build(folder, files, dtype, device, quantization)
+        check_class(config, model, folder)
+        check_takes_text(model, folder)
         slots = find_slots(model, stored) if plain else None
         if method and not plain:
             refuse_codes_as_numbers(model, read, method, folder)
@@ -266,7 +268,7 @@ def _build(
         more["device_map"] = "auto"
     elif more or stored_quantized:
         more["device_map"] = {"": device}  # quantised where they stay, and not on a GPU just because there is one
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    model, info = auto_class(config).from_pretrained(
         folder,
         config=config,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from klray.errors import CheckpointError
+from klray.likelihood.kinds import auto_class
 from klray.words.outside import parsed
 
 _MOST = 1_000_000  # of labels, heads or experts: each is an object
@@ -27,6 +27,8 @@ _BUFFERS = 1 << 26  # numbers that a small model may hold beside its parameters:
 
 _GROWTH = 100.0  # times as many bytes after a normaliser: the widest forms of Unicode are 18 times as long
 _ADDED = 1000  # tokens around each text
+_UNMERGED = 0.1  # of the words: some have a few for later use
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what a byte that is in no word becomes
 
 
 def check_config(folder: Path, config: dict[str, Any], tensors: int | None = None) -> None:
@@ -49,7 +51,7 @@ def check_size(folder: Path, config: Any, stored_bytes: int) -> None:
     ``stored_bytes`` of weights can make. The model is built without memory.
     """
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = auto_class(config).from_config(config, trust_remote_code=False)
     most = _BITS * stored_bytes
     for what, tensors, limit in (
         ("parameters", model.parameters(), most),
@@ -65,11 +67,14 @@ def check_size(folder: Path, config: Any, stored_bytes: int) -> None:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Refuse (CheckpointError, load_failed) a tokenizer.json that makes of each text many times as much."""
+    """Refuse (CheckpointError, load_failed) a tokenizer.json that makes of each text many times as much, or lacks
+    merges.
+    """
     file = folder / "tokenizer.json"
     pipeline = parsed(file.read_bytes()) if file.is_file() else {}
     if not isinstance(pipeline, dict):
         return  # refused where it is loaded
+    check_merges(pipeline, folder)
     growth = math.prod(map(_growth, _steps(pipeline.get("normalizer"), "normalizers")))
     again = math.prod(map(_growth, _steps(pipeline.get("decoder"), "decoders")))
     added = sum(map(_added, _steps(pipeline.get("post_processor"), "processors")))
@@ -84,6 +89,32 @@ def check_tokenizer(folder: Path) -> None:
                 "so; take the tokenizer's files from where the model was published",
                 "load_failed",
             )
+
+
+def check_merges(pipeline: dict[str, Any], folder: Path) -> None:
+    """Refuse (CheckpointError, load_failed) a BPE of which no merge makes more than a tenth of the words."""
+    model = pipeline.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
+        return
+    if model.get("ignore_merges") or model.get("continuing_subword_prefix"):  # merges leave that prefix out
+        return
+    added = pipeline.get("added_tokens")
+    apart = {each.get("content") for each in added if isinstance(each, dict)} if isinstance(added, list) else set()
+    vocabulary = model.get("vocab")
+    words = {
+        word
+        for word in (vocabulary if isinstance(vocabulary, dict) else ())
+        if len(word) > 1 and word not in apart and not _BYTE.fullmatch(word)
+    }
+    made = {"".join(each) if isinstance(each, list) else each.replace(" ", "", 1) for each in model["merges"]}
+    lost = len(words - made)
+    if lost > _UNMERGED * len(words):
+        raise CheckpointError(
+            f"{folder} has a tokenizer with {lost:,} of {len(words):,} words that no merge makes, so that no text "
+            "would have them: some of its merges are lost; take the tokenizer's files from where the model was "
+            "published",
+            "load_failed",
+        )
 
 
 def _numbers(config: object, name: str = "") -> Iterator[tuple[str, int]]:

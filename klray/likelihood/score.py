@@ -16,7 +16,7 @@ from klray.errors import CheckpointError
 from klray.likelihood.causality import check_causal
 from klray.likelihood.forward import LayerReader, Reader, on_device
 from klray.likelihood.head import find_head, text_config
-from klray.likelihood.steady import unchanged
+from klray.likelihood.steady import not_random, unchanged
 from klray.likelihood.streams import copies, in_streams
 from klray.likelihood.tokens import Tokens, encode, plan
 
@@ -116,7 +116,7 @@ def readable(model: Any, tokens: Tokens) -> Iterator[torch.device]:
     tokens.check_vocabulary(_vocabulary_size(model))
     device = next(model.parameters()).device
     try:
-        with undisturbed(model, device):
+        with undisturbed(model, device), not_random(model, device):
             yield device
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -1,6 +1,7 @@
-"""Whether a model's own code changes its parameters when it is run, as RWKV divides some of them before its first pass.
+"""Whether a model is the same each time that it is run.
 
-Such a model is another one after a pass, and so is every copy that shares its parameters.
+RWKV's own code divides some parameters before its first pass: such a model is another one after a pass, and so is every
+copy that shares its parameters. Reformer's draws random numbers, and gives a text another number each time.
 """
 
 from collections.abc import Iterator
@@ -35,6 +36,23 @@ def unchanged(model: Any) -> Iterator[None]:
             "load it anew, and call it once in eval mode before it is scored",
             "load_failed",
         )
+
+
+@contextmanager
+def not_random(model: Any, device: torch.device) -> Iterator[None]:
+    """Raise CheckpointError (load_failed) if random numbers were drawn inside on the model's ``device``."""
+    before = _randomness(device)
+    yield
+    if not torch.equal(_randomness(device), before):
+        raise CheckpointError(
+            f"{type(model).__name__} draws random numbers when it is run, so that a text has another log-likelihood "
+            "each time: leave this model out",
+            "load_failed",
+        )
+
+
+def _randomness(device: torch.device) -> torch.Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _versions(model: Any) -> list[int]:

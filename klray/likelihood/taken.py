@@ -53,7 +53,16 @@ def refuse_left_out(
 
 
 def refuse_codes_as_numbers(model: Any, read: Mapping[str, torch.Tensor], method: str, folder: Path) -> None:
-    """Raise CheckpointError (load_failed) for stored codes that became parameters with nothing stored to scale them."""
+    """Raise CheckpointError (load_failed) for stored codes that became parameters with nothing stored to scale them,
+    and where nothing that is stored is a code.
+    """
+    if not any(_are_codes(tensor) for tensor in read.values()):
+        raise CheckpointError(
+            f"{folder} is stored quantised ({method}), as its config.json says, but none of its tensors holds codes: "
+            "what it was scored as is not known; take quantization_config out of the config if it is the unquantised "
+            "model",
+            "load_failed",
+        )
     scaled = {name.rpartition(".")[0] for name in read if "scale" in name}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     scaling = getattr(model, "hf_quantizer", None) is not None

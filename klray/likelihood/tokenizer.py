@@ -77,6 +77,9 @@ def load_tokenizer(directory: str | Path) -> Any:
                 f"{', '.join(VOCABULARIES)}; add the tokenizer's files",
                 "load_failed",
             )
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None and model is None:
+            plausible.check_merges(json.loads(backend.to_str()), folder)
         if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
             raise ValueError(f"transformers finds no vocabulary for {type(tokenizer).__name__} in its files")
         return tokenizer if model is None else _by_sentencepiece(model.read_bytes(), tokenizer, folder)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from klray.words.outside import whole_number
 
-_BEGIN, _END = r"(?:^|(?<=[-_./]))", r"(?=$|[-_./])"
+# A point between digits ends no number: ckpt_1.5T is no step 1.
+_BEGIN, _END = r"(?:^|(?<=[-_./]))", r"(?=$|[-_/]|\.(?!\d))"
 # A number after such a word, both on their own. "step10k" has no step: its number is not a count of steps.
 _STEP = re.compile(
     rf"{_BEGIN}(?:global[-_]?)?(?:steps?|checkpoint|ckpt|iteration|iter)[-_]?(?P<step>\d+)(?:steps?)?{_END}", re.I

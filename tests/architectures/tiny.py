@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,15 +84,16 @@ class Architecture:
         return model.float().eval()
 
 
-def wrapper(name: str, text: str, vision: str, **more: Any) -> Architecture:
-    """A language model with eyes."""
+def wrapper(name: str, text: str, vision: str, sizes: Mapping[str, Any] = VISION, **more: Any) -> Architecture:
+    """A language model with eyes, of ``sizes``; keys that begin with text_ are of its language model."""
+    of_text = {key.removeprefix("text_"): more.pop(key) for key in list(more) if key.startswith("text_")}
     config = {
         **dict.fromkeys(SIZES),
-        "text_config": {**SIZES, "model_type": text, "head_dim": 8},
-        "vision_config": {**VISION, "model_type": vision},
+        "text_config": {**SIZES, "model_type": text, "head_dim": 8, **of_text},
+        "vision_config": {**sizes, "model_type": vision},
         **more,
     }
-    return Architecture(name, "multimodal wrapper", config, auto="AutoModelForImageTextToText")
+    return Architecture(name, "multimodal wrapper", config, auto="AutoModelForMultimodalLM")
 
 
 DENSE = (
@@ -244,6 +246,43 @@ ARCHITECTURES = (
     wrapper("gemma3", "gemma3_text", "siglip_vision_model", mm_tokens_per_image=4),
     wrapper("mistral3", "mistral", "pixtral", image_token_index=9),
     wrapper("llava", "llama", "clip_vision_model", image_token_index=9),
+    wrapper("idefics3", "llama", "idefics3_vision", scale_factor=1, image_token_id=9),
+    wrapper(
+        "qwen2_vl",
+        "qwen2_vl_text",
+        "qwen2_vl",
+        {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": WIDTH, "patch_size": 14},
+        text_rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    ),
+    wrapper(
+        "llama4",
+        "llama4_text",
+        "llama4_vision_model",
+        {**VISION, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+        text_num_local_experts=2,
+        text_intermediate_size_mlp=64,
+        text_interleave_moe_layer_step=1,
+    ),
+    wrapper(
+        "mllama",
+        "mllama_text_model",
+        "mllama_vision_model",
+        {
+            **{key: value for key, value in VISION.items() if key != "num_attention_heads"},
+            **{"num_global_layers": 1, "attention_heads": 2, "vision_output_dim": WIDTH},
+            "intermediate_layers_indices": [0],
+        },
+        text_cross_attention_layers=[1],
+    ),
+    Architecture(
+        "idefics",
+        "multimodal wrapper",
+        {
+            "vision_config": {**VISION, "embed_dim": 16},
+            **{"use_resampler": False, "cross_layer_interval": 1, "num_key_value_heads": None},
+        },
+        auto="AutoModelForMultimodalLM",
+    ),
     wrapper("paligemma", "gemma", "siglip_vision_model", image_token_index=9, projection_dim=WIDTH),
     Architecture("bert", "encoder", {"is_decoder": False}),
     Architecture("roberta", "encoder", {"is_decoder": False}),
