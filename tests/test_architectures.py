@@ -33,6 +33,16 @@ def test_two_checkpoints_one_after_the_other_equal_the_definition(tmp_path: Path
     assert (made.head, made.in_place) == ("tiled", in_place)
 
 
+def test_a_head_that_reads_what_another_layer_makes_is_left_to_the_model(tmp_path: Path) -> None:
+    made = scored(BY_NAME["rembert"], tmp_path)
+    assert made.head == "model" and made.error is not None and made.error < NATS
+
+
+def test_a_model_that_draws_random_numbers_is_refused(tmp_path: Path) -> None:
+    made = scored(BY_NAME["reformer"], tmp_path)
+    assert made.refusal.startswith("load_failed: ReformerModelWithLMHead draws random numbers")
+
+
 @pytest.mark.parametrize("name", ["paligemma", "electra", "idefics"])
 def test_what_sees_ahead_or_takes_no_text_alone_is_refused(tmp_path: Path, name: str) -> None:
     made = scored(BY_NAME[name], tmp_path)

@@ -284,6 +284,15 @@ ARCHITECTURES = (
         auto="AutoModelForMultimodalLM",
     ),
     wrapper("paligemma", "gemma", "siglip_vision_model", image_token_index=9, projection_dim=WIDTH),
+    Architecture("rembert", "dense, a layer before the head", {"is_decoder": True}),
+    Architecture(
+        "reformer",
+        "random hashes",
+        {
+            **{"is_decoder": True, "attention_head_size": 8, "feed_forward_size": 64, "num_key_value_heads": None},
+            **{"axial_pos_shape": [16, 16], "axial_pos_embds_dim": [16, 16], "pad_token_id": 0},
+        },
+    ),
     Architecture("bert", "encoder", {"is_decoder": False}),
     Architecture("roberta", "encoder", {"is_decoder": False}),
     Architecture("electra", "encoder", {"is_decoder": False, "embedding_size": WIDTH}),
