@@ -51,6 +51,9 @@ def report(config: Config) -> Path:
             f"writes ({found}); run klray analyze with analysis.recipe=fit for another"
         ) from error
     say(f"report {page}")
+    if config.report.publish:
+        name = result_name("report", config.analysis.domain)
+        say(f"published {store.publish_report(snapshot, name, page.read_bytes())}")
     return page
 
 

@@ -16,7 +16,7 @@ from klray.analysis.facts import own_output
 from klray.analysis.relatives import parents, unquantised
 from klray.errors import KlrayError
 from klray.report.figures import PLATES
-from klray.report.figures.kl_heatmap import _ordered, kl_heatmap_caption
+from klray.report.figures.kl_heatmap import kl_heatmap_caption, ordered
 from klray.report.figures.layer_threads import layer_threads, layer_threads_caption
 from klray.report.figures.layers_to_final import layers_to_final
 from klray.report.figures.lineage_edges import lineage, lineage_caption
@@ -198,7 +198,7 @@ def test_a_model_has_one_colour_in_both_figures_of_layers() -> None:
 def test_heat_map_keeps_single_models_quantised_ones_and_layers_apart(result: xr.Dataset) -> None:
     once = np.flatnonzero((unquantised(result) < 0) | (result["step"].values == result["step"].values.max()))
     result = result.isel(model=once, other=once)  # several quantised checkpoints of a run are a run of their own
-    order, blocks = _ordered(result)
+    order, blocks = ordered(result)
     own, quantised = own_output(result)[order], unquantised(result)[order] >= 0
     runs = sum(size for name, size in blocks if name not in ("single models", "quantised", "layers"))
     kinds = [name for name, size in blocks for _ in range(size)][runs:]

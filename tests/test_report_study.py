@@ -104,7 +104,7 @@ def table_of(page: Page, first: str, other: str = "") -> list[list[str]]:
 
 def test_the_page_has_a_section_for_each_and_is_complete_in_itself(page: Page) -> None:
     ids = [str(attrs["id"]) for _, attrs in page.elements if "id" in attrs]
-    assert ids == ["runs", "set_apart", *SECTIONS, "model_map", "method", "models"]
+    assert ids == ["model_map", "runs", "set_apart", *SECTIONS, "method", "models"]
     plain.test_page_needs_nothing_else(page)
     plain.test_links_inside_the_page_arrive(page)
     plain.test_policy_forbids_requests_and_every_script_but_the_one_inside(page)
@@ -182,7 +182,7 @@ def test_one_domain_is_not_compared_and_names_are_text(tmp_path: Path, monkeypat
     bare = Page(write_report(result, tmp_path, title="Hostile"))
     (row,) = table_of(bare, "Quantisation")[1:]
     assert row[:3] == [plain.HOSTILE, "1", significant(float(result["kl"].values[4, 5]))]
-    assert len(bare.all("script")) == 1 and not bare.all("img")
+    assert len(bare.all("script")) == 2 and not bare.all("img")
     assert "domains" not in {attrs.get("id") for _, attrs in bare.elements}
 
 
@@ -286,3 +286,19 @@ def test_exponents_of_weights_stand_next_to_those_of_kl(page: Page, store: Store
     late = late[len(late) // 2 :]
     assert row[1] == with_error(float(late.mean()), float(late.std(ddof=1)))
     assert "Alignment changes a run's cw by 0.10 at most." in page.text
+
+
+def test_a_published_report_is_found_by_its_address_and_is_nothing_foreign(config: Config, tmp_path: Path) -> None:
+    store = Store.open(str(config.store.url))
+    name = store.manifest().id
+    page = write_report(trajectory_result(sizes=(), singles=2), tmp_path, title="Published")
+    address = store.publish_report(name, "report", page.read_bytes())
+    assert Path(address).read_bytes() == page.read_bytes()
+    written = Path(address).stat()
+    assert store.publish_report(name, "report", page.read_bytes()) == address
+    assert Path(address).stat().st_ino == written.st_ino, "the same page is not written again"
+    store.publish_report(name, "report", b"<!doctype html>")
+    assert Path(address).read_bytes() == b"<!doctype html>"
+    found = store.audit()
+    assert not found.damages and not found.leftovers
+    assert "report" not in store.result_names(name)

@@ -63,6 +63,7 @@ class ReportConfig:
     dir: str = "report"
     title: str = "How language models move"
     noise: str | None = None  # a JSON file that klray noise wrote: the report then says how much noise there is
+    publish: bool = False  # put it into the store too, beside the results, so that an address is enough
 
 
 def scale_choice(config: ScaleConfig) -> Choice:

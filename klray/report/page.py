@@ -16,7 +16,9 @@ from markupsafe import Markup, escape
 
 from klray.analysis.noise_floor import NoiseFloor
 from klray.analysis.runs_table import in_memory, run_table
+from klray.report.carried.page_data import page_data
 from klray.report.figures import PLATES
+from klray.report.inlined import script, style
 from klray.report.sections import Section, Table, picture
 from klray.report.sections.headline import findings
 from klray.report.sections.section_models import model_rows
@@ -25,6 +27,7 @@ from klray.report.sections.section_provenance import provenance, recipe_text
 from klray.report.sections.section_runs import runs_section, set_apart_section
 from klray.report.sections.section_warnings import warnings_section
 from klray.report.sections.study_parts import NOTHING, Study, study_sections
+from klray.report.sections.twins import TWINS
 from klray.store import Failure
 from klray.words.numbers import counted, significant, with_error
 from klray.words.secrets import public
@@ -53,11 +56,14 @@ def write_report(
     figures = directory / "figures"
     result = in_memory(result)
     rows = run_table(result)
+    scale = study.scales.get(str(result.attrs.get("domain", "")))
+    plates = _plates(result, figures)
     found = [
+        *plates[:1],  # the map
         runs_section(rows),
         set_apart_section(result),
         *study_sections(result, study, noise, figures),
-        *_plates(result, figures),
+        *plates[1:],
         warnings_section(result),
         _failures(failures),
         None if noise is None else noise_section(result, noise, figures),
@@ -74,6 +80,10 @@ def write_report(
             if section is not None
         ],
         models=model_rows(result),
+        twins=TWINS,
+        data=Markup(page_data(result, study.snapshot, scale)),  # noqa: S704 - JSON without <, > and &
+        script=Markup(script()),  # noqa: S704 - klray's own
+        style=Markup(style()),  # noqa: S704
         models_total=result.sizes["model"],
         provenance=provenance(result, noise is not None),
         snapshot=public(str(result.attrs.get("snapshot", ""))),

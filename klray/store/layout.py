@@ -140,6 +140,11 @@ def result_marker_path(snapshot: str, name: str) -> str:
     return f"{RESULTS}/{snapshot}/{name}.json"
 
 
+def report_path(snapshot: str, name: str) -> str:
+    """The page that shows the results of a snapshot: no folder of an attempt, and no marker."""
+    return f"{RESULTS}/{snapshot}/{name}/index.html"
+
+
 def is_result_marker(path: str) -> bool:
     """Whether an object says which attempt at an analysis is the result."""
     return re.fullmatch(rf"{RESULTS}/{_NAME}/{_NAME}\.json", path) is not None

@@ -12,6 +12,7 @@ from klray.store import layout
 from klray.store.datasets import open_dataset_below, write_dataset
 from klray.store.fields import SHA256, form, names, record
 from klray.store.objects import NO_OBJECT, Objects
+from klray.store.objects.base import OBJECT_BYTES
 from klray.store.seal import read_parsed, sealed, unsealed
 
 
@@ -33,6 +34,21 @@ def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset)
         raise StoreError(f"store {objects.url}: what was written to {path} was removed meanwhile; run analyze again")
     objects.put(layout.result_marker_path(snapshot, name), sealed(marker))
     return path
+
+
+def publish_report(objects: Objects, snapshot: str, name: str, page: bytes) -> str:
+    """Put an HTML page beside the results of a snapshot; returns the address at which a browser finds it.
+
+    It takes the place of an earlier one of this name, whole or not at all. The same page is not written again.
+    """
+    key = layout.report_path(snapshot, name)
+    try:
+        there = objects.get(key, OBJECT_BYTES) == page
+    except StoreDamagedError:  # larger than any page
+        there = False
+    if not there:
+        objects.put(key, page, "text/html; charset=utf-8")
+    return objects.address(key)
 
 
 @dataclasses.dataclass(frozen=True)

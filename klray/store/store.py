@@ -163,6 +163,7 @@ class Store:
     manifest = _of_objects(snapshots.read_manifest)
     dataset = _of_objects(snapshots.open_snapshot)
     write_result = _of_objects(results.write_result)
+    publish_report = _of_objects(results.publish_report)
     result_names = _of_objects(results.result_names)
     result = _of_objects(results.open_finished)
 

@@ -12,9 +12,9 @@ from klray.analysis.scale.published_settings import PUBLISHED_SPACING, SETTINGS,
 from klray.errors import KlrayError
 from klray.words.numbers import significant
 
-_NEAR = math.log(1.25)  # settings that are no more than a quarter farther off than the nearest are named beside it
-_FAR = math.log(1.5)  # farther from every setting, a number is like none of them
-_QUANTILE_PAIRS = 5  # fewer pairs say nothing about a share
+NEAR = math.log(1.25)  # settings that are no more than a quarter farther off than the nearest are named beside it
+FAR = math.log(1.5)  # farther from every setting, a number is like none of them
+QUANTILE_PAIRS = 5  # fewer pairs say nothing about a share
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Placement:
         if self.kl == 0:
             return f"no difference at all; the smallest setting is {_words(self.nearest)}"
         least = abs(self.nearest.log_ratio)
-        if least > _FAR:
+        if least > FAR:
             far = "times more than" if self.nearest.log_ratio > 0 else "times less than"
             return f"{significant(math.exp(least), 2)} {far} {_words(self.nearest)}, the nearest setting"
-        near = [each for each in self.neighbours[:3] if abs(each.log_ratio) <= least + _NEAR]
+        near = [each for each in self.neighbours[:3] if abs(each.log_ratio) <= least + NEAR]
         return "like " + ", or ".join(_words(each) for each in near)
 
 
@@ -120,6 +120,6 @@ def _sorted(found: list[Neighbour]) -> tuple[Neighbour, ...]:
 def _words(neighbour: Neighbour) -> str:
     value = f"{neighbour.low:.3g}" if neighbour.low == neighbour.high else f"{neighbour.low:g} to {neighbour.high:g}"
     share = ""
-    if neighbour.quantile is not None and neighbour.n >= _QUANTILE_PAIRS:
+    if neighbour.quantile is not None and neighbour.n >= QUANTILE_PAIRS:
         share = f", above {neighbour.quantile:.0%} of {neighbour.n:,} pairs"
     return f"{neighbour.phrase} ({value}{share})"

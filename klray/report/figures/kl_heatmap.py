@@ -26,9 +26,9 @@ def kl_heatmap(result: xr.Dataset) -> Figure:
     without a KL are grey; pairs below the 0.2 % quantile, the diagonal among them, take the darkest colour. KlrayError
     when no pair of models has a KL above zero.
     """
-    order, blocks = _ordered(result)
+    order, blocks = ordered(result)
     kl = result["kl"].isel(model=order, other=order).values
-    low, high = _color_limits(kl)
+    low, high = color_limits(kl)
     if not high > 0:
         raise KlrayError(
             "a KL heat map was asked for, but no pair of models of this result has a KL above 0: "
@@ -66,9 +66,9 @@ def kl_heatmap(result: xr.Dataset) -> Figure:
 def kl_heatmap_caption(result: xr.Dataset) -> str:
     """What the figure shows, as one paragraph of plain text."""
     total = result.sizes["model"]
-    order, _ = _ordered(result)
+    order, _ = ordered(result)
     kl = result["kl"].isel(model=order, other=order).values
-    low, _ = _color_limits(kl)
+    low, _ = color_limits(kl)
     sentences = ["KL divergence of every pair of models, on a logarithmic colour scale."]
     if low > 0:
         below = int((kl[~np.eye(len(kl), dtype=bool)] < low).sum())
@@ -100,7 +100,7 @@ def kl_heatmap_caption(result: xr.Dataset) -> str:
     return " ".join(sentences)
 
 
-def _color_limits(kl: np.ndarray) -> tuple[float, float]:
+def color_limits(kl: np.ndarray) -> tuple[float, float]:
     """Lower and upper end of the colour scale for these pairs, in bits/byte; zeros when none has a KL above zero."""
     positive = kl[np.isfinite(kl) & (kl > 0)]
     if not positive.size:
@@ -109,8 +109,8 @@ def _color_limits(kl: np.ndarray) -> tuple[float, float]:
     return (low, high) if low < high else (low / 2, high * 2)
 
 
-def _ordered(result: xr.Dataset) -> tuple[np.ndarray, list[tuple[str, int]]]:
-    """Model positions in drawing order, thinned, and the (name, size) of the blocks that they form."""
+def ordered(result: xr.Dataset, most: int = MAX_MODELS) -> tuple[np.ndarray, list[tuple[str, int]]]:
+    """Model positions in drawing order, thinned to ``most``, and the (name, size) of the blocks that they form."""
     runs = trajectories(result)
     singles = single_models(result, runs)
     family, parameters = strings(result, "family")[singles], result["parameters"].values[singles]
@@ -133,8 +133,8 @@ def _ordered(result: xr.Dataset) -> tuple[np.ndarray, list[tuple[str, int]]]:
     block = np.repeat([blocks.index(name) for name in names], [len(part) for part in parts])
     order = np.concatenate(parts)[np.argsort(block, kind="stable")]
     block = np.sort(block)
-    if order.size > MAX_MODELS:
-        taken = np.linspace(0, order.size - 1, MAX_MODELS).round().astype(int)
+    if order.size > most:
+        taken = np.linspace(0, order.size - 1, most).round().astype(int)
         order, block = order[taken], block[taken]
     sizes = np.bincount(block, minlength=len(blocks))
     return order, [(name, int(size)) for name, size in zip(blocks, sizes, strict=True) if size]

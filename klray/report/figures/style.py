@@ -73,12 +73,17 @@ def run_styles(runs: Sequence[Run]) -> list[RunStyle]:
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
+    """`short_names` as matplotlib draws them."""
+    return [plain(name) for name in short_names(runs)]
+
+
+def short_names(runs: Sequence[Run]) -> list[str]:
     """Names of the runs as they stand in figures: the last part of a path, the last two if one is not enough.
 
     Whole paths never appear: the name of a local run is its folder, which is nobody else's business.
     """
     for parts in (1, 2):
-        labels = [plain("/".join(run.name.rsplit("/", parts)[-parts:])) for run in runs]
+        labels = [printable("/".join(run.name.rsplit("/", parts)[-parts:]), MAX_LABEL_CHARACTERS) for run in runs]
         if len(set(labels)) == len(labels):
             return labels
     return [f"{label} ({i + 1})" for i, label in enumerate(labels)]
@@ -94,6 +99,11 @@ def plain(text: str) -> str:
     """``text`` as matplotlib shall draw it: literally. "$" opens no formula, a leading "_" does not hide a label."""
     clean = printable(text, MAX_LABEL_CHARACTERS).replace("$", r"\$")
     return f" {clean}" if clean.startswith("_") else clean
+
+
+def literal(label: str) -> str:
+    """The text that `plain` made ``label`` of."""
+    return label.replace(r"\$", "$").removeprefix(" ")
 
 
 def tint(color: str, strength: float) -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ def model_rows(result: xr.Dataset) -> list[dict[str, Any]]:
     columns = {name: first[name].values for name in (*_WORDS, *_COUNTS, *_NUMBERS)}
     nothing = np.full(first.sizes["model"], np.nan)
     columns["exponent"] = first["exponent_kl"].values if "exponent_kl" in first else nothing
-    columns["variant"] = _variants(first)
+    columns["variant"] = variants(first)
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     for row in rows:
         for name in (*_WORDS, "variant"):
@@ -29,7 +29,7 @@ def model_rows(result: xr.Dataset) -> list[dict[str, Any]]:
     return rows
 
 
-def _variants(result: xr.Dataset) -> np.ndarray:
+def variants(result: xr.Dataset) -> np.ndarray:
     """Dtype, quantization, lens and layer of each model, (K,) strings; layer -1 is the model's own output."""
     layers = np.array([f"layer {layer}" if layer >= 0 else "" for layer in result["layer"].values])
     parts = [*(strings(result, name) for name in ("dtype", "quantization", "lens")), layers]

@@ -77,8 +77,15 @@ class Objects(abc.ABC):
         """
 
     @abc.abstractmethod
-    def put(self, key: str, body: bytes | bytearray) -> None:
-        """Write the object, replacing what was there, whole or not at all; it outlives a power loss."""
+    def put(self, key: str, body: bytes | bytearray, content_type: str = "") -> None:
+        """Write the object, replacing what was there, whole or not at all; it outlives a power loss.
+
+        A server says ``content_type`` of it to browsers.
+        """
+
+    def address(self, key: str) -> str:
+        """Where a browser finds an object that everybody may read; in a folder its path."""
+        return f"{self.endpoint}/{self.url.removeprefix('s3://')}/{key}" if self.endpoint else f"{self.url}/{key}"
 
     @abc.abstractmethod
     def put_many(self, bodies: Mapping[str, bytes]) -> None:

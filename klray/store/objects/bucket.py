@@ -60,7 +60,7 @@ class BucketObjects(Objects):
         return {name: value for name, value in self.__dict__.items() if name in ("url", "_root", "_options")}
 
     @abc.abstractmethod
-    def _send(self, key: str, body: bytes | bytearray, *, new: bool = False) -> None:
+    def _send(self, key: str, body: bytes | bytearray, *, new: bool = False, content_type: str = "") -> None:
         """Put an object; with ``new`` only if there is none."""
 
     @abc.abstractmethod
@@ -104,8 +104,8 @@ class BucketObjects(Objects):
 
         return self._patiently(attempt, key)
 
-    def put(self, key: str, body: bytes | bytearray) -> None:
-        self._patiently(lambda: self._send(key, body), key)
+    def put(self, key: str, body: bytes | bytearray, content_type: str = "") -> None:
+        self._patiently(lambda: self._send(key, body, content_type=content_type), key)
 
     def put_many(self, bodies: Mapping[str, bytes]) -> None:
         list(_threads().map(self.put, bodies.keys(), bodies.values()))

@@ -72,7 +72,7 @@ class FolderObjects(Objects):
         self._settle({path.parent})
         return True
 
-    def put(self, key: str, body: bytes | bytearray) -> None:
+    def put(self, key: str, body: bytes | bytearray, content_type: str = "") -> None:
         self.put_many({key: body})
 
     def _write_beside(self, path: Path, body: bytes | bytearray) -> Path:

@@ -54,8 +54,9 @@ class S3Objects(BucketObjects):
     def endpoint(self) -> str:
         return str(self._files.s3.meta.endpoint_url)
 
-    def _send(self, key: str, body: bytes | bytearray, *, new: bool = False) -> None:
-        self._files.pipe_file(self._path(key), body, mode="create" if new else "overwrite")
+    def _send(self, key: str, body: bytes | bytearray, *, new: bool = False, content_type: str = "") -> None:
+        kind = {"ContentType": content_type} if content_type else {}
+        self._files.pipe_file(self._path(key), body, mode="create" if new else "overwrite", **kind)
 
     def _copy(self, source: str, target: str, fingerprint: str) -> bool:
         bucket, _, prefix = self._root.partition("/")

@@ -22,6 +22,7 @@ from klray.store.objects.base import Listed
 from klray.store.objects.bucket import BucketObjects
 
 if TYPE_CHECKING:
+    from obstore import Attributes
     from obstore.store import S3Credential, S3CredentialProvider
 
 CONNECT_SECONDS = 60.0  # botocore's
@@ -97,12 +98,13 @@ class ObstoreObjects(BucketObjects):
             config=Config(signature_version=UNSIGNED),  # credentials are looked up when they are needed
         )
 
-    def _send(self, key: str, body: bytes | bytearray, *, new: bool = False) -> None:
+    def _send(self, key: str, body: bytes | bytearray, *, new: bool = False, content_type: str = "") -> None:
+        kind: Attributes | None = {"Content-Type": content_type} if content_type else None
         with _in_words():
             if new:
-                self._files.put(key, body, mode="create", use_multipart=False)
+                self._files.put(key, body, attributes=kind, mode="create", use_multipart=False)
             else:
-                self._files.put(key, body, use_multipart=len(body) > PARTS_ABOVE_BYTES)
+                self._files.put(key, body, attributes=kind, use_multipart=len(body) > PARTS_ABOVE_BYTES)
 
     def _copy(self, source: str, target: str, fingerprint: str) -> bool:
         # obstore copies without a condition. Looking first will do: what a snapshot's chunk holds is never replaced.
