@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -16,12 +17,14 @@ from pathlib import Path
 
 import psutil
 
+from klray.store import Store
 from klray.sweep.processes import private_folder, safe_environment
+from klray.tiny.hub_server import HubServer
 from tests.growing_provider import HEAD, config
 
 SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 HOST = "127.0.0.2"  # on the loopback interface; of 127.0.0.1 Ray makes the machine's own address
-RAYS_OWN = ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "ray::shares", "ray::Patience")
+RAYS_OWN = ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "ray::shares", "ray::Board")
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -49,6 +52,15 @@ class Node:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path):
         self.process, self.log = process, log
+        self.root = psutil.Process(process.pid)
+
+    @property
+    def ray_id(self) -> str:
+        """As Ray calls the node."""
+        for each in self.root.children(recursive=True):
+            if found := re.search(r"--node_id=([0-9a-f]{56})", " ".join(each.cmdline())):
+                return found[1]
+        raise AssertionError(self.log.read_text())
 
     def scorers(self) -> list[psutil.Process]:
         """Processes of actors on this node, whatever they are called while they work."""
@@ -98,9 +110,17 @@ class RayCluster:
             words.append(f"--autoscaling-config={place / 'autoscaler.yaml'}")
         self.head = self._start("head", words, variables=HEAD if grows else {})
 
-    def add(self, name: str, *, cpus: int = 1, disks: Sequence[tuple[Path, str]] = (), **variables: str) -> Node:
-        """A node; ``disks`` are folders that it has for itself, with their sizes."""
-        return self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}"], disks, variables)
+    def add(
+        self,
+        name: str,
+        *,
+        cpus: int = 1,
+        disks: Sequence[tuple[Path, str]] = (),
+        more: Sequence[str] = (),
+        **variables: str,
+    ) -> Node:
+        """A node; ``disks`` are folders that it has for itself, with their sizes, ``more`` options of ``ray start``."""
+        return self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}", *more], disks, variables)
 
     def close(self) -> None:
         """End all of it."""
@@ -143,3 +163,32 @@ def ray_cluster(grows: int = 0) -> Iterator[RayCluster]:
             yield cluster
         finally:
             cluster.close()
+
+
+def score(
+    cluster: RayCluster, hub: HubServer, store: Path | str, *overrides: str, job: bool = False, **variables: str
+) -> subprocess.Popen[str]:
+    """``klray score`` on the cluster; its checkpoints lie beside a store in a folder."""
+    words = [f"store.url={store}", "texts=python_stdlib", "texts.n=16", *overrides]
+    if isinstance(store, Path):
+        words.insert(1, f"scoring.cache_dir={store}-cache")
+    environment = {**cluster.environment, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": str(hub.token), **variables}
+    environment["RAY_ADDRESS"] = cluster.address
+    if job:  # what Ray gives the command of a job that is submitted
+        environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = "{}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.score", *words, *([] if job else ["ray=cluster"])],
+        env=environment, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def commits(store: Path) -> int:
+    return len(list((store / "commits").glob("*.json")))
+
+
+def columns(store: Path) -> dict[str, str]:
+    """SHA-256 of every committed column, each re-read and checked."""
+    opened = Store.open(str(store))
+    for commit in opened.commits():
+        opened.read_column(commit)
+    return {commit.key: commit.sha256 for commit in opened.commits()}

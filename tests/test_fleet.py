@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from klray.store import Store
 from klray.tiny.family import train_family
 from klray.tiny.family_recipe import SMALLEST
 from klray.tiny.hub_server import HubServer
 from tests.hub_faults import NotingHub, holding_back
-from tests.ray_cluster import RayCluster, ray_cluster, wait_for, why_no_disks
+from tests.ray_cluster import RayCluster, columns, commits, ray_cluster, score, wait_for, why_no_disks
 from tests.s3_server import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_no_disks()), reason=f"no disks: {why_no_disks()}")]
@@ -42,34 +41,6 @@ def cluster(place: Path) -> Iterator[RayCluster]:
         cluster.add("well", disks=[(place / "own", "1m")])
         cluster.add("sick", disks=[(place / "own", "1m"), (place / "cache", "64k")])
         yield cluster
-
-
-def score(
-    cluster: RayCluster, hub: HubServer, store: Path | str, *overrides: str, job: bool = False, **variables: str
-) -> subprocess.Popen[str]:
-    words = [f"store.url={store}", "texts=python_stdlib", "texts.n=16", *overrides]
-    if isinstance(store, Path):
-        words.insert(1, f"scoring.cache_dir={store}-cache")
-    environment = {**cluster.environment, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": str(hub.token), **variables}
-    environment["RAY_ADDRESS"] = cluster.address
-    if job:  # what Ray gives the command of a job that is submitted
-        environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = "{}"
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.score", *words, *([] if job else ["ray=cluster"])],
-        env=environment, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def commits(store: Path) -> int:
-    return len(list((store / "commits").glob("*.json")))
-
-
-def columns(store: Path) -> dict[str, str]:
-    """SHA-256 of every committed column, each re-read and checked."""
-    opened = Store.open(str(store))
-    for commit in opened.commits():
-        opened.read_column(commit)
-    return {commit.key: commit.sha256 for commit in opened.commits()}
 
 
 def test_a_store_that_no_other_node_shares_is_refused_by_name_before_any_score(
@@ -146,7 +117,8 @@ def test_sigterm_in_a_job_ends_it_with_one_sentence(cluster: RayCluster, place: 
     lines = [line for line in said.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
     assert lines == ["klray: error: interrupted; what was committed is safe, the same command goes on from there"], said
     wait_for(lambda: not any(each.is_running() for each in scorers), "the end of the actor")
-    assert len(columns(store)) >= 2
+    told = re.search(r"interrupted, (\d+) checkpoints scored", said)
+    assert told and int(told[1]) == len(columns(store)) >= 2, said
 
 
 def test_a_cluster_that_grows_from_nothing(place: Path) -> None:

@@ -138,7 +138,7 @@ def actors_of(driver: int) -> list[psutil.Process]:
             words = process.cmdline()  # none of one that is ending
         except psutil.Error:
             continue
-        other = ("ray::IDLE", "ray::Patience", "ray::Dashboard", "ray::RuntimeEnv")
+        other = ("ray::IDLE", "ray::Board", "ray::Dashboard", "ray::RuntimeEnv")
         if words and words[0].startswith("ray::") and not words[0].startswith(other):
             found.append(process)
     return found
@@ -288,6 +288,7 @@ def test_all_actors_pause_when_the_hub_tells_one_of_them(tmp_path: Path) -> None
     after = [when - server.weights[0][0] for when, _ in server.weights[1:]]
     assert len(after) >= n_checkpoints
     assert len([seconds for seconds in after if seconds < server.pause]) <= 1
+    assert re.search(r"^\S+ \S+.*: the hub wants to be left alone for \d s more$", done.stderr, re.M), done.stderr
 
 
 def resolved(hub: HubServer) -> list[Checkpoint]:

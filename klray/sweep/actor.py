@@ -1,7 +1,8 @@
-"""What runs inside Ray: a scorer with its process, and the pauses that all scorers of a sweep keep."""
+"""What runs inside Ray: a scorer with its process, which keeps the pauses that all scorers of a sweep keep."""
 
 import dataclasses
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -13,6 +14,7 @@ import ray.exceptions
 from klray.checkpoints import Checkpoint, Hub, Patience
 from klray.errors import CheckpointError, StoreError
 from klray.store import Column, Store
+from klray.sweep.board import Sent
 from klray.sweep.claims import Claims, Held
 from klray.sweep.examining import Expected, examine, here
 from klray.sweep.model_process import ModelProcess
@@ -63,17 +65,18 @@ class SharedPatience(Patience):
 
 
 class ScorerActor:
-    """A Scorer in a Ray actor, with its arguments; ``patience`` is the handle of a sweep's ``Patience``. What it
-    scores it claims in the name of the job.
+    """A Scorer in a Ray actor, with its arguments; ``board`` is the handle of a sweep's ``Board``. What it scores it
+    claims in the name of the job.
 
     Commits have a thread of their own: the next checkpoint is scored meanwhile.
     """
 
     CONCURRENCY: ClassVar = {"commits": 1}
+    _sent: Sent | None = None
 
     def __init__(
         self,
-        patience: Any,
+        board: Any,
         hub: Hub,
         store_url: str,
         storage_options: Mapping[str, Any],
@@ -83,8 +86,11 @@ class ScorerActor:
         spare_loopback()
         self._compute = ModelProcess(settings, text_set)  # first, because its imports take longest
         self._open = partial(
-            Scorer, hub, store_url, storage_options, text_set, settings, self._compute, SharedPatience(patience)
+            Scorer, hub, store_url, storage_options, text_set, settings, self._compute, SharedPatience(board)
         )
+        self._sent = Sent(board, socket.gethostname())
+        log.addHandler(self._sent)
+        log.setLevel(logging.INFO)
         self._store = store_url, storage_options
         self._scored: dict[str, Column] = {}
         self._facts: dict[str, Any] = {}  # of this worker, for its commits
@@ -125,6 +131,8 @@ class ScorerActor:
         What concerns this checkpoint alone is returned as a Refusal.
         """
         key = self.scorer.key(checkpoint)
+        if self._sent is not None:
+            self._sent.checkpoint = checkpoint.label
 
         def work() -> Outcome | Pending | Held:
             claimed = self.claims.take(key, turn)

@@ -1,5 +1,6 @@
 """The driver of a sweep: what ``klray.sweep.dispatch`` decides, done on Ray, and what comes of it told back."""
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -11,12 +12,13 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from klray.checkpoints import Checkpoint, Patience
-from klray.errors import StoreError
+from klray.checkpoints import Checkpoint
+from klray.errors import KlrayError, StoreError
 from klray.store import Failure, Store
 from klray.store.objects import FolderObjects, probe
 from klray.sweep import cluster
 from klray.sweep.actor import ScorerActor
+from klray.sweep.board import Posted
 from klray.sweep.claims import Held
 from klray.sweep.cluster import Shape
 from klray.sweep.dispatch import Dispatch
@@ -24,7 +26,7 @@ from klray.sweep.examining import SHARE, Expected, clock_fault, expected, shares
 from klray.sweep.fleet import WAIT_SECONDS, Fleet, Worker
 from klray.sweep.others import Others
 from klray.sweep.queue import Queue, Work
-from klray.sweep.replies import Pending, Refusal, Unfit, WorkerFacts
+from klray.sweep.replies import Outcome, Pending, Refusal, Unfit, WorkerFacts
 from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.sweep.telling import Telling
 from klray.words.heard import kind_of
@@ -33,6 +35,7 @@ from klray.words.numbers import counted
 log = logging.getLogger("klray")
 
 LOOK_SECONDS = 2.0  # between two looks at the cluster's nodes
+ROUND_SECONDS = 1e-4  # for each answer that is waited for, between the first that comes and a look at the others
 COMMIT_SECONDS = 60.0  # to a worker that is to go, for what it has scored
 LAST_SECONDS = 20.0  # the same of all, where the sweep is ended: whoever ends it gives 30 as a rule
 SHARE_SECONDS = 120.0  # to the nodes, to say whether they have the store's folder
@@ -73,10 +76,11 @@ class Driver:
         self.dispatch = Dispatch(Queue(works, present), self.fleet, self, asked.max_attempts, Others(store))
         self.failures: list[Failure] = []
         self.warned: list[tuple[str, tuple[str, ...]]] = []  # by label of the checkpoint
+        self._kind: Any = None  # of the actors
         self._actors: dict[Worker, Any] = {}
         self._running: dict[Any, _Call] = {}
         self._silent: dict[Worker, tuple[float, ray.exceptions.RayError]] = {}  # since when, and what was found
-        self._patience: Any = None
+        self._board: Posted | None = None
         self._wanted: Expected | None = None
         self._kinds: set[str] = set()  # of warnings that were told
 
@@ -87,19 +91,21 @@ class Driver:
             if isinstance(self.store.objects, FolderObjects):
                 self._check_shared(common)
             here = NodeAffinitySchedulingStrategy(cluster.this_node(), soft=False)  # no other node can silence all
-            self._patience = ray.remote(Patience).options(num_cpus=0, scheduling_strategy=here).remote()
+            self._board = Posted(here, self.job)
             try:
                 with self.dispatch.others:
                     self._work(telling)
             except KeyboardInterrupt:
-                self._await_commits(self._running.values(), LAST_SECONDS)
+                self._end_commits()
+                telling.tell(self.dispatch.tally, self.dispatch.left, self.fleet.states())
                 raise
             finally:
                 for actor in self._actors.values():
                     ray.kill(actor)  # GPU memory is best returned by ending the process
-                ray.kill(self._patience)
+                self._board.close()
 
     def _work(self, telling: Telling) -> None:
+        assert self._board is not None
         looked = said = time.monotonic()
         while True:
             self.dispatch.go_on(time.monotonic())
@@ -116,17 +122,23 @@ class Driver:
                 log.info("waiting for %s", words)
             if time.monotonic() - looked >= LOOK_SECONDS:
                 self.dispatch.seen(cluster.nodes(self.shape))
+                self._board.relay()
                 looked = time.monotonic()
 
     def _finished(self) -> list[Any]:
-        """Answers that are there, after a while if there are none yet."""
+        """Answers that are there, after a while if there are none yet.
+
+        Where many are waited for, those that come next are taken along: what is done after each round costs the same.
+        """
         seconds = min(LOOK_SECONDS, self.dispatch.others.again)
         if not self._running:
             time.sleep(seconds)
             return []
         first, others = ray.wait(list(self._running), num_returns=1, timeout=seconds)
-        more = ray.wait(others, num_returns=len(others), timeout=0)[0] if first and others else []
-        return [*first, *more]
+        if not (first and others):
+            return list(first)
+        time.sleep(ROUND_SECONDS * len(others))
+        return [*first, *ray.wait(others, num_returns=len(others), timeout=0)[0]]
 
     def _check_shared(self, common: tuple[str, bytes]) -> None:
         """Raises StoreError where the store is a folder that this node alone has."""
@@ -152,10 +164,11 @@ class Driver:
 
     def start(self, worker: Worker, avoid: Set[str]) -> None:
         """As ``Hands.start``."""
-        options = self.shape.options(set(avoid))
-        kind = ray.remote(concurrency_groups=ScorerActor.CONCURRENCY, **options)(ScorerActor)
-        named = kind.options(name=f"klray-{self.job[:8]}-{worker.number}")
-        self._actors[worker] = named.remote(self._patience, *self.arguments)
+        if self._kind is None:  # one for all: Ray takes 80 ms to send a class to the cluster
+            self._kind = ray.remote(concurrency_groups=ScorerActor.CONCURRENCY)(ScorerActor)
+        options = {**self.shape.options(set(avoid)), "name": f"klray-{self.job[:8]}-{worker.number}"}
+        assert self._board is not None
+        self._actors[worker] = self._kind.options(**options).remote(self._board.handle, *self.arguments)
         self.examine(worker)
 
     def examine(self, worker: Worker) -> None:
@@ -279,11 +292,19 @@ class Driver:
             lost = (silent and not cluster.is_dead(actor)) or cluster.is_lost(actor, node, error)
             self.dispatch.died(worker, why, node, blameless=lost)
 
-    def _await_commits(self, calls: Iterable[_Call], seconds: float) -> None:
+    def _end_commits(self) -> None:
+        """Wait for what is scored and on its way into the store, and count it: the sweep was ended from outside."""
+        with contextlib.suppress(KlrayError, OSError, ray.exceptions.RayError):  # it ends, whatever else is wrong
+            for answer in self._await_commits(self._running.values(), LAST_SECONDS):
+                self._take(answer)
+            for worker in self.fleet.workers:  # of whom an answer was being taken
+                for work in [each for each in worker.commits if self.is_committed(each)]:
+                    self.dispatch.finished(worker, work, Outcome(work.identity.key, first=True, tokens=0))
+
+    def _await_commits(self, calls: Iterable[_Call], seconds: float) -> list[Any]:
         wanted = {id(call) for call in calls if call.kind == "commit"}
         commits = [answer for answer, call in self._running.items() if id(call) in wanted]
-        if commits:
-            ray.wait(commits, num_returns=len(commits), timeout=seconds)
+        return ray.wait(commits, num_returns=len(commits), timeout=seconds)[0] if commits else []
 
 
 def _failed(answer: Any) -> bool:
