@@ -147,8 +147,13 @@ def address_of(settings: RaySettings) -> str:
 
 
 @contextlib.contextmanager
-def connected(settings: RaySettings, cpus_per_worker: int = 1) -> Iterator[Shape]:
-    """Start or join a Ray cluster; yields how many actors of which shape it carries.
+def connected(
+    settings: RaySettings,
+    cpus_per_worker: int = 1,
+    workers_of_a_gpu: Callable[[list[dict[str, float]]], int] = lambda nodes: 1,
+) -> Iterator[Shape]:
+    """Start or join a Ray cluster; yields how many actors of which shape it carries. Where the settings do not say it,
+    ``workers_of_a_gpu`` tells how many share one, from the nodes' resources.
 
     Raises KlrayError if no cluster answers at the address, or it cannot carry a single actor of the shape asked for.
     """
@@ -158,6 +163,8 @@ def connected(settings: RaySettings, cpus_per_worker: int = 1) -> Iterator[Shape
             own = started(settings.workers, cpus_per_worker, settings.metrics) if address == LOCAL else joined(address)
             stack.enter_context(own)
         found = [(each["Resources"], each.get("Labels") or {}) for each in _alive()]
+        if settings.gpus_per_worker is None and (sharing := workers_of_a_gpu([node for node, _ in found])) > 1:
+            settings = dataclasses.replace(settings, gpus_per_worker=1 / sharing)
         yield _shape(settings, cpus_per_worker, found, waits=address != LOCAL, grows=address != LOCAL and is_growing())
 
 

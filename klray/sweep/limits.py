@@ -22,8 +22,8 @@ _BYTES = 3e9  # of PyTorch, transformers and what they keep
 _COPIES = 12.0  # of the files: 4-bit weights in fp32, and the tensors that they are made from
 _PACKED = 16  # times as many bytes in 16 bits as in the fewest that GGUF has
 _TEXT_COPIES = 200.0  # of the texts: strings, ids, positions
-_BYTES_PER_BATCH_TOKEN = 1e6
-_BATCH = 16_384  # tokens, where the settings leave it to the device
+BYTES_PER_BATCH_TOKEN = 1e6
+BATCH = 16_384  # tokens, where the settings leave it to the device
 
 _MEMORY = re.compile(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", re.MULTILINE)
 
@@ -80,7 +80,7 @@ def limits_of(
         a_text = text_bytes / _BYTES_PER_TOKEN * a_token * (1.0 if settings.lens == NONE else _LENS)
         seconds = _SECONDS + size / _BYTES_PER_SECOND + a_text * work.passes
     if memory is None:
-        batch = (settings.tokens_per_batch or _BATCH) * _BYTES_PER_BATCH_TOKEN if settings.device != "cpu" else 0.0
+        batch = (settings.tokens_per_batch or BATCH) * BYTES_PER_BATCH_TOKEN if settings.device != "cpu" else 0.0
         memory = _BYTES + (_COPIES + work.copies) * size + _TEXT_COPIES * text_bytes + batch + work.logits
     return Limits(seconds, memory, by)
 

@@ -63,7 +63,8 @@ class RaySettings:
     # latter; "auto" or host:port: one that runs
     address: str | None = None
     workers: int | None = None  # None: as many as the cluster has, or can grow to
-    # A share of one, or several for a model that is too large for one; None: one where the cluster has GPUs, else none
+    # A share of one, or several for a model that is too large for one; None: where the cluster has GPUs one, or of a
+    # large one a share, if all models are small (klray.sweep.gpu_share); else none
     gpus_per_worker: float | None = None
     memory_gigabytes: float | None = None  # that a node must have free for each worker; None: not asked for
     accelerator: str | None = None  # Ray's name of the kind of GPU, such as H100

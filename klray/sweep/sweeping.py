@@ -5,6 +5,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import partial
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from klray.store import Failure, Store, unresolved
 from klray.sweep.claims import withdraw
 from klray.sweep.cluster import connected
 from klray.sweep.driver import Driver
+from klray.sweep.gpu_share import workers_of_a_gpu
 from klray.sweep.metrics import Meters
 from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.sweep.telling import Telling
@@ -87,7 +89,8 @@ def sweep(
         failed.append(store.record_failure(identity, lost.revision, lost.reason, lost.message, uuid.uuid4().hex))
     if not todo:
         return SweepReport(0, 0, len(present), 0, tuple(failed), 0, time.monotonic() - start)
-    with connected(ray_settings, settings.threads) as shape:
+    share = partial(workers_of_a_gpu, todo, settings, workers=ray_settings.workers)
+    with connected(ray_settings, settings.threads, share) as shape:
         settings = dataclasses.replace(settings, device=shape.device)
         arguments = (hub, store.url, dict(storage_options or {}), ray.put(text_set), settings)
         same = {each.content: settings.identity(each, texts).key for each in present if each.content}
@@ -97,6 +100,8 @@ def sweep(
         more = ", and on what the cluster adds" if shape.grows and ray_settings.workers is None else ""
         if shape.grows and shape.device == "cpu" and ray_settings.gpus_per_worker is None:
             log.warning("the cluster has no GPU now: set ray.gpus_per_worker=1 if it is to add nodes that have some")
+        if shape.gpus_per_worker not in (0.0, 1.0) and ray_settings.gpus_per_worker is None:
+            more = f", {round(1 / shape.gpus_per_worker)} of which share a GPU (ray.gpus_per_worker=1: none){more}"
         log.info("scoring %d checkpoints on %d %s workers%s", len(todo), workers, shape.device, more)
         meters = Meters(job) if ray_settings.metrics else None
         try:
