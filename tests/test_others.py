@@ -87,7 +87,9 @@ def test_what_others_claim_comes_last_and_is_looked_at_once(store: PlayedStore) 
     assert job.next() is first and first.turn == 0  # what cannot be read would be no claim
     job.others.hold(first, "elsewhere")
     assert job.next() is None
-    assert job.others.words() == "1 checkpoint scored by other jobs on elsewhere"
+    assert job.others.words() == (
+        "1 checkpoint scored by other jobs on elsewhere; should they have died, for 15 min more"
+    )
     job.others.look()
     assert job.next() is None
     store.claims.clear()

@@ -43,7 +43,7 @@ def claim(objects: Objects, key: str, job: str, turn: int = 0) -> int | Claim:
     while turn < MOST_TURNS:
         path = layout.claim_path(key, turn)
         try:
-            if objects.get(path, CLAIM_BYTES) is None and objects.conditional_put(path, body):
+            if objects.conditional_put(path, body):
                 return turn
             standing = _claim(path, objects.get(path, CLAIM_BYTES))
         except StoreDamagedError:
@@ -57,7 +57,7 @@ def claim(objects: Objects, key: str, job: str, turn: int = 0) -> int | Claim:
 def release(objects: Objects, key: str, turn: int) -> None:
     """Take a job's claim back, and those that were over before it. Raises StoreError: that is refused."""
     for each in range(min(turn, MOST_TURNS - 1) + 1):
-        objects.delete_tree(layout.claim_path(key, each))
+        objects.delete(layout.claim_path(key, each))
 
 
 def withdraw(objects: Objects, job: str) -> None:
@@ -67,7 +67,7 @@ def withdraw(objects: Objects, job: str) -> None:
         body = next(iter(objects.get_many([path], CLAIM_BYTES)))
         found = _claim(path, body) if isinstance(body, bytes) else None
         if found is not None and found.job == job:
-            objects.delete_tree(path)
+            objects.delete(path)
 
 
 def standing_claims(objects: Objects) -> dict[str, tuple[int, Listed]]:

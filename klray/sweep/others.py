@@ -14,7 +14,7 @@ from typing import Protocol
 from klray.errors import StoreError
 from klray.store.objects import Listed
 from klray.sweep.queue import Work
-from klray.words.numbers import counted, listed
+from klray.words.numbers import counted, listed, rough_duration
 
 log = logging.getLogger("klray")
 
@@ -181,10 +181,15 @@ class Others:
         return works
 
     def words(self) -> str:
-        """Who is waited for, "" if nobody is."""
+        """Who is waited for, and how long at most should they have died; "" if nobody is."""
+        if not self.waiting:
+            return ""
+        ends = [self._ends(claim) for key in self.waiting if (claim := self._claims.get(key)) is not None]
+        left = max(0.0, max(ends, default=0.0) - self._clock())
         hosts = sorted({self._hosts[key] for key in self.waiting if key in self._hosts})
         on = f" on {listed(hosts, HOSTS_NAMED)}" if hosts else ""
-        return f"{counted(len(self.waiting), 'checkpoint')} scored by other jobs{on}" if self.waiting else ""
+        what = f"{counted(len(self.waiting), 'checkpoint')} scored by other jobs{on}"
+        return f"{what}; should they have died, for {rough_duration(left)} more"
 
     def __enter__(self) -> "Others":
         threading.Thread(target=self._watch, name="klray-others", daemon=True).start()

@@ -158,6 +158,10 @@ class Objects(abc.ABC):
         """Keys of all objects below ``prefix``, with the time (UTC) at which each was written."""
         return {key: each.written for key, each in self.listing(prefix).items()}
 
+    def delete(self, key: str) -> None:
+        """Remove one object; nothing happens when there is none."""
+        self.delete_tree(key)
+
     @abc.abstractmethod
     def delete_tree(self, prefix: str) -> None:
         """Remove every object below ``prefix``; nothing happens when there is none."""

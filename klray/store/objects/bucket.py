@@ -163,7 +163,10 @@ class BucketObjects(Objects):
     def delete_tree(self, prefix: str) -> None:
         # One by one: of a bulk deletion s3fs passes over what S3 answers for single keys, such as that it is forbidden.
         for key in [*self.walk(prefix), prefix]:
-            self._patiently(functools.partial(self._remove, key), key, "delete")
+            self.delete(key)
+
+    def delete(self, key: str) -> None:
+        self._patiently(functools.partial(self._remove, key), key, "delete")
 
     @functools.cached_property
     def _anonymous(self) -> bool:

@@ -143,7 +143,7 @@ class WebObjects(Objects):
     def _unwritable(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("written to")
 
-    conditional_put = put = put_many = copy = delete_tree = _unwritable
+    conditional_put = put = put_many = copy = delete = delete_tree = _unwritable
 
     def _unlistable(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("listed")
