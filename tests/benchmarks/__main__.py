@@ -12,6 +12,7 @@ from tests.benchmarks import (
     machine,
     overhead,
     overlap,
+    pauses,
     publishing,
     resolving,
     scoring,
@@ -22,7 +23,20 @@ from tests.benchmarks import (
 BENCHMARKS = {
     each.__name__.rsplit(".", 1)[-1]: each.main
     for each in (
-        *(all_pairs, scoring, lens, token_kl, overlap, overhead, driver, resolving, publishing, status, anomalies),
+        *(
+            all_pairs,
+            scoring,
+            lens,
+            token_kl,
+            overlap,
+            overhead,
+            driver,
+            pauses,
+            resolving,
+            publishing,
+            status,
+            anomalies,
+        ),
     )
 }
 

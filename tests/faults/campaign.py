@@ -21,9 +21,10 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
 
 from klray.words.tables import text_table
-from tests.faults import machine, network, processes, readers, sharing, verbs
+from tests.faults import fleet, machine, network, processes, readers, sharing, verbs
 from tests.s3_server import why_no_ceph
 
 Run = Callable[..., collections.Counter[str]]
@@ -34,7 +35,7 @@ class Kind:
     """One kind of campaign: its share of N schedules (or a fixed number of runs), and schedules to a batch."""
 
     run: Run
-    place: tuple[str, ...]  # the server, and the library that asks it
+    place: tuple[Any, ...]  # the server, the library that asks it, and what else the kind is told
     share: float
     batch: int
     runs: int = 0
@@ -57,6 +58,7 @@ KINDS = {
     "sharing folder": Kind(sharing.run, ("folder",), 0, 1, runs=1),
     "sharing moto": Kind(sharing.run, ("moto",), 0, 1, runs=1),
     "sharing ceph": Kind(sharing.run, ("ceph",), 0, 1, runs=1),
+    "fleet": Kind(fleet.run, (), 0, 1, runs=1),
     "verbs": Kind(verbs.run, (), 0, 20, runs=20),
 }
 

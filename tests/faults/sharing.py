@@ -5,6 +5,8 @@ scored twice; what claims are left over is found by verify and taken out by repa
 
 Injected: a job that is killed while it scores; a zombie, which goes on when its claim is long over; clocks that are
 years off. Not production: the scorer, which sleeps, and the least life of a claim, a few seconds.
+
+Requests are counted as a bucket is asked: those of listings apart, which grow with the time and not with the list.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import TypeVar
 from unittest import mock
 
 from klray.checkpoints import Checkpoint, Facts, RemoteFile
 from klray.store import Store, claims
+from klray.store.objects.bucket import BucketObjects
+from klray.store.objects.roles import Action
 from klray.sweep import others as others_module
 from klray.sweep.claims import Claims, Held
 from klray.sweep.others import Others
@@ -45,17 +50,21 @@ TWICE = 0.03  # of the checkpoints may be scored twice by jobs that nothing happ
 
 MOST_LOST = 4  # scores of a job that is killed, of which nobody is told
 
+T = TypeVar("T")
+
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def seconds_of(count: int, seed: int) -> list[float]:
+def seconds_of(count: int, seed: int, longest: float) -> list[float]:
     """How long the scorer sleeps, for each checkpoint."""
     dice = random.Random(seed)
-    return [LONGEST_SECONDS * dice.uniform(0.5, 1.0) for _ in range(count)]
+    return [longest * dice.uniform(0.5, 1.0) for _ in range(count)]
 
 
-def run(schedules: int, seed: int, place: str = "folder", *, disturbed: bool = True) -> collections.Counter[str]:
-    """So many lists, each shared by 16 jobs; returns what happened how often.
+def run(
+    schedules: int, seed: int, place: str = "folder", longest: float = LONGEST_SECONDS, *, disturbed: bool = True
+) -> collections.Counter[str]:
+    """So many lists, each shared by 16 jobs whose scores take ``longest`` seconds or less; what happened how often.
 
     Raises
     ------
@@ -70,12 +79,12 @@ def run(schedules: int, seed: int, place: str = "folder", *, disturbed: bool = T
             base = f"s3://{new_bucket(stack.enter_context(server(place)))}"
         CONTEXT.set_forkserver_preload(["tests.faults.sharing"])
         for number in range(schedules):
-            tally += _share(f"{base}/{number}", scratch, seed + number, disturbed=disturbed)
+            tally += _share(f"{base}/{number}", scratch, seed + number, longest, disturbed=disturbed)
             tally["schedules"] += 1
     return tally
 
 
-def _share(url: str, scratch: Path, seed: int, *, disturbed: bool) -> collections.Counter[str]:
+def _share(url: str, scratch: Path, seed: int, longest: float, *, disturbed: bool) -> collections.Counter[str]:
     Store.create(url, TEXTS, single_writer=True)
     kinds = dict(zip(random.Random(seed).sample(range(N_JOBS), len(KINDS)), KINDS, strict=True)) if disturbed else {}
     ends = scratch / f"ends {seed}"
@@ -83,7 +92,7 @@ def _share(url: str, scratch: Path, seed: int, *, disturbed: bool) -> collection
     started = CONTEXT.Event()
     processes = []
     for job in range(N_JOBS):
-        arguments = (url, job, kinds.get(job, ""), seed, ends, started, dict(os.environ))
+        arguments = (url, job, kinds.get(job, ""), seed, longest, ends, started, dict(os.environ))
         processes.append(CONTEXT.Process(target=_live, args=arguments, daemon=True))
     try:
         for process in processes:
@@ -110,6 +119,8 @@ def _share(url: str, scratch: Path, seed: int, *, disturbed: bool) -> collection
     tally: collections.Counter[str] = collections.Counter()
     tally["scored"], tally["second"] = scored, sum(each["second"] for each in found)
     tally["lists"] = sum(each["looks"] for each in found)
+    for what in ("requests", "listings"):
+        tally[what] = sum(each["asked"].get(what, 0) for each in found)
     assert sum(each["second"] for each in sound) <= TWICE * N_CHECKPOINTS + (1 if disturbed else 0), found
     best = ideal([each for job in found for each in job["seconds"]], [0.0] * N_JOBS)
     tally["hundredths of the ideal wall time"] = round(100 * (max(each["end"] for each in sound) - start) / best)
@@ -133,21 +144,30 @@ def _disturbed(kind: str) -> Iterator[None]:
         yield
 
 
-def _live(url: str, job: int, kind: str, seed: int, ends: Path, started: object, environment: dict[str, str]) -> None:
+def _live(
+    url: str,
+    job: int,
+    kind: str,
+    seed: int,
+    longest: float,
+    ends: Path,
+    started: object,
+    environment: dict[str, str],
+) -> None:
     """One job, from its start to its end."""
     os.environ.update(environment)
     random.seed(seed * N_JOBS + job)
     try:
         with _disturbed(kind), mock.patch.object(others_module, "LEAST_SECONDS", LIFE_SECONDS):
-            _work(url, job, kind, seed, ends, started)
+            _work(url, job, kind, seed, longest, ends, started)
     except Exception:  # noqa: BLE001 - told to the process that waits
         (ends / f"error {job}").write_text(traceback.format_exc())
         sys.exit(1)
 
 
-def _work(url: str, job: int, kind: str, seed: int, ends: Path, started: object) -> None:
+def _work(url: str, job: int, kind: str, seed: int, longest: float, ends: Path, started: object) -> None:
     store = Store.open(url)
-    claimed, took = Claims(store, f"{random.getrandbits(128):032x}"), seconds_of(N_CHECKPOINTS, seed)
+    claimed, took = Claims(store, f"{random.getrandbits(128):032x}"), seconds_of(N_CHECKPOINTS, seed, longest)
     columns = [make_column(number, job) for number in range(N_CHECKPOINTS)]
     numbers = {each.identity.key: number for number, each in enumerate(columns)}
     files = [(RemoteFile("model.safetensors", 1, f"{number:064x}", None),) for number in range(N_CHECKPOINTS)]
@@ -160,7 +180,7 @@ def _work(url: str, job: int, kind: str, seed: int, ends: Path, started: object)
     scored, second, seconds = 0, 0, list[float]()
     (ends / f"ready {job}").touch()
     started.wait()  # type: ignore[attr-defined]
-    with Others(store) as others:
+    with _counted() as asked, Others(store) as others:
 
         def gone(one: Work) -> None:
             queue.settle(one, committed=True)
@@ -195,8 +215,22 @@ def _work(url: str, job: int, kind: str, seed: int, ends: Path, started: object)
             others.end(one, scored=True)
         looks = others.looks
     end: dict[str, object] = {"kind": kind, "scored": scored, "second": second, "looks": looks, "end": time.time()}
-    end["seconds"] = seconds
+    end |= {"seconds": seconds, "asked": dict(asked)}
     (ends / f"end {job}").write_text(json.dumps(end))
+
+
+@contextlib.contextmanager
+def _counted() -> Iterator[collections.Counter[str]]:
+    """How often this process asks a bucket: for listings, and for all else."""
+    asked: collections.Counter[str] = collections.Counter()
+    patiently = BucketObjects._patiently
+
+    def counting(self: BucketObjects, attempt: Callable[[], T], key: str, action: Action = "write") -> T:
+        asked["listings" if action == "list" else "requests"] += 1
+        return patiently(self, attempt, key, action)
+
+    with mock.patch.object(BucketObjects, "_patiently", counting):
+        yield asked
 
 
 def _judge(store: Store) -> None:
