@@ -42,6 +42,7 @@ EXTRAS = {
     "accelerate": "multi_gpu",
     "gguf": "gguf",
     "obstore": "obstore",
+    "pyarrow": "parquet",
 }
 
 

@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from klray.config.analysis import AnalysisConfig, DaskConfig, ReportConfig, ScaleConfig, memory_bytes, scale_choice
+from klray.config.adopt import AdoptConfig, adopt_inner, adopt_path
+from klray.config.analysis import (
+    AnalysisConfig,
+    DaskConfig,
+    ExportConfig,
+    ReportConfig,
+    ScaleConfig,
+    memory_bytes,
+    scale_choice,
+)
 from klray.config.compare import CompareConfig
 from klray.config.lens import LensConfig, lens_texts, lens_training
 from klray.config.log import LogConfig
@@ -44,6 +53,8 @@ class Config:
     plan: PlanConfig = field(default_factory=PlanConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    adopt: AdoptConfig = field(default_factory=AdoptConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -1,6 +1,7 @@
-"""Groups ``analysis``, ``scale``, ``dask`` and ``report``: what is computed from a snapshot, by whom, and shown."""
+"""Groups ``analysis``, ``scale``, ``dask``, ``report``, ``export``: what is made of a snapshot, and shown."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from klray.analysis import defaults
 from klray.analysis.defaults import Choice
@@ -64,6 +65,21 @@ class ReportConfig:
     title: str = "How language models move"
     noise: str | None = None  # a JSON file that klray noise wrote: the report then says how much noise there is
     publish: bool = False  # put it into the store too, beside the results, so that an address is enough
+
+
+class TableFormat(Enum):
+    """Of exported tables."""
+
+    parquet = "parquet"  # an extra
+    csv = "csv"
+
+
+@dataclass
+class ExportConfig:
+    """Where tables go, and how."""
+
+    dir: str = "export"
+    format: TableFormat = TableFormat.parquet
 
 
 def scale_choice(config: ScaleConfig) -> Choice:

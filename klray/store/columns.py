@@ -37,7 +37,7 @@ class Column:
 
     log_likelihood : (layer, text) in nats; stored as float32
     layers : (layer,) layer of each row; -1 is the model's own output
-    n_tokens : (text,) counted tokens; a text without any has log-likelihood 0
+    n_tokens : (text,) counted tokens; a text without any has log-likelihood 0. None where nobody knows them
     facts : what is known of the checkpoint (revision, family, run, step, ...), JSON values
     weight_sketch : (bucket,) float32 of the checkpoint's parameters, one for all layers; ``facts["sketch"]`` says with
         which others it can be compared. A column without one is the same column.
@@ -46,7 +46,7 @@ class Column:
     identity: Identity
     log_likelihood: npt.NDArray[np.floating]
     layers: tuple[int, ...]
-    n_tokens: npt.NDArray[np.integer]
+    n_tokens: npt.NDArray[np.integer] | None
     facts: Mapping[str, Any]
     versions: Mapping[str, str]
     timings: Mapping[str, float]
@@ -133,8 +133,10 @@ def encode_column(column: Column, attempt: str) -> tuple[dict[str, bytes], Commi
     fields = {name: getattr(column, name) for name in ("facts", "versions", "timings")}
     refuse_unfit("column", {**dataclasses.asdict(column.identity), **fields})
     values = np.ascontiguousarray(column.log_likelihood, dtype="<f4")
-    assert values.shape == (len(column.layers), len(column.n_tokens))
-    arrays = {"log_likelihood": values, "status": (np.asarray(column.n_tokens) == 0).astype(np.uint8)}
+    known = column.n_tokens is not None
+    n_tokens = np.asarray(column.n_tokens) if known else np.ones(values.shape[1], np.int64)
+    assert values.shape == (len(column.layers), len(n_tokens))
+    arrays = {"log_likelihood": values, "status": (n_tokens == 0).astype(np.uint8)}
     if column.weight_sketch is not None:
         arrays["weight_sketch"] = np.ascontiguousarray(column.weight_sketch, dtype="<f4")
     bodies = encode_group(
@@ -152,7 +154,7 @@ def encode_column(column: Column, attempt: str) -> tuple[dict[str, bytes], Commi
         sha256=values_sha256(values),
         identity=column.identity,
         layers=column.layers,
-        facts={**column.facts, "tokens": int(np.sum(column.n_tokens))},
+        facts={**column.facts, **({"tokens": int(n_tokens.sum())} if known else {})},
         versions=dict(column.versions),
         timings=dict(column.timings),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -100,11 +100,11 @@ class Scorer:
         """
         start = time.monotonic()
         try:
-            _, first = self.store.add_column(column)
+            commit, first = self.store.add_column(column)
         except OSError as error:
             raise _store_refused(self.store.url, error) from error
         seconds = {**_stages(column.timings), "committing": time.monotonic() - start}
-        return Outcome(column.identity.key, first, int(column.n_tokens.sum()), seconds=seconds)
+        return Outcome(column.identity.key, first, commit.facts["tokens"], seconds=seconds)
 
     def take_over(self, checkpoint: Checkpoint, source: str) -> Outcome | None:
         """Commit for ``checkpoint`` the values of the column with the key ``source``, whose checkpoint holds the same

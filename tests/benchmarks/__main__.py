@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from tests.benchmarks import (
+    adopting,
     all_pairs,
     anomalies,
     driver,
@@ -34,6 +35,7 @@ BENCHMARKS = {
             pauses,
             resolving,
             publishing,
+            adopting,
             status,
             anomalies,
         ),
