@@ -101,10 +101,13 @@ def opened(
 
 
 def _refusal(response: Any) -> Any:
-    """The same error with no more of its body than huggingface_hub can read: a sentence in JSON, if there is one."""
+    """The same error with no more of its body than huggingface_hub can read: a sentence in JSON, if there is one, cut
+    to the length of one.
+    """
     try:
         found = outside.parsed(response.content)
-        said = {name: found[name] for name in ("error", "error_description") if isinstance(found.get(name), str)}
+        names = ("error", "error_description")
+        said = {name: found[name][: outside.LONGEST] for name in names if isinstance(found.get(name), str)}
     except (ValueError, AttributeError):
         said = {}
     return _with_body(response, json.dumps(said).encode())

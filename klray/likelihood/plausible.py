@@ -21,6 +21,7 @@ _NOUN = "(label|layer|head|expert|block|group|codebook)s?"
 _COUNTED = re.compile(
     rf"(^|_)(num|n)_(?!train|eval|test|data)(\w+_)?{_NOUN}(_kv)?$|^(encoder|decoder|attention)_(attention_)?{_NOUN}$"
 )  # other numbers may be notes on the training
+_KEY = 100  # letters of a key, of which the last are looked at
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 _BITS = 8  # of a stored byte: no parameter takes less than one
 _BUFFERS = 1 << 26  # numbers that a small model may hold beside its parameters: masks, tables of positions
@@ -36,8 +37,8 @@ def check_config(folder: Path, config: dict[str, Any], tensors: int | None = Non
     million labels, heads or experts.
     """
     for name, value in _numbers(config):
-        layers = tensors is not None and name in _LAYERS
-        if (layers and value > (tensors or 0)) or (_COUNTED.search(name) and value > _MOST):
+        layers, name = tensors is not None and name in _LAYERS, name[-_KEY:]
+        if (layers and value > (tensors or 0)) or (value > _MOST and _COUNTED.search(name)):
             found = f"the weights beside it are {tensors} tensors" if layers else f"{_MOST:,} is the limit"
             raise CheckpointError(
                 f"{folder} has {name}={value:,} in its config.json, and {found}: take config and weights from one "

@@ -17,9 +17,12 @@ ADDRESSES = ("HF_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "HTTP_PRO
 _FOLDER = re.compile(r"(?<![\w:/.])(?:file://)?~?/(?:[^\s/'\",;()<>]+/)+([^\s/'\",;()<>]*)")
 WHOLE_WORD_LENGTH, ANYWHERE_LENGTH = 4, 8  # shorter ones keep no secret, and would take words apart
 
+# A password that is not escaped, as in https://me:wo/rd@host: what follows the colon is no port. It is looked for in
+# what ends with an @: elsewhere each address of a stranger's thousands would be read to the end.
+_UP_TO_AN_AT = re.compile(r"""(?<![^\s'"])[^\s'"]+@""")
+_UNESCAPED = re.compile(r"""\b(\w+://)[^\s/@:\['"]+:(?!\d*(?:[/?#\s'"]|$))[^\s'"<>]*@""")
+
 _RULES = (
-    # A password that is not escaped, as in https://me:wo/rd@host: what follows the colon is no port.
-    (re.compile(r"""\b(\w+://)[^\s/@:\['"]+:(?!\d*(?:[/?#\s'"]|$))[^\s'"<>]*@"""), r"\1"),
     # Of a URL, user and password before the host and the signature in the query give access; the rest may be shown.
     (re.compile(r"""\b(\w+://)(?:[^\s/?#]*@)?([^\s?#'"<>]*)(?:[?#][^\s'"<>]*)?"""), r"\1\2"),
     # httpx says of a token that no header can hold: Illegal header value b'Bearer hf_...'
@@ -57,6 +60,7 @@ def without_secrets(words: str, *known: str | None) -> str:
         if secret and len(secret) >= WHOLE_WORD_LENGTH:
             edge = "" if len(secret) >= ANYWHERE_LENGTH else r"\b"
             words = re.sub(f"{edge}{re.escape(secret)}{edge}", "...", words)
+    words = _UP_TO_AN_AT.sub(lambda found: _UNESCAPED.sub(r"\1", found[0]), words)
     for pattern, replacement in _RULES:
         words = pattern.sub(replacement, words)
     return words

@@ -245,6 +245,7 @@ LIES: dict[str, tuple[Answer, str]] = {
         for body in (b"\xff" * 1000, b"[1]", b"7", b'{"error": {"a": 1}}', b'{"errors": 7}', b"[" * 10**5)
     },
     "bare error": (says(b"", 418), "418"),
+    "error with addresses without end": (says(json.dumps({"error": "a://b:c" * 10**5}).encode(), 500), "500"),
 }
 
 
