@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from klray.errors import StoreError
+from klray.errors import KlrayError, StoreError
+from klray.likelihood.lens.translators import Translators
 from klray.store import Store
 from klray.store.objects import FolderObjects, folder
+from klray.tiny.family import train_family
+from klray.tiny.family_recipe import SMALLEST
 from klray.words import whole
 from tests.stores import TEXTS, add, column
 from tests.test_cli import klray as klray_says
@@ -67,6 +73,27 @@ def test_a_disk_that_runs_full_costs_a_sentence_and_the_same_command_goes_on(
         assert code == 0, errors
     assert len(store.snapshot_ids()) == 1 and store.result_names(store.manifest().id) == ["trajectory"]
     assert (tmp_path / "report" / "report.html").is_file()
+
+
+@contextlib.contextmanager
+def no_file_above(n_bytes: int) -> Iterator[None]:
+    """Inside, a file that would grow beyond that fails, whatever writes it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_lens_and_a_family_that_find_no_room_say_where(tmp_path: Path) -> None:
+    lens = Translators(torch.zeros(2, 16, 16), torch.zeros(2, 16), {})
+    with no_file_above(1000), pytest.raises(KlrayError, match=rf"{tmp_path}/lens: the lens cannot be written .*room"):
+        lens.save(tmp_path / "lens")
+    assert list((tmp_path / "lens").iterdir()) == []
+    lens.save(tmp_path / "lens")
+    with no_file_above(10), pytest.raises(OSError, match=f"{tmp_path}/families/"):
+        train_family(SMALLEST, tmp_path / "families")
 
 
 def test_repair_makes_room_on_a_full_disk(

@@ -48,16 +48,20 @@ def train_family(recipe: FamilyRecipe = DEFAULT, cache_root: Path | None = None,
     that this process may use. Of several processes that ask for one family at the same time, one trains it and the
     others wait.
 
-    Raises KlrayError if a training process failed (with its last words), or this Python has no documents to train on.
+    Raises KlrayError if a training process failed (with its last words), or this Python has no documents to train on;
+    OSError that names the family's folder if it takes no files, or is full.
     """
     if workers is not None and workers < 1:
         raise KlrayError(f"workers={workers}: training needs at least one; set workers to 1 or more, or leave it out")
     root = family_root(recipe, cache_root)
     if _missing(recipe, root):
-        root.mkdir(parents=True, exist_ok=True)
-        with _only_process(root.parent / "lock"):
-            if runs := _missing(recipe, root):
-                _train(recipe, runs, root.parent, min(workers or _processors(), len(runs)))
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with _only_process(root.parent / "lock"):
+                if runs := _missing(recipe, root):
+                    _train(recipe, runs, root.parent, min(workers or _processors(), len(runs)))
+        except OSError as error:  # of a file that was being written it has no name
+            raise OSError(error.errno, error.strerror, error.filename or str(root.parent)) from error
     return root
 
 

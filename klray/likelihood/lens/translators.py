@@ -91,16 +91,25 @@ class Translators:
 
         Each is written under another name first, ``lens.json`` last: it says that the folder is whole. What a process
         that was stopped left is no lens, and `is_unfinished`. Raises KlrayError if another lens is there already:
-        columns may name it.
+        columns may name it; and if the place takes no files, or is full.
         """
         place = Path(folder)
         if (place / FACTS).exists():
             if (there := load_translators(place).fingerprint) != self.fingerprint:
                 raise KlrayError(f"{place} holds another tuned lens (tuned-{there[:8]}): choose another folder")
             return
-        place.mkdir(parents=True, exist_ok=True)
-        tensors = {"matrices": self.matrices_LDD, "biases": self.biases_LD}
         begun = place / f"{_BEGUN}{uuid.uuid4().hex}"
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            self._write(place, begun)
+        except (OSError, SafetensorError) as error:
+            begun.unlink(missing_ok=True)
+            raise KlrayError(
+                f"{place}: the lens cannot be written ({error}): make room there, or choose another"
+            ) from error
+
+    def _write(self, place: Path, begun: Path) -> None:
+        tensors = {"matrices": self.matrices_LDD, "biases": self.biases_LD}
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, begun)
         begun.replace(place / WEIGHTS)
         shape = {"layers": self.n_layers, "width": self.width}
