@@ -172,7 +172,7 @@ def pair(a: Fact, b: Fact) -> Pair:
 
 def main_dtype(whole: list[Fact]) -> str:
     dtypes = [fact["dtype"] for fact in whole]
-    return max(dict.fromkeys(dtypes), key=dtypes.count, default="")
+    return max(dict.fromkeys(dtypes), key=lambda dtype: (dtypes.count(dtype), dtype == "float32"), default="")
 
 
 def final_models(plain: list[Fact]) -> dict[str, Fact]:

@@ -63,9 +63,16 @@ def differing(groups: Iterable[str], labels: Iterable[str]) -> dict[str, dict[st
 
 
 def usual_dtype(dtypes: np.ndarray, among: np.ndarray) -> str:
-    """The dtype that most of the models ``among`` (K,) bool have, of several the first; "" where there is no model."""
-    usual = Counter(dtypes[among].tolist()).most_common(1)
-    return usual[0][0] if usual else ""
+    """The dtype that most of the models ``among`` (K,) bool have; "" where there is no model.
+
+    Of several with as many it is the widest, and of those as wide the first: the order of models says nothing.
+
+    >>> usual_dtype(np.array(["float16", "float32", "float16"]), np.array([True, True, False]))
+    'float32'
+    """
+    counts = Counter(dtypes[among].tolist())
+    most = [dtype for dtype, count in counts.items() if count == max(counts.values())]
+    return next((wide for wide in ("float64", "float32") if wide in most), most[0] if most else "")
 
 
 def recorded(result: xr.Dataset, name: str, default: Any = None) -> Any:
