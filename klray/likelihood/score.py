@@ -16,7 +16,7 @@ from klray.errors import CheckpointError
 from klray.likelihood.causality import check_causal
 from klray.likelihood.forward import LayerReader, Reader, on_device
 from klray.likelihood.head import find_head, text_config
-from klray.likelihood.steady import not_random, unchanged
+from klray.likelihood.steady import randomness, unchanged
 from klray.likelihood.streams import copies, in_streams
 from klray.likelihood.tokens import Tokens, encode, plan
 
@@ -100,7 +100,11 @@ def score(
     model = getattr(model, "_orig_mod", model)  # a compiled one would be compiled anew for every shape of a batch
     with readable(model, tokens) as device:
         budget = tokens_per_batch if tokens_per_batch is not None else default_tokens_per_batch(device)
+        before = randomness(device)
         scored = _score(model, tokens, budget, device, lens)
+        if not torch.equal(randomness(device), before):
+            again = _score(model, tokens, budget, device, lens)
+            check_steady(model, scored.values, again.values)
     check_finite(model, scored.values)
     for layer, values in enumerate(() if scored.layers is None else scored.layers):
         check_finite(model, values, f" after layer {layer}")
@@ -116,7 +120,7 @@ def readable(model: Any, tokens: Tokens) -> Iterator[torch.device]:
     tokens.check_vocabulary(_vocabulary_size(model))
     device = next(model.parameters()).device
     try:
-        with undisturbed(model, device), not_random(model, device):
+        with undisturbed(model, device):
             yield device
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -126,6 +130,16 @@ def readable(model: Any, tokens: Tokens) -> Iterator[torch.device]:
             "with more memory, several devices for this model, or a 16-bit dtype",
             "out_of_memory",
         ) from error
+
+
+def check_steady(model: Any, values: np.ndarray, again: np.ndarray) -> None:
+    """Raise CheckpointError (load_failed) where a model that draws random numbers gave (N,) others the second time."""
+    if not np.array_equal(values, again, equal_nan=True):
+        raise CheckpointError(
+            f"{type(model).__name__} draws random numbers when it is run, and gives texts other log-likelihoods each "
+            f"time, up to {np.nanmax(np.abs(values - again)):.2g} nats apart: leave this model out",
+            "load_failed",
+        )
 
 
 def check_finite(model: Any, values: np.ndarray, where: str = "") -> None:

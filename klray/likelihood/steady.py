@@ -38,20 +38,8 @@ def unchanged(model: Any) -> Iterator[None]:
         )
 
 
-@contextmanager
-def not_random(model: Any, device: torch.device) -> Iterator[None]:
-    """Raise CheckpointError (load_failed) if random numbers were drawn inside on the model's ``device``."""
-    before = _randomness(device)
-    yield
-    if not torch.equal(_randomness(device), before):
-        raise CheckpointError(
-            f"{type(model).__name__} draws random numbers when it is run, so that a text has another log-likelihood "
-            "each time: leave this model out",
-            "load_failed",
-        )
-
-
-def _randomness(device: torch.device) -> torch.Tensor:
+def randomness(device: torch.device) -> torch.Tensor:
+    """State of the generator that a model on ``device`` draws from."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
