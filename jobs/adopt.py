@@ -22,6 +22,8 @@ def take(config: Config) -> Adopted:
     file = read_published(path, len(text_set), configs.adopt_inner(config.adopt))
     check_texts(text_facts(text_set), file)
     store = Store.create(url, text_set, configs.storage_options(config.store), config.store.single_writer)
+    if config.texts.publish:
+        store.publish_texts(text_set)
     asked = config.adopt
     source = Source(asked.name, asked.precision, asked.quantization, asked.family, asked.repository)
     with Stages("adopt") as stages:

@@ -31,6 +31,8 @@ def score(config: Config) -> SweepReport:
         raise KlrayError(lacking)
     text_set = configs.text_set(config.texts)
     store = Store.create(url, text_set, configs.storage_options(config.store), config.store.single_writer)
+    if config.texts.publish:
+        store.publish_texts(text_set)
     with sweep_configs.hub(config.models) as hub:
         checkpoints, unavailable = sweep_configs.resolved(hub, selection)
         if not checkpoints and not unavailable:

@@ -113,7 +113,7 @@ def test_roles_write_and_delete_what_their_work_needs_and_nothing_else() -> None
         "jobs/*",
         "probes/*",
     }
-    publishes = {"snapshots/*", "results/*", "probes/*"}
+    publishes = {"snapshots/*", "results/*", "page/*", "probes/*"}
     assert [below(role, "s3:PutObject") for role in ROLES] == [set(), writes, publishes, writes | publishes]
     deletes = [below(role, "s3:DeleteObject") for role in ROLES]
     assert deletes == [set(), {"claims/*", "failures/*", "probes/*"}, {"probes/*"}, {"*"}]
@@ -135,6 +135,7 @@ def test_refusals_name_the_roles_that_the_policies_give(action: Action, statemen
         "jobs",
         "snapshots",
         "results",
+        "page",
         "probes",
         "zarr.json",
         "other",

@@ -189,7 +189,7 @@ def test_what_an_analyst_uses_loads_nothing_of_what_scores() -> None:
     rooms = {"errors", "units", "words", "texts", "store", "analysis", "report"}
     modules = ["klray." + place(path).removesuffix(".__init__") for path in ROOT.rglob("*.py") if room(path) in rooms]
     verbs = [f"jobs.{verb}" for verb in VERBS if verb not in MAY_LOAD]
-    light = {"adopt", "analyze", "export", "publish", "report", "scale", "status", "verify"}
+    light = {"adopt", "analyze", "export", "page", "publish", "report", "scale", "status", "verify"}
     assert {f"jobs.{verb}" for verb in light} == set(verbs)
     assert not loaded_by(f"import {', '.join([*modules, *verbs])}") & HEAVY
 

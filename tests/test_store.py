@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from botocore.exceptions import ClientError
 
 import klray
@@ -262,3 +263,18 @@ def test_audit_finds_what_is_damaged_and_what_is_left_over(store: Store) -> None
     assert commit_column(store.objects, put_column(store, column("a", 2), "9" * 32))
     assert store.publish()[0].n_models == 2
     assert store.result(manifest.id, "trajectory").sizes == {"model": 2, "other": 2}
+
+
+def test_texts_are_published_once_and_for_their_store_alone(folder_store: Store) -> None:
+    folder = Path(folder_store.url) / "texts" / "content"
+    assert not folder.exists(), "a store holds no texts by itself"
+    with pytest.raises(StoreError, match="is of the texts test"):
+        folder_store.publish_texts(TextSet("other", ("another text",), ("a",)))
+    folder_store.publish_texts(TEXTS)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    folder_store.publish_texts(TEXTS)
+    assert before and before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert zarr.open_array(str(folder), mode="r")[:].tolist() == list(TEXTS.texts)
+    assert Store.open(folder_store.url).texts.fingerprint == TEXTS.fingerprint
+    found = folder_store.audit()
+    assert (found.damages, found.leftovers) == ((), ())

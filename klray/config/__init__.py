@@ -15,6 +15,7 @@ from klray.config.analysis import (
     AnalysisConfig,
     DaskConfig,
     ExportConfig,
+    PageConfig,
     ReportConfig,
     ScaleConfig,
     memory_bytes,
@@ -53,6 +54,7 @@ class Config:
     plan: PlanConfig = field(default_factory=PlanConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    page: PageConfig = field(default_factory=PageConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     adopt: AdoptConfig = field(default_factory=AdoptConfig)
     study: StudyConfig = field(default_factory=StudyConfig)

@@ -1,4 +1,4 @@
-"""Groups ``analysis``, ``scale``, ``dask``, ``report``, ``export``: what is made of a snapshot, and shown."""
+"""Groups ``analysis``, ``scale``, ``dask``, ``report``, ``page``, ``export``: what is made of a snapshot, and shown."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -65,6 +65,16 @@ class ReportConfig:
     title: str = "How language models move"
     noise: str | None = None  # a JSON file that klray noise wrote: the report then says how much noise there is
     publish: bool = False  # put it into the store too, beside the results, so that an address is enough
+
+
+@dataclass
+class PageConfig:
+    """The live page: its folder, or the store itself."""
+
+    dir: str = "page"
+    publish: bool = False  # put it into the store, at page/
+    store_url: str | None = None  # the store's address on the web; default: the store's own, or the way to its folder
+    title: str = "Language models, two at a time"
 
 
 class TableFormat(Enum):

@@ -43,6 +43,7 @@ class TextsConfig:
     domain: str | None = None  # only texts with this label
     n: int | None = None  # draw so many
     seed: int = JSONL["seed"].default  # of the draw
+    publish: bool = False  # put the texts themselves into the store, where all its readers see them
 
 
 def text_set(config: TextsConfig) -> TextSet:

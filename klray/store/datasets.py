@@ -30,9 +30,12 @@ UNREADABLE = (
 
 
 def encode_group(
-    arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Mapping[str, Any]], **options: Any
+    arrays: Mapping[str, np.ndarray],
+    attributes: Mapping[str, Mapping[str, Any]],
+    chunks: tuple[int, ...] | None = None,
+    **options: Any,
 ) -> dict[str, bytes]:
-    """The objects of a Zarr group by their keys below it: some of ``layout.ARRAYS``, each in one chunk.
+    """The objects of a Zarr group by their keys below it: some of ``layout.ARRAYS``, each in one chunk or ``chunks``.
 
     ``attributes`` are more of those of an array, or of the group (""); ``options`` are Zarr's, for every array.
     """
@@ -43,7 +46,7 @@ def encode_group(
         array = group.create_array(
             name,
             shape=values.shape,
-            chunks=values.shape,
+            chunks=chunks or values.shape,
             dtype=dtype,
             dimension_names=dims,
             attributes={"units": unit, "long_name": meaning, **attributes.get(name, {})},

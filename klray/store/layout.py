@@ -31,6 +31,7 @@ ARRAYS: Final = {
     "weight_sketch": (("bucket",), "float32", "1", "linear sketch of the stored parameters: keeps squared distances"),
     "text_bytes": (("text",), "int32", "bytes", "UTF-8 bytes of the text"),
     "domain": (("text",), "string", "1", "label of the text's domain"),
+    "content": (("text",), "string", "1", "the text itself, where it was published (texts.publish=true)"),
 }
 
 

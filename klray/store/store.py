@@ -17,7 +17,7 @@ from klray.store.catalog import Catalog, read_catalog
 from klray.store.columns import Column, Commit
 from klray.store.objects import FolderObjects, Objects, open_objects, probe
 from klray.store.snapshots import Manifest
-from klray.store.text_facts import TextFacts, read_texts, text_facts, write_texts
+from klray.store.text_facts import TextFacts, publish_texts, read_texts, text_facts, write_texts
 from klray.texts import TextSet
 
 P = ParamSpec("P")
@@ -94,6 +94,13 @@ class Store:
         """
         objects = open_objects(url, storage_options)
         return cls(objects, read_texts(objects, roots.read_root(objects)))
+
+    def publish_texts(self, text_set: TextSet) -> None:
+        """Put the texts themselves into the store, where every reader sees them.
+
+        Raises StoreError: they are not the store's.
+        """
+        publish_texts(self.objects, self.texts, text_set)
 
     # columns
 

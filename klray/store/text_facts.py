@@ -18,6 +18,7 @@ from klray.texts import TextSet
 from klray.words.outside import parsed
 
 MARKER = f"{layout.TEXTS}/zarr.json"  # written last: its being there says that the others are
+CONTENT_TEXTS = 32  # in one chunk: who looks at a few texts fetches few
 AGAIN = "run klray score on it once more, with the same texts="
 
 
@@ -102,3 +103,24 @@ def write_texts(objects: Objects, root: Mapping[str, Any], facts: TextFacts) -> 
     marker = bodies.pop("zarr.json")
     objects.put_many({f"{layout.TEXTS}/{name}": body for name, body in bodies.items()})
     objects.put(MARKER, marker)
+
+
+def publish_texts(objects: Objects, facts: TextFacts, text_set: TextSet) -> None:
+    """Write the texts themselves beside the facts about them, for every reader of the store; once.
+
+    Raises StoreError: they are not the texts of the store.
+    """
+    if text_set.fingerprint != facts.fingerprint:
+        raise StoreError(
+            f"texts.publish=true: store {objects.url} is of the texts {facts.name} ({facts.fingerprint[:8]}...), and "
+            f"{text_set.name} ({text_set.fingerprint[:8]}...) was given; set texts= as it was"
+        )
+    metadata = f"{layout.TEXTS}/content/zarr.json"
+    if objects.get(metadata) is not None:
+        return
+    contents = np.array(text_set.texts, dtype=object)
+    chunks = (min(CONTENT_TEXTS, len(contents)),)
+    bodies = encode_group({"content": contents}, {}, chunks, config={"write_empty_chunks": True})
+    last = bodies.pop("content/zarr.json")
+    objects.put_many({f"{layout.TEXTS}/{name}": body for name, body in bodies.items() if name != "zarr.json"})
+    objects.put(metadata, last)

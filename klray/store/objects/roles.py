@@ -15,7 +15,7 @@ ROLES: dict[Action, dict[str, tuple[str, ...]]] = {
             ("zarr.json", "texts", "columns", "commits", "claims", "failures", "plans", "jobs"),
             ("writer", "curator"),
         ),
-        **dict.fromkeys(("snapshots", "results"), ("publisher", "curator")),
+        **dict.fromkeys(("snapshots", "results", "page"), ("publisher", "curator")),
         "probes": ("writer", "publisher", "curator"),
     },
     "delete": {

@@ -1,0 +1,1 @@
+export default undefined; // codecs that no klray store has
