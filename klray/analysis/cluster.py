@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import os
+import tempfile
 from collections.abc import Iterator
 
 import dask
@@ -48,7 +49,12 @@ def _distributed(address: str | None) -> Iterator[None]:
         )
     with contextlib.ExitStack() as stack:
         if not address:
-            stack.enter_context(dask.config.set({f"distributed.{each}.http.routes": [] for each in SERVERS}))
+            # Dask's own choice has one name for everybody, who may have left links there, or what is read as pickles.
+            place = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="klray-", dir=dask.config.get("temporary-directory", None))
+            )
+            routes: dict[str, list[str]] = {f"distributed.{each}.http.routes": [] for each in SERVERS}
+            stack.enter_context(dask.config.set({**routes, "temporary-directory": place}))
             own = LocalCluster(
                 n_workers=1,
                 processes=False,

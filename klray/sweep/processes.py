@@ -24,15 +24,16 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 
 def safe_environment() -> dict[str, str]:
-    """Variables for a process of klray and all that it starts: no working directory on the path, and this very klray,
-    installed or not.
+    """Variables for a process of klray and all that it starts: no working directory on the path, this very klray,
+    installed or not, and nothing compiled by PyTorch: it would run what lies in /tmp/torchinductor_<user>, which
+    anybody may have made.
     """
     home = str(Path(__file__).resolve().parents[2])
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = [each for each in given if os.path.isabs(each)]  # noqa: PTH117 - also of what is no path
     if home not in (sysconfig.get_path("purelib"), *paths):
         paths.insert(0, home)
-    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths), "TORCHDYNAMO_DISABLE": "1"}
 
 
 def spare_loopback() -> None:

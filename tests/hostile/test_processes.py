@@ -192,11 +192,27 @@ def test_loopback_is_asked_past_proxies(
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_of_this_machine_shows_nobody_anything() -> None:
+def test_a_dask_cluster_of_this_machine_shows_nobody_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it write where another user, who knows where it usually does, has put links."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "dask-scratch-space").mkdir(mode=0o777)
+    for lock in ("global.lock", "purge.lock"):
+        (tmp_path / "dask-scratch-space" / lock).symlink_to(tmp_path / "mine")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = len(listening({os.getpid()}))
     with dask_scheduler("distributed"):
         found = listening({os.getpid()})
     assert len(found) > before and set(found) <= LOOPBACK
+    assert (tmp_path / "mine").read_text() == "mine" and not list(tmp_path.glob("klray-*"))
+
+
+@pytest.mark.slow
+def test_pytorch_compiles_nothing_in_a_process_of_klrays(folder: Path) -> None:
+    """What it compiled before, it takes from a folder whose name is known to everybody."""
+    program = "import torch; f = lambda x: x; print(torch.compile(f) is f)"
+    given = {**environment(folder), **processes.safe_environment()}
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, env=given, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 @pytest.mark.parametrize("kept", ["", "no token in it"])
