@@ -28,7 +28,9 @@ from klray.store import Store
 from klray.texts import TextSet
 from klray.words.numbers import significant, with_error
 from tests import test_report as plain
+from tests.conftest import new_place
 from tests.html_page import Page
+from tests.s3_server import S3Server
 from tests.scale_data import fill_store, scale_snapshot
 from tests.synthetic import trajectory_result
 
@@ -302,3 +304,17 @@ def test_a_published_report_is_found_by_its_address_and_is_nothing_foreign(confi
     found = store.audit()
     assert not found.damages and not found.leftovers
     assert "report" not in store.result_names(name)
+
+
+@pytest.mark.parametrize("backend", ["s3fs", "obstore"])
+def test_a_bucket_says_of_a_published_report_that_it_is_html(
+    s3_server: S3Server, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_place(s3_server, monkeypatch)
+    store = Store.create(url, TextSet("test", ("a text",), ("a",)), {"backend": backend})
+    address = store.publish_report("20260102T030405.000Z-5f2a9c1e", "report", b"<!doctype html>")
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    key = f"{prefix}/results/20260102T030405.000Z-5f2a9c1e/report/index.html"
+    assert address == f"{s3_server.endpoint}/{bucket}/{key}"
+    assert s3_server.client().head_object(Bucket=bucket, Key=key)["ContentType"] == "text/html; charset=utf-8"
+    assert not store.audit().leftovers

@@ -15,6 +15,7 @@ from tests.benchmarks import (
     overlap,
     pauses,
     publishing,
+    report,
     resolving,
     scoring,
     status,
@@ -38,6 +39,7 @@ BENCHMARKS = {
             adopting,
             status,
             anomalies,
+            report,
         ),
     )
 }

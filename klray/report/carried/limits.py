@@ -13,7 +13,6 @@ NEIGHBOURS_BYTES = 1_200_000  # 10 of each of 10,000 models, 30 of each of 2,000
 MOST_NEIGHBOURS = 30
 ROWS_VALUES = 400_000  # log-likelihoods, float32: 2.1 MB; 1,000 models on 400 texts, 40 on 10,000
 SETTING_PAIRS = 1000  # of one setting of the scale; of more pairs their quantiles stand for them
-PICTURE_BYTES = 250_000  # a larger picture that has an interactive twin stays beside the page
 
 
 def carried_models(n_models: int) -> int:

@@ -17,18 +17,26 @@ export class Chart {
     this.canvas.addEventListener("click", (event) => this.under(event)?.press?.());
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("blur", () => { this.walked = undefined; this.card.hide(); });
-    new ResizeObserver(() => this.redraw()).observe(this.frame);
+    new ResizeObserver(() => this.resize()).observe(this.frame);
+    new IntersectionObserver(([{ isIntersecting }]) => { this.near = isIntersecting; if (this.stale) this.redraw(); }, { rootMargin: "400px" }).observe(this.frame);
   }
 
   size() {
     return [this.width, typeof this.height === "function" ? this.height(this.width) : this.height];
   }
 
-  redraw() {
+  resize() {
     this.width = this.frame.clientWidth;
-    if (!this.width) return;
     const [width, height] = this.size();
     Object.assign(this.canvas.style, { width: `${width}px`, height: `${height}px` });
+    this.redraw();
+  }
+
+  // What is far from being seen waits.
+  redraw() {
+    this.stale = !this.near || !this.width;
+    if (this.stale) return;
+    const [width, height] = this.size();
     this.pen = new CanvasPen(this.canvas, width, height);
     this.draw(this.pen);
   }

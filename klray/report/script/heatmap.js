@@ -24,14 +24,13 @@ export class HeatMap extends Chart {
   // Once: colours do not depend on size or theme.
   colours() {
     if (this.kept) return this.kept;
-    const { heat, pairs } = this.data, n = heat.order.length, colours = new Uint8ClampedArray(4 * n * n);
+    const { heat, pairs } = this.data, n = heat.order.length, colours = new Uint8ClampedArray(4 * n * n).fill(255);
     const table = Array.from({ length: 256 }, (_, at) => viridis(at / 255));
     for (let i = 0; i < n; i++) {
       for (let j = 0; j < n; j++) {
         const a = pairs.place[heat.order[i]], b = pairs.place[heat.order[j]];
         const kl = a === b ? 0 : pairs.kl[triangle(Math.min(a, b), Math.max(a, b), pairs.models.length)];
-        const rgb = Number.isFinite(kl) ? table[Math.round(255 * Math.min(this.share(kl), 1))] : [150, 155, 160];
-        colours.set([...rgb, 255], 4 * (i * n + j));
+        colours.set(Number.isFinite(kl) ? table[Math.round(255 * Math.min(this.share(kl), 1))] : [150, 155, 160], 4 * (i * n + j));
       }
     }
     return (this.kept = colours);

@@ -70,6 +70,7 @@ async function start() {
     { head: "kl_to_previous", cell: (model) => withError(models.step_kl[model], models.step_se[model]), key: (model) => models.step_kl[model], number: true },
     { head: "c_q", ...number("exponent", significant) }, { head: "excluded", cell: (model) => (models.excluded[model] ? "yes" : "") },
   ], (model) => built?.press(model));
+  performance.mark("ready");
   document.documentElement.dataset.ready = "yes";
   globalThis.klray = { data, choices, explorer: built, charts }; // for a reader's console
 }

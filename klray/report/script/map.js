@@ -8,6 +8,8 @@ import { View, movable } from "./view.js";
 const NEAR = 14; // pixels within which a point is the one that is meant
 const CELL = 24; // pixels of the grid that finds it
 
+const cellOf = (column, row) => (Math.floor(row) + 8) * 65536 + Math.floor(column) + 8;
+
 // One panel: {name, title, xy (2K), axes}. `look` says of each model its colour and whether it is seen, dim or hidden.
 export class Panel {
   constructor(spec, runs, listen) {
@@ -55,20 +57,26 @@ export class Panel {
     const radius = (n > 3000 ? 2.5 : n > 600 ? 3 : 4) * Math.min(1 + 0.15 * Math.log2(Math.max(view.zoom, 1)), 1.8);
     const rim = ink("page"), grid = new Map();
     if (!onScreen) pen.clear(rim);
-    for (let at = 0; at < n; at++) [places[2 * at], places[2 * at + 1]] = view.toScreen(xy[2 * at], xy[2 * at + 1]);
+    const { unit } = view, [left, top] = view.toScreen(0, 0);
+    for (let at = 0; at < 2 * n; at += 2) {
+      places[at] = left + unit * xy[at];
+      places[at + 1] = top - unit * xy[at + 1];
+    }
     const seen = (at) => look.state[at] < 2 && Number.isFinite(places[2 * at]);
     for (const run of this.runs) this.path(pen, run, places, seen);
     for (const dim of [1, 0]) {
-      for (let at = 0; at < n; at++) {
-        if (look.state[at] !== dim || !seen(at)) continue;
-        const x = places[2 * at], y = places[2 * at + 1];
-        if (x < -9 || y < -9 || x > view.width + 9 || y > view.height + 9) continue;
-        pen.dot(x, y, radius, look.colour(at), rim, dim ? 0.08 : 1);
-        if (dim) continue;
-        const cell = `${Math.floor(x / CELL)} ${Math.floor(y / CELL)}`;
-        if (grid.has(cell)) grid.get(cell).push(at);
-        else grid.set(cell, [at]);
-      }
+      pen.stamps(radius, rim, dim ? 0.08 : 1, (stamp) => {
+        for (let at = 0; at < n; at++) {
+          if (look.state[at] !== dim || !seen(at)) continue;
+          const x = places[2 * at], y = places[2 * at + 1];
+          if (x < -9 || y < -9 || x > view.width + 9 || y > view.height + 9) continue;
+          stamp(x, y, look.colour(at));
+          if (dim) continue;
+          const cell = cellOf(x / CELL, y / CELL), there = grid.get(cell);
+          if (there) there.push(at);
+          else grid.set(cell, [at]);
+        }
+      });
     }
     this.axes(pen);
     if (onScreen) Object.assign(this, { places, grid, radius });
@@ -77,7 +85,7 @@ export class Panel {
   // Neighbouring checkpoints joined, in the colour of the later one where it is bright, once for each colour.
   path(pen, run, places, seen) {
     let stretch = [], colour = "", dim = 0;
-    const flush = () => { if (stretch.length > 1) pen.line(stretch, colour, 1.2, dim ? 0.05 : 0.45); };
+    const flush = () => { if (stretch.length > 1) pen.line(stretch, colour, 1, dim ? 0.05 : 0.5); };
     for (const at of run) {
       if (!seen(at)) continue;
       const place = [places[2 * at], places[2 * at + 1]], of = this.look.line(at), state = this.look.state[at];
@@ -93,12 +101,16 @@ export class Panel {
 
   axes(pen) {
     const { view } = this, soft = ink("soft");
+    const [across, up] = this.axis.map((words) => words.length * 6 + 8), page = ink("page"); // about as wide as the words
+    pen.box(view.width / 2 - across / 2, view.height - 17, across, 16, page, 0.8);
     pen.text(view.width / 2, view.height - 9, this.axis[0], soft, { align: "center" });
+    pen.box(2, view.height / 2 - up / 2, 16, up, page, 0.8);
     pen.text(10, view.height / 2, this.axis[1], soft, { align: "center", turn: -90 });
     if (!this.unit) return;
     // A bar of a round length: the map has one scale, and squared distance is KL.
     const room = 90 / view.unit, power = 10 ** Math.floor(Math.log10(room)), length = [5, 2, 1].find((each) => each * power <= room) * power;
     const left = 26, low = view.height - 26, right = left + length * view.unit;
+    pen.box(left - 4, low - 18, right - left + 8, 24, page, 0.8);
     pen.line([[left, low - 4], [left, low], [right, low], [right, low - 4]], soft, 1.2);
     pen.text((left + right) / 2, low - 8, `${+length.toPrecision(1)} ${this.unit}`, soft, { align: "center", size: 10 });
   }
@@ -129,7 +141,7 @@ export class Panel {
     const [column, row] = [Math.floor(x / CELL), Math.floor(y / CELL)];
     for (let i = column - 1; i <= column + 1; i++) {
       for (let j = row - 1; j <= row + 1; j++) {
-        for (const at of this.grid?.get(`${i} ${j}`) ?? []) {
+        for (const at of this.grid?.get(cellOf(i, j)) ?? []) {
           const far = (this.places[2 * at] - x) ** 2 + (this.places[2 * at + 1] - y) ** 2;
           if (far < least) [best, least] = [at, far];
         }

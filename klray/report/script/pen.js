@@ -1,6 +1,22 @@
 // One drawing, two pens: a canvas for the screen and for PNG, SVG for a file.
 
+import { el } from "./dom.js";
+
 const round = (value) => Math.round(value * 100) / 100;
+
+function cells(columns, colours) {
+  const small = el("canvas", { width: columns, height: colours.length / 4 / columns });
+  small.getContext("2d").putImageData(new ImageData(colours, columns), 0, 0);
+  return small;
+}
+
+// One pixel over another, four bytes each: red, green, blue and how opaque it is.
+function over(pixel, below) {
+  const share = (pixel >>> 24) / 255, rest = ((below >>> 24) / 255) * (1 - share), all = share + rest;
+  let mixed = Math.round(all * 255) << 24;
+  for (const shift of [0, 8, 16]) mixed |= Math.round((((pixel >>> shift) & 255) * share + ((below >>> shift) & 255) * rest) / all) << shift;
+  return mixed >>> 0;
+}
 
 export class CanvasPen {
   constructor(canvas, width, height, scale = devicePixelRatio || 1) {
@@ -11,7 +27,6 @@ export class CanvasPen {
     this.scale = scale;
     this.width = width;
     this.height = height;
-    this.sprites = new Map();
   }
 
   clear(colour) {
@@ -19,25 +34,43 @@ export class CanvasPen {
     if (colour) this.box(0, 0, this.width, this.height, colour);
   }
 
-  // A disc with a rim, drawn once and then copied: 10,000 of them in a few milliseconds.
+  // A disc with a rim.
   dot(x, y, radius, colour, rim, alpha = 1) {
-    const name = `${radius} ${colour} ${rim}`, size = 2 * radius + 3;
-    let sprite = this.sprites.get(name);
-    if (!sprite) {
-      sprite = document.createElement("canvas");
-      sprite.width = sprite.height = Math.ceil(size * this.scale);
-      const context = sprite.getContext("2d");
-      context.scale(this.scale, this.scale);
-      context.beginPath();
-      context.arc(size / 2, size / 2, radius, 0, 2 * Math.PI);
-      context.fillStyle = colour;
-      context.fill();
-      if (rim) Object.assign(context, { strokeStyle: rim, lineWidth: 1 }).stroke();
-      this.sprites.set(name, sprite);
-    }
-    this.context.globalAlpha = alpha;
-    this.context.drawImage(sprite, x - size / 2, y - size / 2, size, size);
-    this.context.globalAlpha = 1;
+    const { context } = this;
+    context.beginPath();
+    context.arc(x, y, radius, 0, 2 * Math.PI);
+    Object.assign(context, { fillStyle: colour, globalAlpha: alpha }).fill();
+    if (rim) Object.assign(context, { strokeStyle: rim, lineWidth: 1 }).stroke();
+    context.globalAlpha = 1;
+  }
+
+  // Many discs of one size: draw(stamp) calls stamp(x, y, colour) for each. Their pixels are laid by hand into one picture,
+  // in a tenth of the time that a canvas takes for so many.
+  stamps(radius, rim, alpha, draw) {
+    const { scale } = this, { width, height } = this.context.canvas, size = Math.ceil((2 * radius + 3) * scale);
+    const image = (this.image ??= new ImageData(width, height)), page = new Uint32Array(image.data.buffer), marks = new Map();
+    page.fill(0);
+    const make = (colour) => {
+      const canvas = el("canvas", { width: size, height: size }), pen = new CanvasPen(canvas, size / scale, size / scale, scale);
+      pen.dot(size / 2 / scale, size / 2 / scale, radius, colour, rim, alpha);
+      const mark = new Uint32Array(pen.context.getImageData(0, 0, size, size).data.buffer);
+      marks.set(colour, mark);
+      return mark;
+    };
+    draw((x, y, colour) => {
+      const mark = marks.get(colour) ?? make(colour), left = Math.round(x * scale - size / 2), top = Math.round(y * scale - size / 2);
+      const first = Math.max(0, -left), last = Math.min(size, width - left);
+      for (let row = Math.max(0, -top); row < Math.min(size, height - top); row++) {
+        let from = row * size + first, to = (top + row) * width + left + first;
+        for (let column = first; column < last; column++, from++, to++) {
+          const pixel = mark[from];
+          if (pixel >>> 24) page[to] = pixel >>> 24 === 255 || !page[to] ? pixel : over(pixel, page[to]);
+        }
+      }
+    });
+    const layer = (this.layer ??= el("canvas", { width, height }));
+    layer.getContext("2d").putImageData(image, 0, 0);
+    this.context.drawImage(layer, 0, 0, this.width, this.height);
   }
 
   ring(x, y, radius, colour, width) {
@@ -91,13 +124,9 @@ export class CanvasPen {
 
   // A picture of cells: colours (rows * columns * 4 bytes), as large as the frame.
   cells(x, y, width, height, columns, colours) {
-    const small = document.createElement("canvas");
-    small.width = columns;
-    small.height = colours.length / 4 / columns;
-    small.getContext("2d").putImageData(new ImageData(colours, columns), 0, 0);
+    const small = cells(columns, colours);
     this.context.imageSmoothingEnabled = small.width > width * this.scale;
     this.context.drawImage(small, x, y, width, height);
-    this.small = small;
   }
 }
 
@@ -119,6 +148,10 @@ export class SvgPen {
 
   dot(x, y, radius, colour, rim, alpha = 1) {
     this.add("circle", { cx: x, cy: y, r: radius, fill: colour, opacity: alpha, ...(rim ? { stroke: rim } : {}) });
+  }
+
+  stamps(radius, rim, alpha, draw) {
+    draw((x, y, colour) => this.dot(x, y, radius, colour, rim, alpha));
   }
 
   ring(x, y, radius, colour, width) {
@@ -152,10 +185,7 @@ export class SvgPen {
   }
 
   cells(x, y, width, height, columns, colours) {
-    const small = document.createElement("canvas");
-    small.width = columns;
-    small.height = colours.length / 4 / columns;
-    small.getContext("2d").putImageData(new ImageData(colours, columns), 0, 0);
+    const small = cells(columns, colours);
     this.add("image", { x, y, width, height, href: small.toDataURL(), style: "image-rendering:pixelated", preserveAspectRatio: "none" });
   }
 

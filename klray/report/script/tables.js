@@ -64,7 +64,8 @@ export function enhance(found, name) {
 // The table of all models, from the data: columns of {head, cell(model), key(model), number}.
 export function modelTable(found, n, columns, press) {
   const head = found.tHead.rows[0], body = found.tBodies[0];
-  const text = Array.from({ length: n }, (_, model) => columns.map(({ cell }) => cell(model)).join("\n").toLowerCase());
+  const all = () => Array.from({ length: n }, (_, model) => columns.map(({ cell }) => cell(model)).join("\n").toLowerCase());
+  let text = null;
   let order = Array.from({ length: n }, (_, model) => model), kept = order, shown = AT_ONCE;
   let words = [];
   const more = button("Show more", () => { shown += 5 * AT_ONCE; draw(); });
@@ -77,7 +78,7 @@ export function modelTable(found, n, columns, press) {
     more.hidden = kept.length <= shown;
     more.textContent = `Show more (${integer(Math.max(kept.length - shown, 0))} are left)`;
   };
-  const select = () => { kept = words.length ? order.filter((model) => words.every((word) => text[model].includes(word))) : order; shown = AT_ONCE; draw(); };
+  const select = () => { if (words.length) text ??= all(); kept = words.length ? order.filter((model) => words.every((word) => text[model].includes(word))) : order; shown = AT_ONCE; draw(); };
   sortable(head, (column, sign) => {
     const keys = Array.from({ length: n }, (_, model) => (columns[column].key ?? columns[column].cell)(model));
     order = order.slice().sort((a, b) => compare(keys[a], keys[b], sign));

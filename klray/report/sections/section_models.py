@@ -8,7 +8,7 @@ import xarray as xr
 from klray.analysis.facts import strings
 from klray.words.secrets import public
 
-MAX_MODEL_ROWS = 2000
+MAX_MODEL_ROWS = 500  # in the page itself, for who has scripts off; else the table is made of all
 _WORDS, _COUNTS = ("repository", "revision", "family", "size"), ("step", "seed")
 _NUMBERS = ("parameters", "consecutive_kl", "consecutive_kl_standard_error", "excluded")
 
