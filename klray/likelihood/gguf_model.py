@@ -5,12 +5,10 @@ defaults of a class. So each key of the architecture is held against the config 
 against the model in memory.
 """
 
-import gc
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from klray.checkpoints.gguf import TYPES, Array, GgufFile, read_gguf
 from klray.checkpoints.soundness import fault_of
 from klray.errors import CheckpointError, needed
 from klray.likelihood import plausible
+from klray.likelihood.gguf_header import known
 from klray.likelihood.gguf_taken import ROPE_FACTORS, dequantised
 from klray.words.outside import printable
 
@@ -51,6 +50,8 @@ _GEMMA = {"gemma2": 46, "gemma3_text": 62}  # layers of those that scale attenti
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 
+NAME = "model.gguf"  # in the folder that the loader is given
+
 Told = Callable[[Any], Any]
 
 
@@ -63,7 +64,7 @@ def lacks_gguf() -> str:
 def alone(file: Path) -> Iterator[Path]:
     """A folder with nothing but the file in it, under another name: transformers looks at what lies beside it."""
     with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "model.gguf").symlink_to(file.resolve())
+        (Path(place) / NAME).symlink_to(file.resolve())
         yield Path(place)
 
 
@@ -125,14 +126,14 @@ def build(file: GgufFile, dtype: str, device: str | torch.device) -> Any:
     Raises CheckpointError (load_failed): the file says of the model what transformers does not take up, or asks for
     more weights than it can hold; a weight is missing or of another shape.
     """
-    with alone(file.path) as folder, _without_ado():
-        config = transformers.AutoConfig.from_pretrained(folder, gguf_file="model.gguf", local_files_only=True)
+    with alone(file.path) as folder, known(folder / NAME, file):
+        config = transformers.AutoConfig.from_pretrained(folder, gguf_file=NAME, local_files_only=True)
         _settle(config, file)
         _check_config(config, file)
         plausible.check_size(file.path, config, file.path.stat().st_size)
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
-            gguf_file="model.gguf",
+            gguf_file=NAME,
             config=config,
             dtype=_dtype_of(file) if dtype == "auto" else getattr(torch, dtype),
             quantization_config=transformers.GgufConfig(dequantize=True),
@@ -323,19 +324,3 @@ _TOLD: Mapping[str, Told] = {
     "ssm.state_size": _first("state_size"),
     "ssm.time_step_rank": _first("time_step_rank"),
 }
-
-
-@contextmanager
-def _without_ado() -> Iterator[None]:
-    """Without the loader's own progress bar, and without looking for garbage: the package gguf makes a million objects
-    of a vocabulary, and throws none away.
-    """
-    on, bar = gc.isenabled(), modeling_gguf_pytorch_utils.tqdm
-    gc.disable()
-    modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=True)
-    try:
-        yield
-    finally:
-        modeling_gguf_pytorch_utils.tqdm = bar
-        if on:
-            gc.enable()

@@ -19,7 +19,7 @@ def left_out(model: Any, file: GgufFile) -> list[str]:
     llama.cpp is known to change when it converts a model: rows of queries and keys, norms that count from 1, the sign
     and logarithm of a state space's decay, transposed and joined weights.
     """
-    gguf = _library()
+    gguf = library()
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
     names = gguf.get_tensor_name_map(architecture, model.config.get_text_config().num_hidden_layers)
     slots: dict[str, torch.Tensor] = {}
@@ -66,13 +66,17 @@ def _holds(slot: torch.Tensor | None, stored: Stored, body: np.ndarray, config: 
 
 def dequantised(stored: Stored, body: np.ndarray) -> np.ndarray:
     """The numbers of a tensor, fp32, by the package gguf."""
-    gguf = _library()
+    gguf = library()
     kind = gguf.GGMLQuantizationType(stored.kind)
+    values: np.ndarray = gguf.dequantize(byte_rows(stored, body), kind).astype(np.float32, copy=False)
+    return values.reshape(stored.shape)
+
+
+def byte_rows(stored: Stored, body: np.ndarray) -> np.ndarray:
+    """A tensor of a file of which ``body`` has the bytes: the bytes of a row side by side."""
     _, block, block_bytes = TYPES[stored.kind]
     raw = body[stored.start : stored.start + stored.size_bytes]
-    rows = raw.reshape(*stored.shape[:-1], stored.shape[-1] // block * block_bytes)
-    values: np.ndarray = gguf.dequantize(rows, kind).astype(np.float32, copy=False)
-    return values.reshape(stored.shape)
+    return raw.reshape(*stored.shape[:-1], stored.shape[-1] // block * block_bytes)
 
 
 def _changed(values: np.ndarray, name: str, config: Any) -> Iterator[np.ndarray]:
@@ -105,7 +109,8 @@ def _shorter(name: str) -> Iterator[str]:
         name = name.partition(".")[2]
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The package gguf."""
     import gguf  # noqa: PLC0415 - an extra
 
     return gguf

@@ -16,7 +16,7 @@ import transformers
 
 from klray.checkpoints.gguf import Array, GgufFile
 from klray.errors import CheckpointError
-from klray.likelihood.gguf_model import alone
+from klray.likelihood.gguf_model import NAME, alone
 from klray.words.outside import printable
 
 KEY = "tokenizer.ggml."
@@ -56,7 +56,7 @@ def from_gguf(file: GgufFile) -> tuple[Any, bytes]:
     _check_tokens(file)
     with alone(file.path) as folder:
         tokenizer: Any = transformers.PreTrainedTokenizerFast.from_pretrained(
-            folder, gguf_file="model.gguf", local_files_only=True
+            folder, gguf_file=NAME, local_files_only=True
         )
     tokenizer.init_kwargs["tokenizer_class"] = f"GGUF {kind}{f' {_pre(file)}' if kind == _BYTE_LEVEL else ''}"
     return tokenizer, _sentencepiece_model(file) if kind == _SENTENCEPIECE else b""
