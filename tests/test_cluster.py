@@ -12,6 +12,7 @@ import ray
 from klray.analysis.cluster import dask_scheduler
 from klray.errors import KlrayError
 from klray.sweep.cluster import Shape, _shape, connected, is_growing
+from klray.sweep.processes import socket_folder
 from klray.sweep.settings import RaySettings
 
 LAPTOP = {"CPU": 8.0}
@@ -114,8 +115,10 @@ def test_cluster_whose_processes_do_not_come_up_in_time_is_started_once_more(
 
     monkeypatch.setenv(WAIT, "120")
     monkeypatch.setattr(ray, "init", init)
+    before = socket_folder("")
     with connected(RaySettings(workers=3)) as shape:
         assert shape == Shape(3, 0.0, 1)
+        assert socket_folder("") == before  # what this process starts meanwhile has sockets that outlast the cluster
     assert "Ray did not start (" in caplog.text and waits == ["0", "0"]
     with (
         pytest.raises(KlrayError, match=r"no Ray cluster .*'ray start --head'"),

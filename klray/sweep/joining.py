@@ -46,25 +46,30 @@ def started(workers: int | None, cpus_per_worker: int, metrics: bool = False) ->
     on loopback that wants none.
     """
     cpus = max(workers * cpus_per_worker, os.cpu_count() or 1) if workers else None
-    with private_folder(_SOCKET) as folder, _own_token(), with_environment(_for_workers(folder, metrics)):
-        for attempt in range(1, START_ATTEMPTS + 1):
-            try:
-                # Ray's way to have 127.0.0.1 as the node
-                with _spared(), _replaced(ray_constants, "ENABLE_RAY_CLUSTER", value=False):
-                    _init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(folder / "ray"))
-                break
-            except Exception as error:  # Ray raises this very class where a process of its own does not come up
-                _end_processes_of(folder)
-                if attempt == START_ATTEMPTS:
-                    raise KlrayError(
-                        f"no Ray cluster could be started on this machine ({_line(error)}); run the same command when "
-                        "the machine is less busy, or start a cluster with 'ray start --head' and set ray.address=auto"
-                    ) from error
-                log.warning("Ray did not start (%s), trying once more", _line(error))
+    with private_folder(_SOCKET) as folder, _own_token():
+        with with_environment(_for_workers(folder, metrics)):  # this process has sockets that outlast the folder
+            _start(folder, cpus)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _start(folder: Path, cpus: int | None) -> None:
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            # Ray's way to have 127.0.0.1 as the node
+            with _spared(), _replaced(ray_constants, "ENABLE_RAY_CLUSTER", value=False):
+                _init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(folder / "ray"))
+            return
+        except Exception as error:  # Ray raises this very class where a process of its own does not come up
+            _end_processes_of(folder)
+            if attempt == START_ATTEMPTS:
+                raise KlrayError(
+                    f"no Ray cluster could be started on this machine ({_line(error)}); run the same command when "
+                    "the machine is less busy, or start a cluster with 'ray start --head' and set ray.address=auto"
+                ) from error
+            log.warning("Ray did not start (%s), trying once more", _line(error))
 
 
 def _end_processes_of(folder: Path) -> None:
