@@ -14,7 +14,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import multiprocessing
 import multiprocessing.connection
 import os
 import random
@@ -33,6 +32,7 @@ from klray.store import Store
 from klray.store import store as store_module
 from klray.store.columns import commit_column
 from klray.store.objects import Objects, folder, open_objects
+from tests.faults.forked import CONTEXT, forked_from
 from tests.faults.gates import GatedObjects
 from tests.faults.model import TEXTS, Model, make_column, sha256, small_snapshots
 from tests.faults.servers import new_bucket, server
@@ -45,8 +45,6 @@ OUTSIDE = 0.15  # share of the lives that end by SIGKILL from outside
 OUTSIDE_SECONDS = (0.05, 1.5)
 SIDES = ("before", "after")
 LIMIT_SECONDS = 900.0
-
-CONTEXT = multiprocessing.get_context("forkserver")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +132,7 @@ def run(_: int, seed: int, place: str = "folder") -> collections.Counter[str]:
             base = str(scratch / "stores")
         else:
             base = f"s3://{new_bucket(stack.enter_context(server(place)))}"
-        CONTEXT.set_forkserver_preload(["tests.faults.processes"])
+        stack.enter_context(forked_from("tests.faults.processes"))
         tally = _creators(base, scratch, seed)
         return tally + _writers(f"{base}/writers", scratch, seed)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import multiprocessing
 import os
 import random
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 from klray.errors import StoreError
 from klray.store import Store
 from klray.store.columns import commit_column
+from tests.faults.forked import CONTEXT, forked_from
 from tests.faults.model import TEXTS, Model, make_column, small_snapshots
 from tests.faults.servers import new_bucket, server
 from tests.stores import put_column
@@ -28,8 +28,6 @@ N_KEYS = 4
 MOVES = 24
 LIMIT_SECONDS = 240
 LOOKS = ("list", "walk", "commits", "columns", "ids", "open", "read opened", "read newest", "audit")
-
-CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def run(schedules: int, seed: int, place: str = "moto") -> collections.Counter[str]:
@@ -47,7 +45,7 @@ def run(schedules: int, seed: int, place: str = "moto") -> collections.Counter[s
             base = stack.enter_context(tempfile.TemporaryDirectory(prefix="klray-faults-"))
         else:
             base = f"s3://{new_bucket(stack.enter_context(server(place)))}"
-        CONTEXT.set_forkserver_preload(["tests.faults.readers"])
+        stack.enter_context(forked_from("tests.faults.readers"))
         ours, theirs = CONTEXT.Pipe()
         writer = CONTEXT.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
         writer.start()
@@ -68,7 +66,7 @@ def run(schedules: int, seed: int, place: str = "moto") -> collections.Counter[s
 
 def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     """The writer's process: (step, arguments) to result."""
-    os.environ.update(environment)  # it comes from a fork server that may have begun before the S3 server
+    os.environ.update(environment)
     with small_snapshots():
         while received := pipe.recv():
             step, url, argument = received

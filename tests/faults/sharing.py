@@ -14,7 +14,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -36,6 +35,7 @@ from klray.sweep import others as others_module
 from klray.sweep.claims import Claims, Held
 from klray.sweep.others import Others
 from klray.sweep.queue import Queue, Work
+from tests.faults.forked import CONTEXT, forked_from
 from tests.faults.model import TEXTS, Model, make_column
 from tests.faults.servers import new_bucket, server
 from tests.sharing import ideal
@@ -51,8 +51,6 @@ TWICE = 0.03  # of the checkpoints may be scored twice by jobs that nothing happ
 MOST_LOST = 4  # scores of a job that is killed, of which nobody is told
 
 T = TypeVar("T")
-
-CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def seconds_of(count: int, seed: int, longest: float) -> list[float]:
@@ -77,7 +75,7 @@ def run(
         base = str(scratch / "stores")
         if place != "folder":
             base = f"s3://{new_bucket(stack.enter_context(server(place)))}"
-        CONTEXT.set_forkserver_preload(["tests.faults.sharing"])
+        stack.enter_context(forked_from("tests.faults.sharing"))
         for number in range(schedules):
             tally += _share(f"{base}/{number}", scratch, seed + number, longest, disturbed=disturbed)
             tally["schedules"] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from klray.store.objects import FolderObjects
+from tests.conftest import S3_SERVER
 from tests.faults import directed, machine, network, processes, readers, sharing, verbs
 
 
@@ -19,12 +20,12 @@ def test_machine_finds_no_schedule_that_breaks_a_promise() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "schedules"), [("s3fs", 3), ("obstore", 2)])
 def test_jobs_survive_a_network_that_misbehaves(backend: str, schedules: int) -> None:
-    done = network.run(schedules, 1, "moto", backend)
+    done = network.run(schedules, 1, S3_SERVER, backend)
     assert done["schedules"] == schedules
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["folder", "moto"])
+@pytest.mark.parametrize("place", ["folder", S3_SERVER])
 def test_readers_see_what_is_there_now(place: str) -> None:
     assert readers.run(1, 1, place)["schedules"] == 1
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
-import multiprocessing
 import os
 import random
 import re
@@ -24,12 +23,12 @@ import xarray as xr
 
 from klray.config import Config
 from klray.store import Store
+from tests.faults.forked import CONTEXT, forked_from
 from tests.stores import TEXTS, add, column
 
 VERBS = ("publish", "analyze", "report")
 N_MODELS = 12
 LIMIT_SECONDS = 300.0
-CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def config_of(store: Path, recipe: str) -> Config:
@@ -102,8 +101,7 @@ def run(schedules: int, seed: int) -> collections.Counter[str]:
     """
     tally: collections.Counter[str] = collections.Counter()
     rng = random.Random(seed)
-    CONTEXT.set_forkserver_preload(["jobs.analyze", "jobs.publish", "jobs.report"])
-    with tempfile.TemporaryDirectory() as folder:
+    with forked_from("jobs.analyze", "jobs.publish", "jobs.report"), tempfile.TemporaryDirectory() as folder:
         undisturbed, store = Path(folder) / "undisturbed" / "store", Path(folder) / "killed" / "store"
         for place in (undisturbed, store):
             add(Store.create(str(place), TEXTS), *(column("a", 1000 * step) for step in range(N_MODELS)))

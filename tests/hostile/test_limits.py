@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import pickle
-import signal
 import struct
-import threading
 import time
 import tracemalloc
 import zipfile
@@ -32,6 +28,7 @@ from klray.sweep.model_process import ModelProcess
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet, from_folder, from_jsonl, textset
 from tests import tiny_models
+from tests.hostile.apart import is_killed, is_refused, takes_memory, waits, warns_and_tells
 from tests.test_cli import klray as klray_says
 
 TEXTS = TextSet("short", ("some words of a text",), ("a",))
@@ -216,28 +213,6 @@ def test_a_process_that_takes_more_than_it_may_is_ended_and_the_reason_is_its_ow
     again.close()
 
 
-def takes_memory(tell: Callable[[str], None]) -> None:
-    tell("it begins")
-    taken = bytearray(10**9)
-    for start in range(0, len(taken), 4096):
-        taken[start] = 1
-    threading.Event().wait()
-
-
-def warns_and_tells(tell: Callable[[str], None]) -> str:
-    tell("half")
-    logging.getLogger("klray").warning("one thing")
-    return "done"
-
-
-def is_refused(tell: Callable[[str], None]) -> None:
-    raise CheckpointError("no", "not_causal")
-
-
-def is_killed(tell: Callable[[str], None]) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.slow
 def test_work_apart_tells_what_it_does_and_ends_at_its_limits(caplog: pytest.LogCaptureFixture) -> None:
     """What ``klray noise``, ``klray weights`` and ``klray lens`` do with a model."""
@@ -247,7 +222,7 @@ def test_work_apart_tells_what_it_does_and_ends_at_its_limits(caplog: pytest.Log
     assert told == ["half"] and "one thing" in caplog.text
     for work, limits, reason in (
         (takes_memory, Limits(600, 5e8, ""), "limit_exceeded"),
-        (takes_memory, Limits(1, 1e11, ""), "limit_exceeded"),
+        (waits, Limits(1, 1e11, ""), "limit_exceeded"),
         (is_refused, enough, "not_causal"),
         (is_killed, enough, "worker_died"),
     ):
