@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: places for stores, in a folder and on every S3 server that is here; a hub.
+"""Fixtures shared by the tests: places for stores, in a folder and on an S3 server; a hub.
 
 This file is imported before any test, also by the process of pytest that only hands tests out: what takes long to be
 imported comes in with the fixture that needs it.
@@ -15,6 +15,7 @@ What takes long to be made is made once for all processes of a run, by ``tests.s
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,8 @@ settings.register_profile("full", deadline=None)
 settings.register_profile("quick", deadline=None, max_examples=20)
 settings.load_profile("full")
 
-SLOW_FIXTURES = {"study_family", "swept_store", "moto", "ceph", "ignoring", "keeping"}
+SLOW_FIXTURES = {"study_family", "swept_store", "s3_server", "moto", "ceph", "ignoring", "keeping"}
+S3_SERVER = "moto" if why_no_ceph() else "ceph"
 FILE_SYSTEMS: dict[tuple[str, str], dict[str, Any]] = {}
 
 
@@ -82,10 +84,10 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephServer]:
         yield server
 
 
-@pytest.fixture(params=[pytest.param("moto", marks=pytest.mark.slow), pytest.param("ceph", marks=pytest.mark.slow)])
+@pytest.fixture
 def s3_server(request: pytest.FixtureRequest) -> S3Server:
-    """Every S3 server in turn."""
-    server: S3Server = request.getfixturevalue(request.param)
+    """Ceph, where it is installed, or moto."""
+    server: S3Server = request.getfixturevalue(S3_SERVER)
     return server
 
 
@@ -101,15 +103,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
     With :data:`tests.stores.ON_S3_TOO` a test runs on S3, too: on Ceph, where that is, or on moto. It is for what the
     way of a server may change: copies of chunks where they lie, times of whole seconds. With
-    :data:`tests.stores.EVERY_PLACE` a test runs in a folder, on moto and on Ceph, and on the better of these with
-    obstore as the default backend: a test whose subject is what a place promises.
+    :data:`tests.stores.EVERY_PLACE` a test runs there a third time, with obstore as the default backend: a test whose
+    subject is what a place promises.
     """
-    where, better = request.param, "moto" if why_no_ceph() else "ceph"
-    if where == "folder":
+    if request.param == "folder":
         return str(tmp_path / "store")
-    if where == "obstore":
+    if request.param == "obstore":
         monkeypatch.setattr("klray.store.objects.opening.DEFAULT_BACKEND", "obstore")
-    return new_place(request.getfixturevalue(where if where in ("moto", "ceph") else better), monkeypatch)
+    return new_place(request.getfixturevalue("s3_server"), monkeypatch)
 
 
 @pytest.fixture
@@ -225,13 +226,32 @@ def become(user: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What stands on a trained study or on a server of S3 is slow, whatever it does with it."""
+    """What stands on a trained study or on a server of S3 is slow, whatever it does with it. Of several processes each
+    begins with slow tests.
+    """
     for item in items:
         if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+        items[:] = dealt(items, processes)
+
+
+def dealt(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
+    """The same tests, of which each of so many parts of equal length begins with its share of the slow files: what is
+    left to be taken from each other in the end are short tests.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = {path: sum(item.get_closest_marker("slow") is not None for item in each) for path, each in files.items()}
+    hands: list[list[list[pytest.Item]]] = [[] for _ in range(processes)]
+    for path in sorted(files, key=lambda path: -slow[path]):
+        hand = min(hands, key=lambda hand: sum(map(len, hand)) + len(items) * sum(slow[each[0].path] for each in hand))
+        hand.append(files[path])
+    hands.sort(key=lambda hand: -sum(map(len, hand)))
+    return [item for hand in hands for each in hand for item in each]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = sum("no Ceph:" in str(report.longrepr) for report in terminalreporter.getreports("skipped"))
-    if skipped:
-        terminalreporter.line(f"{skipped} tests did not run on Ceph: {why_no_ceph()}")
+    if why := why_no_ceph():
+        terminalreporter.line(f"Ran on moto, or not at all, and not on Ceph: tests of S3, because {why}")

@@ -14,7 +14,7 @@ from klray.texts import TextSet
 # For a test whose subject is what a place promises: conditional creation, listing, errors, what a reader sees.
 EVERY_PLACE = pytest.mark.parametrize(
     "place",
-    ["folder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("moto", "ceph", "obstore"))],
+    ["folder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("s3", "obstore"))],
     indirect=True,
 )
 

@@ -60,12 +60,12 @@ def opened(backend: str = "obstore", url: str = URL, **options: object) -> Objec
     return open_objects(url, {"backend": backend, **options})
 
 
-def refusals(work: Callable[[Objects], object], url: str = URL, **options: object) -> list[str]:
-    """What each backend says."""
+def refusals(work: Callable[[Objects], object], url: str = URL, both: dict[str, Objects] | None = None) -> list[str]:
+    """What each backend says, of ``both``, or opened anew."""
     said = []
     for backend in BACKENDS:
         with pytest.raises(StoreError) as told:
-            work(opened(backend, url, **options))
+            work(both[backend] if both else opened(backend, url))
         said.append(str(told.value))
     return said
 
@@ -150,10 +150,11 @@ def test_objects_can_be_sent_to_another_process_and_asked_by_many_threads(s3_url
 
 
 def test_both_refuse_in_the_same_words(server: CarelessS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, elsewhere = ({each: opened(each, url) for each in BACKENDS} for url in (URL, "s3://other/store"))
     server.denied = {"PUT", "DELETE", "POST"}
     server.objects["some/store/a/b"] = (b"", server.now())
     for work in (lambda each: each.put("a/b", b""), lambda each: each.delete_tree("a")):
-        first, second = refusals(work)
+        first, second = refusals(work, both=both)
         assert first == second
         assert "a/b was refused (403, AccessDenied)" in first
     server.objects["some/store/commits/b"] = server.objects["some/store/failures/b"] = (b"", server.now())
@@ -163,19 +164,19 @@ def test_both_refuse_in_the_same_words(server: CarelessS3, monkeypatch: pytest.M
         (lambda each: each.delete_tree("commits"), "delete this takes the role curator"),
         (lambda each: each.delete_tree("failures"), "delete this takes the role writer or curator"),
     ):
-        first, second = refusals(work)
+        first, second = refusals(work, both=both)
         assert first == second and first.endswith(f"to {takes} (infra/README.md)")
     server.denied = {"GET", "HEAD"}
-    first, second = refusals(lambda each: each.names("a"))
+    first, second = refusals(lambda each: each.names("a"), both=both)
     assert first == second and "the role reader, writer, publisher or" in first
     for work in (lambda each: each.get("a/b"), lambda each: each.walk("a"), lambda each: each.names("a")):
-        first, second = refusals(work)
+        first, second = refusals(work, both=both)
         assert first == second and "was refused (403, AccessDenied)" in first
     server.denied = set()
-    first, second = refusals(lambda each: each.conditional_put("a", b""), "s3://other/store")
+    first, second = refusals(lambda each: each.conditional_put("a", b""), both=elsewhere)
     assert first == second and "s3://other/store: there is no such bucket" in first
     for look in (lambda each: each.walk("a"), lambda each: each.names("a"), lambda each: each.get("a")):
-        first, second = refusals(look, "s3://other/store")
+        first, second = refusals(look, both=elsewhere)
         assert first == second and "s3://other/store: there is no such bucket" in first
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     first, second = refusals(lambda each: each.create("a", b""))
@@ -240,6 +241,7 @@ def test_server_that_stays_busy_is_named_with_its_answer(server: CarelessS3, ans
 
 
 def test_refusals_that_no_credentials_mend_say_what_does(server: CarelessS3) -> None:
+    both = {backend: opened(backend) for backend in BACKENDS}
     for answer, words in (
         ((301, "PermanentRedirect"), f"store {URL}: S3 has this bucket in another region (301, PermanentRedirect); "),
         ((400, "AuthorizationHeaderMalformed"), "another region (400, AuthorizationHeaderMalformed); set AWS_DEFAULT_"),
@@ -253,7 +255,7 @@ def test_refusals_that_no_credentials_mend_say_what_does(server: CarelessS3) -> 
                 server.busy = [answer] * 9  # botocore asks more than once where a bucket is when it is redirected
                 work(objects)
 
-            first, second = refusals(asked)
+            first, second = refusals(asked, both=both)
             assert first == second and words in first and "credentials" not in first
 
 

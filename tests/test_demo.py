@@ -17,7 +17,6 @@ from jobs.analyze import analyze
 from jobs.publish import publish
 from klray.config import AnalysisConfig, Config, StoreConfig
 from klray.store import Store
-from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.slow
 
@@ -58,21 +57,22 @@ def published(store: Store) -> tuple[xr.Dataset, xr.Dataset]:
     return store.dataset().load(), store.result(store.manifest().id, "trajectory").load()
 
 
+@pytest.mark.parametrize("place", ["s3"], indirect=True)
 def test_snapshot_and_result_on_s3_are_those_of_a_folder_and_no_secret_is_kept(
-    local: Store, s3_url: str, s3_server: S3Server, tmp_path: Path
+    local: Store, place: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "remote"
     folder.mkdir()
-    done = demo(s3_url, folder)
-    remote = Store.open(s3_url)
+    done = demo(place, folder)
+    remote = Store.open(place)
     pairs = [published(store) for store in (local, remote)]
     for here, there in zip(*pairs, strict=True):
         xr.testing.assert_equal(here, there)
         assert set(here.variables) == set(there.variables)
     assert pairs[0][0].sizes["model"] == 26
     assert local.manifest().content == remote.manifest().content
-    secrets = [s3_server.environment[name].encode() for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
-    bucket = s3_url.removeprefix("s3://").split("/")[0]
+    secrets = [os.environ[name].encode() for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    bucket = place.removeprefix("s3://").split("/")[0]
     files = s3fs.S3FileSystem(skip_instance_cache=True)
     written = files.cat(files.find(bucket))
     logs = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

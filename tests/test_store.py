@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +22,7 @@ from klray.store.columns import commit_column, values_sha256
 from klray.store.objects import FolderObjects, open_objects
 from klray.store.objects.s3 import S3Objects
 from klray.texts import TextSet
+from tests.faults.forked import CONTEXT, forked_from
 from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, column, put_column
 
 
@@ -56,7 +56,7 @@ def _create(arguments: tuple[str, int]) -> bool:
 
 @pytest.mark.slow
 def test_sixteen_processes_create_one_object_and_one_wins(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with forked_from("tests.test_store"), CONTEXT.Pool(4) as pool:
         won = pool.map(_create, [(str(tmp_path), number) for number in range(16)], chunksize=1)
     assert sum(won) == 1
     body = FolderObjects(tmp_path).get("commits/one.json")
