@@ -161,7 +161,6 @@ def test_found_anomalies_are_excluded_when_asked_and_the_recipe_fitted_again(
     at = result["model"].values.tolist().index(PLANTED)
     for name in ("consecutive_kl", "exponent_kl", "map_pca", "map_tsne"):
         assert np.isnan(result[name].values[at]).all()
-    report(asked)
     page = report(asked).read_text("utf-8")
     assert "found: KL of" in page and "off its run&#39;s path: KL" not in page
     capsys.readouterr()

@@ -209,19 +209,20 @@ def test_the_analysts_names_load_nothing_of_what_scores() -> None:
     assert not loaded_by(f"import klray\nfor name in {sorted(names)}:\n    getattr(klray, name)") & HEAVY
 
 
-@pytest.mark.slow
-def test_a_verb_loads_what_it_may() -> None:
-    """One process for all verbs that may load the same; those that may load everything need none."""
-    for allowed in {frozenset(each) for each in MAY_LOAD.values() if each != HEAVY}:
-        verbs = [verb for verb in sorted(MAY_LOAD) if MAY_LOAD[verb] == allowed]
-        assert loaded_by(f"import {', '.join(f'jobs.{verb}' for verb in verbs)}") & HEAVY <= allowed, verbs
+# Law 2: a scorer has no PyTorch, a model's process no Ray.
+PROCESSES = {
+    ("klray.sweep.scorer", "klray.sweep.actor"): HEAVY - {"torch", "transformers"},
+    ("klray.sweep.preload", "klray.sweep.model_process"): HEAVY - {"ray"},
+}
 
 
 @pytest.mark.slow
-def test_a_scorer_has_no_pytorch_and_a_model_process_no_ray() -> None:
-    """Law 2."""
-    assert not loaded_by("import klray.sweep.scorer, klray.sweep.actor") & {"torch", "transformers"}
-    assert "ray" not in loaded_by("import klray.sweep.preload, klray.sweep.model_process")
+def test_verbs_and_processes_load_what_they_may() -> None:
+    """One process for all that may load the same; what may load everything needs none."""
+    may = {**PROCESSES, **{(f"jobs.{verb}",): allowed for verb, allowed in MAY_LOAD.items()}}
+    for allowed in {frozenset(each) for each in may.values() if each != HEAVY}:
+        modules = [name for names, each in may.items() if each == allowed for name in names]
+        assert loaded_by(f"import {', '.join(modules)}") & HEAVY <= allowed, modules
 
 
 def cpu_seconds(*command: str) -> float:

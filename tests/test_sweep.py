@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from klray import texts
-from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, resolve
 from klray.store import Store
 from klray.tiny.family import train_family
 from klray.tiny.family_recipe import SMALLEST
@@ -31,10 +30,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest family, and three repositories that cannot be scored."""
+    """The smallest family, three repositories that cannot be scored, and one that will kill whoever asks for it."""
     root = tmp_path_factory.mktemp("hub")
     shutil.copytree(train_family(SMALLEST), root, dirs_exist_ok=True)
     good = root / "klray" / "tiny-46k-seed1" / "step40"
+    shutil.copytree(good.with_name("step8"), root / "broken" / "lethal" / "main")
     for name in ("nan", "unknown", "short"):
         shutil.copytree(good, root / "broken" / name / "main")
     weights = load_file(good / "model.safetensors")
@@ -79,47 +79,6 @@ def test_second_sweep_scores_nothing(hub: HubServer, undisturbed: Path, tmp_path
     again = run(hub, store, *FAMILY, "ray.workers=1")
     assert "scored 0 checkpoints" in again.stdout and f"{N_CHECKPOINTS} were there" in again.stdout
     assert columns(store) == columns(undisturbed)
-
-
-def test_what_cannot_be_scored_is_recorded_with_its_reason_and_the_sweep_goes_on(
-    hub: HubServer, tmp_path: Path
-) -> None:
-    store = tmp_path / "store"
-    names = "broken/nan,broken/unknown,broken/short,broken/none,klray/tiny-46k-seed1"
-    done = run(hub, store, f"models.names=[{names}]", "ray.workers=1", code=1)
-    assert "scored 1 checkpoint in" in done.stdout and "4 failed" in done.stdout
-    assert re.search(r"^klray/tiny-46k-seed1 +1 +1 +0$", done.stdout, re.M)
-    assert re.search(r"^broken/nan +1 +0 +1$", done.stdout, re.M)
-    assert re.search(r"^broken/none +0 +0 +1$", done.stdout, re.M)
-    assert re.search(r"^all +4 +1 +4$", done.stdout, re.M)
-    assert re.search(r"^broken/short@main +text_too_long +text \d+ has", done.stdout, re.M)
-    failures = {failure.repository: failure for failure in Store.open(str(store)).failures()}
-    assert {name: failure.reason for name, failure in failures.items()} == {
-        "broken/nan": "non_finite",
-        "broken/unknown": "load_failed",
-        "broken/short": "text_too_long",
-        "broken/none": "repository_not_found",
-    }
-    assert "text 0 a log-likelihood of nan" in failures["broken/nan"].message
-    assert "the model's context holds 32" in failures["broken/short"].message
-    assert f"{store}-cache" not in "".join(failure.message for failure in failures.values())
-    status = run(hub, store, verb="status")
-    assert "failures   4" in status.stdout and re.search(r"broken/short@main +text_too_long", status.stdout)
-
-
-def test_jobs_at_once_of_one_worker_and_of_two_share_the_work_and_give_the_same_bits(
-    hub: HubServer, undisturbed: Path, tmp_path: Path
-) -> None:
-    store = tmp_path / "store"
-    jobs = []
-    for workers in (1, 2):
-        arguments, environment = command(hub, store, *FAMILY, f"ray.workers={workers}")
-        jobs.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    said = [[stream.decode() for stream in job.communicate(timeout=480)] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], said
-    assert columns(store) == columns(undisturbed)
-    scored = [int(re.search(r"scored (\d+) checkpoints?", out)[1]) for out, _ in said]  # type: ignore[index]
-    assert sum(scored) == N_CHECKPOINTS
 
 
 def test_plan_says_what_is_there_and_what_cannot_be(hub: HubServer, undisturbed: Path) -> None:
@@ -177,7 +136,7 @@ def test_actors_that_are_killed_are_replaced_and_every_column_is_the_same(
     assert columns(store) == columns(undisturbed)
 
 
-def test_killed_driver_leaves_nothing_behind_but_columns_and_the_rest_follows(
+def test_killed_driver_leaves_nothing_behind_but_columns_and_two_jobs_at_once_score_the_rest(
     root: Path, hub: HubServer, undisturbed: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
@@ -194,9 +153,56 @@ def test_killed_driver_leaves_nothing_behind_but_columns_and_the_rest_follows(
         assert alive == []
     scored = len(columns(store))
     assert 3 <= scored < N_CHECKPOINTS
-    done = run(hub, store, *FAMILY, "ray.workers=1")
-    assert f"scored {N_CHECKPOINTS - scored} checkpoints" in done.stdout and f"{scored} were there" in done.stdout
-    assert columns(store) == columns(undisturbed)
+    jobs = []
+    for workers in (1, 2):
+        arguments, environment = command(hub, store, *FAMILY, f"ray.workers={workers}")
+        jobs.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    said = [[stream.decode() for stream in job.communicate(timeout=480)] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    assert columns(store) == columns(undisturbed)  # the same bits, of one worker or two
+    shares = [int(re.search(r"scored (\d+) checkpoints?", out)[1]) for out, _ in said]  # type: ignore[index]
+    assert sum(shares) == N_CHECKPOINTS - scored
+
+
+def test_what_cannot_be_scored_is_recorded_with_its_reason_and_the_sweep_goes_on(root: Path, tmp_path: Path) -> None:
+    """Whoever asks for the weights of one is killed, as often as is configured; the others are scored."""
+    store, died = tmp_path / "store", list[int]()
+    names = [*(f"broken/{each}" for each in ("lethal", "nan", "unknown", "short", "none")), "klray/tiny-46k-seed1"]
+    with NotingHub(root) as hub:
+        some = [f"models.names=[{','.join(names)}]", "ray.workers=1", "ray.max_attempts=3"]
+        arguments, environment = command(hub, store, *some)
+        with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+
+            def kill(path: str) -> None:
+                if path.startswith("broken/lethal/"):
+                    for actor in actors_of(process.pid):
+                        died.append(actor.pid)
+                        actor.send_signal(signal.SIGKILL)
+
+            hub.before_weights = kill
+            said, errors = (stream.decode() for stream in process.communicate(timeout=480))
+        assert process.returncode == 1, errors
+        status = run(hub, store, verb="status")
+    assert len(set(died)) >= 3  # each time another process
+    assert "scored 1 checkpoint in" in said and "5 failed" in said
+    assert re.search(r"^klray/tiny-46k-seed1 +1 +1 +0$", said, re.M)
+    assert re.search(r"^broken/nan +1 +0 +1$", said, re.M)
+    assert re.search(r"^broken/none +0 +0 +1$", said, re.M)
+    assert re.search(r"^all +5 +1 +5$", said, re.M)
+    assert re.search(r"^broken/short@main +text_too_long +text \d+ has", said, re.M)
+    failures = {failure.repository: failure for failure in Store.open(str(store)).failures()}
+    assert {name: failure.reason for name, failure in failures.items()} == {
+        "broken/lethal": "worker_died",
+        "broken/nan": "non_finite",
+        "broken/unknown": "load_failed",
+        "broken/short": "text_too_long",
+        "broken/none": "repository_not_found",
+    }
+    assert "the process that scored it died 3 times" in failures["broken/lethal"].message
+    assert "text 0 a log-likelihood of nan" in failures["broken/nan"].message
+    assert "the model's context holds 32" in failures["broken/short"].message
+    assert f"{store}-cache" not in "".join(failure.message for failure in failures.values())
+    assert "failures   5" in status.stdout and re.search(r"broken/short@main +text_too_long", status.stdout)
 
 
 def test_another_text_set_is_refused_before_anything_is_scored(hub: HubServer, undisturbed: Path) -> None:
@@ -211,18 +217,18 @@ def test_text_set_of_the_sweep_is_the_store_s(undisturbed: Path) -> None:
 
 @pytest.fixture(scope="module")
 def doubled_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same files under step4, step5 and in another repository; the same weights with another config; one other."""
+    """The same files under step4 and step5, under step8 in two repositories; step4's weights with another config."""
     root = tmp_path_factory.mktemp("doubled")
     run = train_family(SMALLEST) / "klray" / "tiny-46k-seed1"
     for name, step in (
         ("doubled/run/step4", 4),
         ("doubled/run/step5", 4),
         ("doubled/run/step6", 4),
-        ("twin/run/step4", 4),
+        ("doubled/run/step8", 8),
+        ("twin/run/step8", 8),
     ):
         shutil.copytree(run / f"step{step}", root / name)
-    shutil.copytree(run / "step8", root / "doubled/run/step8")
-    for name in ("doubled/run/step5", "twin/run/step4"):
+    for name in ("doubled/run/step5", "twin/run/step8"):
         (root / name / "README.md").write_text("so that it is a commit of its own")
     config = root / "doubled/run/step6/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "rope_theta": 500.0}))
@@ -255,21 +261,19 @@ def test_checkpoints_with_the_same_files_are_fetched_and_scored_once_and_recorde
     fetched = [path for _, path in noting.weights]
     assert len(fetched) <= 3  # 2, where step6 finds those of step4 on the disk, or the other way round
     assert len({f"doubled/run/{commits[name].identity.commit}" for name in ("step4", "step5")} & set(fetched)) <= 1
-    # A column that is damaged is taken over by none: its twin is scored.
-    damaged = tmp_path / "damaged"
-    shutil.copytree(store, damaged)
-    for revision in ("step5", "step6", "step8"):
-        (damaged / "commits" / f"{commits[revision].key}.json").unlink()
-    (chunk,) = (path for path in (damaged / commits["step4"].path / "log_likelihood/c").rglob("0") if path.is_file())
-    chunk.write_bytes(bytes(chunk.stat().st_size))
-    done = run(noting, damaged, "models.names=[doubled/run]", "models.revisions=[step4,step5]", "ray.workers=1")
-    assert "scored 1 checkpoint in" in done.stdout and "same files" not in done.stdout
-    assert len(noting.weights) == len(fetched) + 1
-    # What is asked for later takes over what is there, in another repository, too.
+    # What is asked for later takes over what is there, in another repository, too; none takes a column that is damaged.
+    (store / "commits" / f"{commits['step5'].key}.json").unlink()
+    (chunk,) = (path for path in (store / commits["step4"].path / "log_likelihood/c").rglob("0") if path.is_file())
+    sound = chunk.read_bytes()
+    chunk.write_bytes(bytes(len(sound)))
     more = run(noting, store, "models.names=[doubled/run,twin/run]", *some)
-    assert "scored 1 checkpoint in" in more.stdout and "1 of these hold the same files as another" in more.stdout
+    assert "scored 2 checkpoints in" in more.stdout and "1 of these hold the same files as another" in more.stdout
     assert len(noting.weights) == len(fetched) + 1
+    chunk.write_bytes(sound)
     assert opened.audit().damages == () and opened.audit().sound == 5
+    later = {f"{each.identity.repository}@{each.facts['revision']}": each.facts for each in opened.commits()}
+    assert later["twin/run@step8"]["taken_from"] == f"doubled/run@{commits['step8'].identity.commit}"
+    assert "taken_from" not in later["doubled/run@step5"]
 
 
 def test_all_actors_pause_when_the_hub_tells_one_of_them(tmp_path: Path) -> None:
@@ -289,35 +293,3 @@ def test_all_actors_pause_when_the_hub_tells_one_of_them(tmp_path: Path) -> None
     assert len(after) >= n_checkpoints
     assert len([seconds for seconds in after if seconds < server.pause]) <= 1
     assert re.search(r"^\S+ \S+.*: the hub wants to be left alone for \d s more$", done.stderr, re.M), done.stderr
-
-
-def resolved(hub: HubServer) -> list[Checkpoint]:
-    selection = Selection("doubled", (RepositorySpec("doubled/run", "step*"),))
-    return resolve(Hub(hub.endpoint, hub.token), selection)[0]
-
-
-def test_checkpoint_that_kills_its_process_is_tried_as_often_as_configured_and_recorded(
-    noting: NotingHub, tmp_path: Path
-) -> None:
-    """Whoever asks for its weights is killed; the others are scored."""
-    store = tmp_path / "store"
-    some = ["models.names=[doubled/run]", "models.revisions=[step4,step8]", "ray.workers=1", "ray.max_attempts=3"]
-    arguments, environment = command(noting, store, *some)
-    lethal = next(each for each in resolved(noting) if each.revision == "step8")
-    died: list[int] = []
-    with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-
-        def kill(path: str) -> None:
-            if path == f"doubled/run/{lethal.commit}":
-                for actor in actors_of(process.pid):
-                    died.append(actor.pid)
-                    actor.send_signal(signal.SIGKILL)
-
-        noting.before_weights = kill
-        said, errors = (stream.decode() for stream in process.communicate(timeout=480))
-    assert process.returncode == 1, errors
-    assert "scored 1 checkpoint in" in said and "1 failed" in said
-    (failure,) = Store.open(str(store)).failures()
-    assert (failure.revision, failure.reason) == ("step8", "worker_died")
-    assert "the process that scored it died 3 times" in failure.message
-    assert len(set(died)) >= 3  # each time another process
