@@ -40,6 +40,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     ceph("stop", tmp_path / "a server")
 
 
+@pytest.mark.slow
 def test_objects_outlive_a_stop_and_a_stop_leaves_no_process(folder: Path) -> None:
     started = ceph("start", folder)
     assert started.stdout.startswith("ready: http://127.0.0.1:"), started.stderr

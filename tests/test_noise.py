@@ -248,6 +248,7 @@ def test_a_noise_floor_that_is_there_is_not_measured_again(
         path.write_text(written)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_scored_is_a_row_with_its_reason(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: Path
 ) -> None:

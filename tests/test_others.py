@@ -34,8 +34,7 @@ def begins(jobs: int) -> list[float]:
         (2, lengths(154)),
         (16, lengths(154)),
         (16, [10.0] * 154),
-        (64, lengths(154)),
-        pytest.param(64, lengths(640), marks=pytest.mark.slow),
+        *(pytest.param(64, lengths(count), marks=pytest.mark.slow) for count in (154, 640)),
     ],
 )
 def test_jobs_that_share_a_list_score_hardly_anything_twice_and_lose_little(jobs: int, seconds_of: list[float]) -> None:
