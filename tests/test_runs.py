@@ -22,7 +22,7 @@ from klray.measure.weight_distances import RunDistances, as_dataset, standing_ch
 from klray.report import write_report
 from klray.report.figures.consecutive_kl import consecutive_kl
 from klray.report.figures.diffusion_exponents import diffusion_exponents
-from klray.report.figures.kl_heatmap import _ordered
+from klray.report.figures.kl_heatmap import ordered
 from klray.report.figures.training_paths import training_paths
 from klray.store import Store
 from klray.texts import TextSet
@@ -117,7 +117,7 @@ def test_figures_and_page_show_each_step_once(dataset: xr.Dataset, result: xr.Da
     assert exponents.get_xdata().tolist() == [step for step in STEPS[:-WINDOW]]
     marks = [points for points in training_paths(result).axes[0].collections if len(points.get_offsets())]
     assert sum(len(points.get_offsets()) for points in marks) == len(STEPS) + 3
-    order, blocks = _ordered(result)
+    order, blocks = ordered(result)
     assert sorted(order.tolist()) == list(range(dataset.sizes["model"]))
     assert dict(blocks)["scored again"] == 1
     page = write_report(result, tmp_path, title="twice").read_text()
