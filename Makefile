@@ -6,6 +6,7 @@
 # make test   lint, types and all tests: quick's, the slow ones, and on a machine with a GPU those of CUDA
 # make gpu    the tests of CUDA, then python -m tests.gpu: exactness, noise and speed in one table (of itself it needs
 #             torch, transformers, tokenizers, safetensors and numpy alone)
+# make site   the pages of docs/ as a site, and make reference for the page of all keys
 # make faults  crashes, a misbehaving network and races against the store: SCHEDULES=10000 SEED=1
 # make bench  speed and memory, as ratios against named peers measured in the same run
 PYTHON ?= python3.11
@@ -63,5 +64,13 @@ SCHEDULES ?= 10000
 faults: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.faults --schedules $(SCHEDULES) $(if $(SEED),--seed $(SEED))
 
+# docs/configuration.md from the classes of the config, and a site from docs/ (site/index.html)
+.PHONY: reference site
+reference: $(VENV)/dev.stamp
+	$(BIN)/python -m klray.config > docs/configuration.md
+
+site: $(VENV)/dev.stamp
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

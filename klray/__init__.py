@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from klray.store import open_dataset, open_result
     from klray.watch.callback import KlrayCallback
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "KlrayCallback": "klray.watch.callback",

@@ -7,6 +7,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_what_tries_the_store_is_gone_afterwards(folder_store: Store) -> None:
 @pytest.mark.parametrize(
     ("changed", "fault", "found"),
     [
-        ({"versions": {"torch": "1.0", "klray": "0.1.0"}}, "versions", r"torch .* \(the driver has 1\.0\)$"),
+        ({"versions": {"torch": "1.0", "klray": version("klray")}}, "versions", r"torch .* \(the driver has 1\.0\)$"),
         ({"common": ("probes/other/common", b"x")}, "store", r"is another one there than the driver's|share"),
         ({"least_bytes": 1 << 60}, "disk", r"^disk full: [\d,]+ bytes are free in .*, the smallest checkpoint takes"),
     ],
