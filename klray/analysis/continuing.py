@@ -90,14 +90,32 @@ def earlier_result(
 ) -> xr.Dataset | None:
     """The newest "trajectory" result, of this snapshot or one before it, with a recipe made as is asked for.
 
-    ``name`` is that of all texts; on a ``domain`` a result has a name of its own.
+    ``name`` is that of all texts; on a ``domain`` a result has a name of its own. One that is none of ``klray analyze``
+    is passed over, with a warning.
     """
-    for _, result in _newest_first(store, snapshot, result_name(name, domain)):
+    name = result_name(name, domain)
+    for identifier, result in _newest_first(store, snapshot, name):
+        if not _is_trajectory(result):
+            log.warning("the result %s of snapshot %s is none of klray analyze: passed over", name, identifier)
+            continue
         numerics, of = result.attrs.get("numerics"), result.attrs.get("domain", "")
         # a result of another domain was called so by the user
         if numerics == NUMERICS_VERSION and of == domain and preprocessing.has_made(result):
             return result
     return None
+
+
+def _is_trajectory(result: xr.Dataset) -> bool:
+    """Whether a result has a recipe and, if matrices of pairs, those that ``klray analyze`` writes."""
+    if not all(isinstance(result.attrs.get(name), str) for name in ("recipe", "snapshot", "text_set")):
+        return False
+    pairs = [result[name] for name in ("kl", "kl_standard_error") if name in result.data_vars]
+    square = [each.dims == ("model", "other") and each.shape[0] == each.shape[1] for each in pairs]
+    try:
+        Recipe.from_json(result.attrs["recipe"])
+    except KlrayError:
+        return False
+    return len(pairs) != 1 and all(square) and all(each.dtype.kind == "f" for each in pairs)
 
 
 def exact_weights(store: Store, snapshot: str, name: str) -> xr.Dataset | None:

@@ -62,7 +62,18 @@ def sketched_drift(
 
 def is_exact(result: xr.Dataset) -> bool:
     """Whether a result has exact weight distances, as ``klray weights`` writes them."""
-    return {"squared_distance", "other_commit"} <= set(result.data_vars) and "made" in result.attrs
+    pairs, models = ("model", "back"), ("model",)
+    expected: dict[str, tuple[tuple[str, ...], str]] = {
+        "squared_distance": (pairs, "f"),
+        "other_commit": (pairs, "OTU"),
+    }
+    expected |= {name: (models, "OTU") for name in ("repository", "commit")}
+    if "squared_distance_aligned" in result.variables:
+        expected["squared_distance_aligned"] = (pairs, "f")
+    return "made" in result.attrs and all(
+        name in result.variables and result[name].dims == dims and result[name].dtype.kind in kinds
+        for name, (dims, kinds) in expected.items()
+    )
 
 
 def exact_drift(

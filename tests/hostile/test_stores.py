@@ -22,6 +22,8 @@ import xarray as xr
 
 import klray
 from jobs.report import report
+from klray.analysis.continuing import NUMERICS_VERSION, Preprocessing, earlier_result
+from klray.analysis.drift import is_exact
 from klray.config import Config
 from klray.errors import KlrayError
 from klray.store import Store
@@ -207,3 +209,56 @@ def test_sound_store_is_without_fault(sound: Path, tmp_path: Path) -> None:
         work()
     store = Store.open(str(tmp_path / "shared" / "store"))
     assert store.audit().damages == () and store.manifest().n_columns == 4  # three and the one that was taken over
+
+
+NONE_OF_ANALYZE: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {
+    "no recipe": lambda result: _told(result, recipe=None),
+    "a recipe that is none": lambda result: _told(result, recipe="{}"),
+    "a number for a recipe": lambda result: _told(result, recipe=5),
+    "of no snapshot": lambda result: _told(result, snapshot=None),
+    "of no texts": lambda result: _told(result, text_set=None),
+    "no errors": lambda result: result.drop_vars("kl_standard_error"),
+    "not square": lambda result: result.isel(other=slice(0, 1)),
+    "words for numbers": lambda result: result.assign(kl=result["kl"].astype(str).astype(object)),
+    "no pairs of models": lambda result: result.drop_vars("kl").assign(kl=("model", np.ones(2))),
+}
+
+
+def _told(result: xr.Dataset, **attributes: object) -> xr.Dataset:
+    kept = {name: value for name, value in {**result.attrs, **attributes}.items() if value is not None}
+    return xr.Dataset(result.variables, attrs=kept)
+
+
+def test_a_result_that_is_none_of_analyze_is_continued_by_nobody(tmp_path: Path) -> None:
+    store = make(tmp_path / "store")
+    snapshot = store.manifest("latest").id
+    asked = Preprocessing(0.02, 0.03, 0, ())
+    pairs = {name: (("model", "other"), np.eye(2)) for name in ("kl", "kl_standard_error")}
+    facts = {"recipe": asked.fit(store.dataset(snapshot)).to_json(), "snapshot": snapshot, "text_set": "t"}
+    result = xr.Dataset(pairs, attrs={**facts, "numerics": NUMERICS_VERSION})
+    store.write_result(snapshot, "t", result)
+    assert earlier_result(store, snapshot, "t", "", asked) is not None
+    for change in NONE_OF_ANALYZE.values():
+        store.write_result(snapshot, "t", change(result))
+        assert earlier_result(store, snapshot, "t", "", asked) is None
+
+
+NONE_OF_WEIGHTS: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {
+    "no commits": lambda result: result.drop_vars("commit"),
+    "other dimensions": lambda result: result.rename(back="rank"),
+    "the other way round": lambda result: result.transpose("back", "model"),
+    "words for numbers": lambda result: result.assign(squared_distance=result["squared_distance"].astype(str)),
+    "odd aligned ones": lambda result: result.assign(squared_distance_aligned=("model", np.ones(2))),
+    "made at no time": lambda result: _told(result, made=None),
+}
+
+
+def test_a_result_that_is_none_of_weights_is_known() -> None:
+    pairs = {
+        "squared_distance": (("model", "back"), np.ones((2, 3))),
+        "other_commit": (("model", "back"), [["a"] * 3] * 2),
+    }
+    names = {name: ("model", ["a", "b"]) for name in ("repository", "commit")}
+    result = xr.Dataset(pairs, coords=names, attrs={"made": "today"})
+    assert is_exact(result)
+    assert not any(is_exact(change(result)) for change in NONE_OF_WEIGHTS.values())
