@@ -101,6 +101,19 @@ def test_what_is_no_answer_of_a_hub_is_asked_for_again(server: HubServer, tmp_pa
         assert found(server, tmp_path / "kept") == first
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_another_user_left_is_not_believed(server: HubServer, tmp_path: Path) -> None:
+    """Whoever made the folder first, where several share one for what can be made again."""
+    with server:
+        first = found(server, tmp_path / "kept")
+        file = kept_file(tmp_path / "kept")
+        lines = file.read_text().splitlines()
+        fewer = [{**each, "siblings": each["siblings"][:-1]} for each in map(json.loads, lines)]
+        file.write_text("".join(f"{json.dumps(each)}\n" for each in fewer))
+        os.chown(file, 12345, -1)
+        assert found(server, tmp_path / "kept") == first
+
+
 def test_pipes_and_files_that_are_too_large_are_passed_over(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

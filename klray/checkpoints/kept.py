@@ -89,8 +89,10 @@ class Listings:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The answers in a file by their commit; of one that is no file, or too large, nothing."""
+    """The answers in a file by their commit; of one that is no file, another user's or too large, nothing."""
     try:
+        if path.lstat().st_uid != os.geteuid():
+            return {}
         lines = contents(path, KEPT_BYTES).splitlines()
     except (OSError, ValueError):
         return {}
