@@ -13,7 +13,6 @@ import xarray as xr
 from safetensors.torch import save_file
 
 from jobs.analyze import analyze
-from jobs.publish import publish
 from jobs.weights import weights
 from klray.analysis.drift import most_sketches, sketched_drift
 from klray.analysis.runs import Run
@@ -40,10 +39,12 @@ from klray.sweep.settings import ScoringSettings
 from klray.texts import python_stdlib
 from klray.tiny.family import train_family
 from klray.tiny.family_recipe import SMALLEST
+from klray.tiny.hub_server import HubServer
 from klray.weights.distances import relative_error, squared_distances
 from klray.weights.parameters import parameters
 from klray.weights.sketch import sketch
 from klray.weights.windows import WindowDistances, window_bytes
+from tests.hub_faults import hub_of
 from tests.scorers import scorer_here
 
 pytestmark = pytest.mark.slow
@@ -74,22 +75,33 @@ def checkpoints(hub: Hub) -> list[Checkpoint]:
     return found
 
 
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the run's columns and sketches, published; nobody may change it."""
+    place, threads = tmp_path_factory.mktemp("drift"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    store = Store.create(str(place / "store"), TEXTS)
+    with HubServer(train_family(SMALLEST)) as server:
+        hub = hub_of(server)
+        scorer = scorer_here(hub, store.url, TEXTS, ScoringSettings(cache_dir=str(place / "cache"), sketch=4096))
+        for checkpoint in resolve(hub, Selection("tiny", (RepositorySpec(RUN, "step*"),)))[0]:
+            scorer.score(checkpoint)
+        scorer.cache.close()
+    store.publish()
+    torch.set_num_threads(threads)
+    return place / "store"
+
+
 @pytest.fixture
-def config(hub: Hub, checkpoints: list[Checkpoint], tmp_path: Path, one_thread: None) -> Config:
-    """A store with the run's columns and sketches, published."""
-    store = Store.create(str(tmp_path / "store"), TEXTS)
-    scorer = scorer_here(hub, store.url, TEXTS, ScoringSettings(cache_dir=str(tmp_path / "cache"), sketch=4096))
-    for checkpoint in checkpoints:
-        scorer.score(checkpoint)
-    scorer.cache.close()
-    config = Config(
+def config(scored: Path, tmp_path: Path, one_thread: None) -> Config:
+    """A copy of that store."""
+    shutil.copytree(scored, tmp_path / "store")
+    return Config(
         models=ModelsConfig("tiny", ModelSource.embedded, "smallest", [RepositoryConfig(RUN, "step*")]),
-        store=StoreConfig(url=store.url),
+        store=StoreConfig(url=str(tmp_path / "store")),
         scoring=ScoringConfig(cache_dir=str(tmp_path / "cache")),
         analysis=AnalysisConfig(window=WINDOW, min_step=4, outlier_min_step=4),
     )
-    publish(config)
-    return config
 
 
 def steps_of(checkpoints: list[Checkpoint]) -> list[int]:

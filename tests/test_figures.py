@@ -29,10 +29,12 @@ from tests.synthetic import trajectory_result
 
 pytestmark = pytest.mark.slow
 
+RESULT = trajectory_result()  # nobody may change it
+
 
 @pytest.fixture(scope="module")
 def result() -> xr.Dataset:
-    return trajectory_result()
+    return RESULT
 
 
 def _line(axes: Axes, label: str) -> Line2D:
@@ -303,9 +305,7 @@ def test_names_are_drawn_literally_and_without_folders(result: xr.Dataset) -> No
 
 
 # The others are drawn of a result with relatives, in test_relatives.py.
-@pytest.mark.parametrize(
-    "plate", [plate for plate in PLATES if plate.applies(trajectory_result())], ids=lambda plate: plate.name
-)
+@pytest.mark.parametrize("plate", [plate for plate in PLATES if plate.applies(RESULT)], ids=lambda plate: plate.name)
 def test_nothing_is_cut_off_and_no_legend_hides_data(plate: object, result: xr.Dataset) -> None:
     figure = plate.draw(result)  # type: ignore[attr-defined]
     figure.canvas.draw()

@@ -1,5 +1,6 @@
 """Texts that every Python brings along: its language reference (prose) and its standard library's source (code)."""
 
+import functools
 import hashlib
 import importlib
 import sys
@@ -62,10 +63,15 @@ def stdlib_documents(split: Split) -> list[Document]:
     """
     if split not in ("heldout", "train"):
         raise KlrayError(f"split '{split}' does not exist: set texts.split (in Python: split) to 'heldout' or 'train'")
-    documents = _without_repeats([*_prose(), *_code()])
+    documents = _documents(tuple(_prose()), Path(sysconfig.get_path("stdlib")))
     odd = split == "heldout"
     chosen = [each for each in documents if hashlib.sha256(each.name.encode()).digest()[-1] % 2 == odd]
     return sorted(chosen, key=lambda document: (document.domain, document.name))
+
+
+@functools.cache  # read and compared in 0.1 s; 8 MB
+def _documents(prose: tuple[Document, ...], library: Path) -> list[Document]:
+    return _without_repeats([*prose, *_code(library)])
 
 
 def _prose() -> Iterator[Document]:
@@ -80,8 +86,7 @@ def _prose() -> Iterator[Document]:
         yield Document(name, "prose", text)
 
 
-def _code() -> Iterator[Document]:
-    library = Path(sysconfig.get_path("stdlib"))
+def _code(library: Path) -> Iterator[Document]:
     found = False
     for module in sorted(sys.stdlib_module_names - _LEFT_OUT_MODULES):
         for file in [library / f"{module}.py", *(library / module).rglob("*.py")]:
