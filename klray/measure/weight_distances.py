@@ -16,6 +16,7 @@ from klray.analysis.runs import by_step, runs, standing
 from klray.checkpoints import Cache, Checkpoint, Fetcher, Hub, model_config
 from klray.checkpoints.tensors import stored_tensors
 from klray.errors import CheckpointError, KlrayError
+from klray.measure.reading import read
 from klray.sweep.child import apart
 from klray.sweep.limits import limits_of
 from klray.sweep.settings import ScoringSettings
@@ -95,7 +96,7 @@ def measure_run(
             "lower analysis.window, or rest on the sketches that klray score keeps"
         )
     windows: WindowDistances | None = None
-    read: list[Checkpoint] = []
+    compared: list[Checkpoint] = []
     failures: dict[str, str] = {}
     fetcher = Fetcher(hub, cache)
     for place, checkpoint in enumerate(ordered):
@@ -111,7 +112,7 @@ def measure_run(
                     windows.add(checkpoint.label, stored)
                 except KlrayError as error:  # its parameters have other names or shapes, or no values to compare
                     raise CheckpointError(str(error), "load_failed") from error
-                read.append(checkpoint)
+                compared.append(checkpoint)
             finally:
                 cache.evict(checkpoint)
         except CheckpointError as error:
@@ -119,7 +120,7 @@ def measure_run(
             log.warning("%s: %s", checkpoint.label, error.message)
         advance(checkpoint.label)
     matrices = {name: windows.matrix(name) for name in windows.distances} if windows else {}
-    return RunDistances(tuple(read), matrices, failures)
+    return RunDistances(tuple(compared), matrices, failures)
 
 
 def read_apart(settings: ScoringSettings, checkpoint: Checkpoint, directory: Path) -> None:
@@ -127,12 +128,7 @@ def read_apart(settings: ScoringSettings, checkpoint: Checkpoint, directory: Pat
 
     Raises CheckpointError: they cannot be read, or take more than they may.
     """
-    apart(partial(_read, directory), limits_of(checkpoint, None, settings))
-
-
-def _read(directory: Path, _: Callable[..., None]) -> int:
-    copies = [tensor.detach().clone() for tensor in parameters(stored_tensors(directory)).values()]
-    return sum(each.numel() for each in copies)
+    apart(partial(read, directory), limits_of(checkpoint, None, settings))
 
 
 def as_dataset(measured: Sequence[RunDistances], window: int, alignment: str) -> xr.Dataset:
