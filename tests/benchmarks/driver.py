@@ -1,7 +1,8 @@
 """How many checkpoints a second the driver hands out and takes back: a hundred workers on Ray that answer at once.
 
 Each checkpoint is two calls of an actor, to score and to commit. Workers and driver share this machine's cores, so the
-peer runs on the same workers: the same calls with the same arguments by a loop on Ray alone, which decides nothing.
+peer runs on the same workers, before: the same calls with the same arguments by a loop on Ray alone, which decides
+nothing.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ def main() -> str:
         store = Store.create(str(Path(place) / "store"), TEXTS)
         ray.init(num_cpus=WORKERS, include_dashboard=False, logging_level="warning", log_to_driver=False)
         try:
-            alone = _by_ray_alone(todo, Path(place))
-            swept = _by_the_driver(todo, store, Path(place))
+            alone, swept = _measured(todo, store, Path(place))
         finally:
             ray.shutdown()
     rows = [
@@ -83,17 +83,20 @@ def checkpoints(count: int) -> list[Checkpoint]:
 
 
 class _Timed(Driver):
-    """Measured from its first checkpoint on: before it, workers start."""
+    """Measured from its first checkpoint on, when all workers have started; before it the peer has them."""
 
+    alone: _Spent | None = None
     begun: _Spent | None = None
 
     def score(self, worker: Worker, work: Work, upcoming: Sequence[Checkpoint]) -> None:
-        self.begun = self.begun or _Spent()
+        if self.begun is None:
+            self.alone = _by_ray_alone(self.todo, list(self._actors.values()))
+            self.begun = _Spent()
         super().score(worker, work, upcoming)
 
 
-def _by_the_driver(todo: list[Checkpoint], store: Store, place: Path) -> _Spent:
-    (folder := place / "driver").mkdir()
+def _measured(todo: list[Checkpoint], store: Store, place: Path) -> tuple[_Spent, _Spent]:
+    (folder := place / "started").mkdir()
     asked = RaySettings(workers=WORKERS)
     with connected(asked) as shape:
         found = _Timed(store, ScoringSettings(), shape, (folder, WORKERS), todo, {}, asked, JOB)
@@ -102,18 +105,14 @@ def _by_the_driver(todo: list[Checkpoint], store: Store, place: Path) -> _Spent:
             Telling(store, progress, JOB, "org", len(todo)) as telling,
         ):
             found.go(telling)
-            assert found.begun is not None
+            assert found.alone is not None and found.begun is not None
             took = found.begun.until_now()
     assert found.dispatch.tally.scored == CHECKPOINTS, dataclasses.asdict(found.dispatch.tally)
-    return took
+    return found.alone, took
 
 
-def _by_ray_alone(todo: Sequence[Checkpoint], place: Path) -> _Spent:
+def _by_ray_alone(todo: Sequence[Checkpoint], actors: Sequence[Any]) -> _Spent:
     """What must be done on Ray for the same: two calls a checkpoint, one waiting for whichever answers first."""
-    (folder := place / "alone").mkdir()
-    kind = ray.remote(concurrency_groups=FakeWorker.CONCURRENCY, num_cpus=1)(FakeWorker)
-    actors: list[Any] = [kind.remote(None, folder, WORKERS) for _ in range(WORKERS)]
-    ray.get([each.ready.remote(None) for each in actors])
     running: dict[Any, tuple[Any, bool]] = {}
     begun = ended = 0
 
@@ -138,11 +137,8 @@ def _by_ray_alone(todo: Sequence[Checkpoint], place: Path) -> _Spent:
                 score(actor)
             else:
                 ended += 1
-    took = start.until_now()
     assert ended == len(todo)
-    for each in actors:
-        ray.kill(each)
-    return took
+    return start.until_now()
 
 
 def _of_all() -> float:
