@@ -117,7 +117,7 @@ class RayCluster:
         cpus: int = 1,
         disks: Sequence[tuple[Path, str]] = (),
         more: Sequence[str] = (),
-        **variables: str,
+        variables: dict[str, str] | None = None,
     ) -> Node:
         """A node; ``disks`` are folders that it has for itself, with their sizes, ``more`` options of ``ray start``."""
         return self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}", *more], disks, variables)

@@ -43,9 +43,12 @@ def claim(objects: Objects, key: str, job: str, turn: int = 0) -> int | Claim:
     while turn < MOST_TURNS:
         path = layout.claim_path(key, turn)
         try:
-            if objects.conditional_put(path, body):
-                return turn
-            standing = _claim(path, objects.get(path, CLAIM_BYTES))
+            there = objects.get(path, CLAIM_BYTES)  # first: among many jobs most that are tried are taken
+            if there is None:
+                if objects.conditional_put(path, body):
+                    return turn
+                there = objects.get(path, CLAIM_BYTES)
+            standing = _claim(path, there)
         except StoreDamagedError:
             standing = None
         if standing is not None:

@@ -58,6 +58,7 @@ KINDS = {
     "sharing folder": Kind(sharing.run, ("folder",), 0, 1, runs=1),
     "sharing moto": Kind(sharing.run, ("moto",), 0, 1, runs=1),
     "sharing ceph": Kind(sharing.run, ("ceph",), 0, 1, runs=1),
+    "sharing ceph slow": Kind(sharing.run, ("ceph", 8.0), 0, 1, runs=1),
     "fleet": Kind(fleet.run, (), 0, 1, runs=1),
     "verbs": Kind(verbs.run, (), 0, 20, runs=20),
 }

@@ -152,28 +152,33 @@ def run(schedules: int, seed: int, *only: str) -> collections.Counter[str]:
     if why := why_no_disks():
         raise AssertionError(f"no node can have a disk of its own here: {why}")
     root = train_family(SMALLEST)
-    with _stage() as stage:
-        with NotingHub(root) as hub, _swept(stage, hub, stage.place / "undisturbed", "undisturbed") as process:
-            _, said = process.communicate(timeout=SECONDS)
-        assert process.returncode == 0, said
-        expected = columns(stage.place / "undisturbed")
-        for name, what in DISTURBANCES.items():
-            if only and not any(each in name for each in only):
-                continue
-            if what.bucket and stage.server is None:
-                continue
-            words, seconds = _disturbed(stage, root, name, what, expected)
-            tally[f"{name} ({seconds:.0f} s; {words!r})"] += 1
-            tally["schedules"] += 1
-            print(f"{name}: {seconds:.0f} s; {words}", file=sys.stderr, flush=True)
-            stage.renew()
-    if not only or any(each in GROWS for each in only):
-        tally[f"{GROWS} ({_grown(root):.1f} s from the start of its node to the first weights that are asked for)"] += 1
+
+    def told(name: str, what: str) -> None:
+        tally[f"{name} ({what})"] += 1
         tally["schedules"] += 1
-    if not only or any(each in NO_CARD for each in only):
-        tally[f"{NO_CARD} ({_no_card(root)!r})"] += 1
-        tally["schedules"] += 1
+        print(f"{name}: {what}", file=sys.stderr, flush=True)
+
+    chosen = {name for name in (*DISTURBANCES, NO_CARD, GROWS) if not only or any(each in name for each in only)}
+    if chosen & {*DISTURBANCES}:
+        with _stage() as stage:
+            expected = _undisturbed(stage, root)
+            for name, what in DISTURBANCES.items():
+                if name in chosen and (stage.server is not None or not what.bucket):
+                    told(name, _disturbed(stage, root, name, what, expected))
+                    stage.renew()
+    if NO_CARD in chosen:
+        told(NO_CARD, _no_card(root))
+    if GROWS in chosen:
+        told(GROWS, _grown(root))
     return tally
+
+
+def _undisturbed(stage: Stage, root: Path) -> dict[str, str]:
+    """SHA-256 of the columns of a sweep that nothing happens to."""
+    with NotingHub(root) as hub, _swept(stage, hub, stage.place / "undisturbed", "undisturbed") as process:
+        _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    return columns(stage.place / "undisturbed")
 
 
 def _no_card(root: Path) -> str:
@@ -191,8 +196,8 @@ def _no_card(root: Path) -> str:
     return found[0]
 
 
-def _grown(root: Path) -> float:
-    """Seconds that a cluster that begins with a head without CPUs takes from a node to work on it."""
+def _grown(root: Path) -> str:
+    """How long a cluster that begins with a head without CPUs takes from a node to work on it."""
 
     def raylets(cluster: RayCluster) -> int:
         return sum("/raylet/raylet" in _title(each) for each in cluster.head.root.children(recursive=True))
@@ -204,11 +209,11 @@ def _grown(root: Path) -> float:
             begun = time.monotonic()
             _, said = process.communicate(timeout=SECONDS)
         assert process.returncode == 0 and len(columns(Path(place) / "grown")) == 2, said
-        return hub.weights[0][0] - begun
+        return f"{hub.weights[0][0] - begun:.1f} s from the start of its node to the first weights that are asked for"
 
 
-def _disturbed(stage: Stage, root: Path, name: str, what: Disturbance, expected: dict[str, str]) -> tuple[str, float]:
-    """The sentence, and the seconds from the fault to the end of the second command."""
+def _disturbed(stage: Stage, root: Path, name: str, what: Disturbance, expected: dict[str, str]) -> str:
+    """The seconds from the fault to the end of the second command, and the sentence."""
     short = name.replace(" ", "-")
     store: Path | str = stage.place / short
     if what.bucket:
@@ -237,7 +242,8 @@ def _disturbed(stage: Stage, root: Path, name: str, what: Disturbance, expected:
     assert opened.failures() == [] and opened.standing_claims() == {}, f"{name}: {said}{more}"
     found = re.search(rf"^.*(?:{what.says}).*$", said + more, re.M)
     assert found, f"{name}: {said}{more}"
-    return re.sub(r"^\d\d:\d\d:\d\d |^klray: error: ", "", found[0]), seconds
+    words = re.sub(r"^\d\d:\d\d:\d\d |^klray: error: ", "", found[0])
+    return f"{seconds:.0f} s; {words}"
 
 
 def _swept(stage: Stage, hub: NotingHub, store: Path | str, name: str) -> subprocess.Popen[str]:
@@ -256,14 +262,14 @@ def _stage() -> Iterator[Stage]:
             assert isinstance(found, CephServer)
             bucket, variables = new_bucket(found), found.user("sweeper").environment
         cluster = stack.enter_context(ray_cluster())
-        well = cluster.add("well", **variables)
+        well = cluster.add("well", variables=variables)
         yield Stage(cluster, place, well, second(cluster, place, variables), variables, bucket, found)
 
 
 def second(cluster: RayCluster, place: Path, variables: dict[str, str]) -> Node:
     """A node with a disk of its own for checkpoints."""
     name = f"other{time.monotonic_ns()}"
-    return cluster.add(name, disks=[(place / "cache", DISK)], **variables)
+    return cluster.add(name, disks=[(place / "cache", DISK)], variables=variables)
 
 
 def _title(process: psutil.Process) -> str:
