@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from klray.analysis.runs import trajectories
 from klray.analysis.runs_table import consecutive_pairs
@@ -24,7 +26,7 @@ from klray.report.figures.consecutive_kl import consecutive_kl, consecutive_kl_c
 from klray.report.figures.diffusion_exponents import diffusion_exponents
 from klray.report.figures.kl_heatmap import MAX_MODELS, kl_heatmap, kl_heatmap_caption
 from klray.report.figures.model_map import model_map, model_map_caption
-from klray.report.figures.style import run_labels, run_styles, save
+from klray.report.figures.style import run_labels, run_styles, save, smaller
 from tests.synthetic import trajectory_result
 
 pytestmark = pytest.mark.slow
@@ -330,3 +332,14 @@ def test_files_are_reproducible_and_embed_fonts(result: xr.Dataset, tmp_path: Pa
 def test_pyplot_is_never_touched() -> None:
     code = "import klray.report.figures, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_large_picture_is_made_smaller_for_the_page() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8))
+    body = io.BytesIO()
+    noise.save(body, format="png")
+    assert smaller(body.getvalue(), 10**6) == body.getvalue()
+    small = smaller(body.getvalue(), 100_000)
+    assert len(small) <= 100_000
+    with Image.open(io.BytesIO(small)) as picture:
+        assert picture.size == (300, 200)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import xarray as xr
+from PIL import Image
 
 import klray
 from klray.analysis.analyze import analyze
@@ -20,6 +21,7 @@ from klray.analysis.recipe import Recipe
 from klray.analysis.scale.measuring import measure_scale
 from klray.report import Study, write_report
 from klray.report import page as page_of_report
+from klray.report.carried import limits
 from klray.report.inlined import script
 from klray.units import bits_per_byte
 from klray.words.numbers import significant, with_error
@@ -79,7 +81,11 @@ def opened(browser: Browser, path: Path) -> tuple[Page, list[str]]:
 def page(opened: tuple[Page, list[str]]) -> Page:
     """The report as it opens; the page is one for all tests."""
     found, _ = opened
+    found.mouse.move(2, 2)
     found.evaluate("klray.choices.set(klray.choices.defaults)")
+    found.evaluate(
+        "klray.explorer.hover(-1), klray.explorer.panels.forEach((each) => { each.view.reset(); each.redraw(); })"
+    )
     return found
 
 
@@ -223,6 +229,10 @@ def test_saved_tables_hold_the_data(page: Page, result: xr.Dataset, tmp_path: Pa
     np.testing.assert_allclose(sorted(float(row[3]) for row in rows), np.sort(known[np.isfinite(known)]), rtol=1e-6)
     assert saved("[data-chart=scale]", "SVG").count("<circle") == result_pairs(page)
     assert saved("[data-chart=map]", "SVG").startswith("<svg")
+    with page.expect_download() as started:
+        page.locator("[data-chart=map]").get_by_role("button", name="PNG", exact=True).click()
+    with Image.open(started.value.path()) as image:
+        assert image.width > 1000 and len(image.convert("L").getcolors(1 << 16)) > 10
 
 
 def result_pairs(page: Page) -> int:
@@ -270,6 +280,64 @@ def test_tables_sort_filter_and_fit(page: Page, result: xr.Dataset) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.set_viewport_size({"width": 1300, "height": 900})
+
+
+def test_keys_go_from_model_to_model_and_choose(page: Page) -> None:
+    page.locator(".panel canvas").first.focus()
+    names = []
+    for key in ("ArrowRight", "ArrowDown", "ArrowLeft"):
+        page.keyboard.press(key)
+        names.append(page.evaluate("klray.explorer.panels[0].hovered"))
+    assert page.locator(".card").is_visible() and len(set(names)) > 1 and min(names) >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("klray.choices.get('a') === klray.data.models.label[klray.explorer.panels[0].hovered]")
+    page.keyboard.press("Escape")
+    assert not page.locator(".card").is_visible()
+    before = page.evaluate("klray.explorer.panels[0].view.zoom")
+    page.keyboard.press("+")
+    assert page.evaluate("klray.explorer.panels[0].view.zoom") > before
+    page.keyboard.press("0")
+    assert page.evaluate("klray.explorer.panels[0].view.zoom") == 1
+
+
+def test_without_scripts_the_pictures_are_seen(browser: Browser, path: Path) -> None:
+    page, _ = new_page(browser, java_script_enabled=False)
+    page.goto(path.as_uri())
+    images = page.locator("figure img")
+    assert images.count() == 4 and all(images.nth(at).is_visible() for at in range(4))
+    assert not page.locator(".answers").first.is_visible()
+    page.context.close()
+
+
+def test_of_too_many_pairs_the_page_says_what_gives_the_others(
+    browser: Browser, result: xr.Dataset, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_of_report, "PLATES", page_of_report.PLATES[:1])
+        for name, value in {"ALL_PAIRS_MODELS": 20, "SAMPLE_MODELS": 4, "MOST_NEIGHBOURS": 2}.items():
+            patch.setattr(limits, name, value)
+        path = write_report(result, tmp_path, title="Many")
+    page, said = new_page(browser)
+    page.goto(path.as_uri())
+    page.wait_for_selector(READY, state="attached")
+    kl = result["kl"].values.copy()
+    np.fill_diagonal(kl, np.nan)
+    one = int(np.flatnonzero(np.isfinite(kl).any(axis=1))[0])
+    near, far = int(np.nanargmin(kl[one])), int(np.nanargmax(kl[one]))
+    choose = "([a, b]) => klray.choices.set({ a: klray.data.models.label[a], b: klray.data.models.label[b] })"
+    for a, b in ((one, near), (near, one)):
+        page.evaluate(choose, [a, b])
+        shown = float(str(page.locator(".number-big output").get_attribute("data-kl")))
+        assert shown == pytest.approx(kl[a, b], rel=1e-6)
+    page.evaluate(choose, [one, far])
+    names = [json.dumps(str(result["model"].values[at])) for at in (one, far)]
+    chosen = f".kl.sel(model={names[0]}, other={names[1]}).item()"
+    call = f"klray.open_result(URL, 'trajectory', '{result.attrs['snapshot']}'){chosen}"
+    assert page.locator(".absent pre").inner_text() == call
+    assert eval(call.replace("klray.open_result(URL, ", "opened("), {"opened": lambda *_: result}) == kl[one, far]
+    assert "the 2 nearest models of each" in page.locator(".absent").inner_text()
+    assert said == []
+    page.context.close()
 
 
 def test_what_strangers_wrote_stays_text(browser: Browser, result: xr.Dataset, tmp_path: Path) -> None:

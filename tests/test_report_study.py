@@ -73,7 +73,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         store=StoreConfig(url=store.url),
         analysis=AnalysisConfig(),
         scale=ScaleConfig(resamples=20),
-        report=ReportConfig(dir=str(place / "report")),
+        report=ReportConfig(dir=str(place / "report"), publish=True),
     )
     snapshot = store.manifest().id
     analyze(config)
@@ -290,17 +290,15 @@ def test_exponents_of_weights_stand_next_to_those_of_kl(page: Page, store: Store
     assert "Alignment changes a run's cw by 0.10 at most." in page.text
 
 
-def test_a_published_report_is_found_by_its_address_and_is_nothing_foreign(config: Config, tmp_path: Path) -> None:
-    store = Store.open(str(config.store.url))
-    name = store.manifest().id
-    page = write_report(trajectory_result(sizes=(), singles=2), tmp_path, title="Published")
-    address = store.publish_report(name, "report", page.read_bytes())
-    assert Path(address).read_bytes() == page.read_bytes()
-    written = Path(address).stat()
-    assert store.publish_report(name, "report", page.read_bytes()) == address
-    assert Path(address).stat().st_ino == written.st_ino, "the same page is not written again"
+def test_a_published_report_is_found_by_its_address_and_is_nothing_foreign(page: Page, store: Store) -> None:
+    name, body = store.manifest().id, page.path.read_bytes()
+    published = Path(store.url) / "results" / name / "report" / "index.html"
+    assert published.read_bytes() == body
+    written = published.stat()
+    assert store.publish_report(name, "report", body) == str(published)
+    assert published.stat().st_ino == written.st_ino, "the same page is not written again"
     store.publish_report(name, "report", b"<!doctype html>")
-    assert Path(address).read_bytes() == b"<!doctype html>"
+    assert published.read_bytes() == b"<!doctype html>"
     found = store.audit()
     assert not found.damages and not found.leftovers
     assert "report" not in store.result_names(name)

@@ -12,6 +12,7 @@ SAMPLE_MODELS = 384  # of more models, taken evenly: 73,536 pairs, 0.8 MB
 NEIGHBOURS_BYTES = 1_200_000  # 10 of each of 10,000 models, 30 of each of 2,000: 1.6 MB
 MOST_NEIGHBOURS = 30
 ROWS_VALUES = 400_000  # log-likelihoods, float32: 2.1 MB; 1,000 models on 400 texts, 40 on 10,000
+PICTURE_BYTES = 250_000  # of a picture in the page; a larger one is made smaller there, six of them are 2 MB
 SETTING_PAIRS = 1000  # of one setting of the scale; of more pairs their quantiles stand for them
 
 

@@ -16,6 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
+from PIL import Image
 
 from klray.analysis.runs import Run
 from klray.words.numbers import counted
@@ -195,6 +196,17 @@ def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
         handlelength=2.2,
         columnspacing=1.6,
     )
+
+
+def smaller(png: bytes, most_bytes: int) -> bytes:
+    """The picture with half of the pixels on each side, in 256 colours, as often as it takes to fit."""
+    while len(png) > most_bytes:
+        with Image.open(io.BytesIO(png)) as picture:
+            half = picture.convert("RGB").resize((max(picture.width // 2, 1), max(picture.height // 2, 1)))
+        body = io.BytesIO()
+        half.quantize(256).save(body, format="png", optimize=True)
+        png = body.getvalue()
+    return png
 
 
 def save(figure: Figure, directory: Path, name: str) -> bytes:

@@ -8,8 +8,9 @@ from pathlib import Path
 import xarray as xr
 
 from klray.errors import KlrayError
+from klray.report.carried.limits import PICTURE_BYTES
 from klray.report.figures.plate import Plate
-from klray.report.figures.style import save
+from klray.report.figures.style import save, smaller
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ class Section:
 
 
 def picture(plate: Plate, dataset: xr.Dataset, directory: Path) -> Picture:
-    """Draw, write PNG and PDF into ``directory``, and keep the PNG."""
+    """Draw, write PNG and PDF into ``directory``, and keep the PNG, smaller if it is large."""
     try:
         png = save(plate.draw(dataset), directory, plate.name)
     except KlrayError as nothing_to_draw:
         return Picture(plate.alternative, str(nothing_to_draw), "")
-    return Picture(plate.alternative, plate.caption(dataset), base64.b64encode(png).decode())
+    kept = base64.b64encode(smaller(png, PICTURE_BYTES)).decode()
+    return Picture(plate.alternative, plate.caption(dataset), kept)
