@@ -30,7 +30,7 @@ ROOT = Path(str(klray.__file__)).parents[1]
 MOST_MEGABYTES = 450  # of the whole environment, pip and compiled modules in it
 COMPILED = 1.5  # bytes of compiled modules to a byte of their sources, at most
 ABSENT = ["torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "ray", "distributed", "obstore"]
-ABSENT += ["sklearn", "scipy"]
+ABSENT += ["sklearn", "scipy", "pyarrow"]
 
 
 class Light:
@@ -170,6 +170,10 @@ def test_an_analyst_publishes_analyses_and_reports(light: Light, store: Store, t
     assert "early" in light("-m", "jobs", "scale", place)
     page = light("-m", "jobs", "report", place, f"report.dir={tmp_path}").split("report ")[-1].strip()
     assert Path(page).stat().st_size > 100_000
+    said = light("-m", "jobs", "export", place, f"export.dir={tmp_path / 'tables'}", code=1)
+    assert said.endswith("this needs pyarrow: pip install 'klray[parquet]'\n") and not (tmp_path / "tables").exists()
+    assert "pairs.csv" in light("-m", "jobs", "export", place, f"export.dir={tmp_path / 'tables'}", "export.format=csv")
+    assert "index.html" in light("-m", "jobs", "page", place, f"page.dir={tmp_path / 'page'}")
     assert "results: scale, trajectory" in light("-m", "jobs", "status", place)
     assert "hold what was committed, 0 do not" in light("-m", "jobs", "verify", place)
 

@@ -9,8 +9,9 @@ Shapes: K = models, N = texts, R = rows written at a time.
 """
 
 import csv
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -93,23 +94,24 @@ def export(dataset: xr.Dataset, result: xr.Dataset | None, folder: Path, kind: K
     The table of models opens in Embedding Atlas: columns x, y, text and neighbors are what it asks for. Memory holds
     one chunk of log-likelihoods, or as many rows of the matrices.
 
-    Raises KlrayError: pyarrow is not installed and ``kind`` is Parquet; the result is of another snapshot.
+    Raises KlrayError: the result is of another snapshot; ModuleNotFoundError: Parquet, and there is no pyarrow.
     """
     if result is not None and result.attrs.get("snapshot") != dataset.attrs.get("snapshot"):
         raise KlrayError(
             f"the result is of snapshot {result.attrs.get('snapshot')}, and what is exported is "
             f"{dataset.attrs.get('snapshot')}: name one of both"
         )
+    writer_of: Callable[[Path], Writer] = CsvWriter
+    if kind == "parquet":
+        from klray.store.published.parquet import TableWriter  # noqa: PLC0415 - pyarrow is an extra
+
+        writer_of = functools.partial(TableWriter, text_set=str(dataset.attrs.get("text_set", "")))
     folder.mkdir(parents=True, exist_ok=True)
-    text_set, paths = str(dataset.attrs.get("text_set", "")), []
+    paths: list[Path] = []
 
     def table(name: str) -> Writer:
         paths.append(folder / f"{name}.{kind}")
-        if kind == "csv":
-            return CsvWriter(paths[-1])
-        from klray.store.published.parquet import TableWriter  # noqa: PLC0415 - pyarrow is an extra
-
-        return TableWriter(paths[-1], text_set)
+        return writer_of(paths[-1])
 
     sizes = dataset["text_bytes"].values
     per_byte = np.empty(dataset.sizes["model"])
