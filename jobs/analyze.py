@@ -8,6 +8,7 @@ from klray import config as configs
 from klray.analysis import analyze as trajectory
 from klray.analysis.cluster import dask_scheduler
 from klray.analysis.continuing import Preprocessing, comes_first, earlier_result, exact_weights, there_already
+from klray.analysis.pairs import MATRICES
 from klray.analysis.recipe import KNOWN_ANOMALIES, Exclusion, Recipe, of_domain, result_name
 from klray.config import AnalysisConfig, Config
 from klray.config.job import verb
@@ -58,6 +59,9 @@ def analyze(config: Config) -> xr.Dataset:
             threads=config.dask.threads,
             sketches=store.read_sketches,
             exact_weights=exact,
+            begun=lambda belongs: next(
+                store.begun_results(snapshot, name, MATRICES, dataset.sizes["model"], belongs), None
+            ),
         )
         result.attrs["weights"] = weights
         path = store.write_result(snapshot, name, result)

@@ -7,9 +7,10 @@ import glob
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import dask
 import numpy as np
@@ -22,7 +23,7 @@ from klray.analysis.defaults import CLIP_QUANTILE, MIN_STEP, NEIGHBOURS, OUTLIER
 from klray.analysis.diffusion import diffusion_exponent
 from klray.analysis.drift import Columns, Sketches, drift_bytes, exact_drift, most_sketches, sketched_drift
 from klray.analysis.facts import labels, origin, own_output, quantised
-from klray.analysis.kl.all_pairs import kl_divergence, paired_standard_error
+from klray.analysis.kl.all_pairs import Begun, kl_divergence, paired_standard_error
 from klray.analysis.kl.chosen_pairs import ROWS_BYTES
 from klray.analysis.kl.panels import Panel
 from klray.analysis.kl.tiling import Tiling, tiling
@@ -70,6 +71,7 @@ def analyze(
     threads: int | None = None,
     sketches: Sketches | None = None,
     exact_weights: xr.Dataset | None = None,
+    begun: Callable[[Mapping[str, Any]], Begun | None] = lambda attributes: None,
 ) -> xr.Dataset:
     """Analyse a snapshot. The all-pairs matrices come back as Dask, to be written tile by tile; the rest is in memory.
 
@@ -101,6 +103,9 @@ def analyze(
         Weight sketches by key of those columns, among keys it is given, that have one: ``Store.read_sketches``.
     exact_weights
         Squared distances that ``klray weights`` wrote; variables whose names end in _exact (_aligned) come with it.
+    begun
+        What an analysis whose result has these attributes left of its matrices when it was cut short: tiles that need
+        not be computed again.
 
     The Dataset has kl and kl_standard_error (model, other) bits/byte, or neighbour, neighbour_kl and
     neighbour_kl_standard_error (model, rank), or neither; relative, relative_kl and relative_kl_standard_error
@@ -149,9 +154,10 @@ def analyze(
     found, claims = runs(dataset, excluded), contested(dataset, excluded)
     plan = _checked_memory(values, tile, [len(run.models) for run in found], memory_limit_bytes, threads)
     kept, reference = pairs.chosen(pairs_kept, len(excluded)), recipe.reference_row(dataset, values)
+    belongs = origin(dataset) | {"numerics": continuing.NUMERICS_VERSION, "recipe": recipe.to_json()}
     result = xr.Dataset()
     if kept == "all":
-        result = pairs.matrices(values, text_bytes, reference, plan, previous)
+        result = pairs.matrices(values, text_bytes, reference, plan, previous, begun(belongs))
     elif kept == "neighbours":
         result = result.assign(pairs.neighbours(values, text_bytes, reference, plan, excluded, n_neighbours))
     rows_bytes = ROWS_BYTES if memory_limit_bytes is None else memory_limit_bytes // 4
@@ -171,11 +177,9 @@ def analyze(
     result["text_kept"] = ("text", recipe.text_kept, {"long_name": "text kept by the recipe"})
     result["excluded"] = ("model", excluded, {"long_name": "model left out of windows, consecutive KL and maps"})
     result = result.assign_coords({n: c for n, c in dataset.coords.items() if set(c.dims) <= {"model", "text"}})
-    result.attrs = origin(dataset) | {
+    result.attrs = belongs | {
         "title": "Trajectories of language models",
-        "numerics": continuing.NUMERICS_VERSION,
         "mean_bytes": recipe.mean_bytes,
-        "recipe": recipe.to_json(),
         "window": window,
         "min_step": min_step,
         "excluded_reasons": json.dumps(

@@ -11,7 +11,7 @@ import xarray as xr
 
 from klray.analysis.continuing import known_pairs
 from klray.analysis.defaults import ALL_PAIRS_MOST, PAIRS
-from klray.analysis.kl.all_pairs import kl_with_standard_error
+from klray.analysis.kl.all_pairs import Begun, kl_with_standard_error
 from klray.analysis.kl.chosen_pairs import pair_divergence
 from klray.analysis.kl.neighbours import nearest
 from klray.analysis.kl.tiling import CHUNK, Tiling
@@ -22,6 +22,7 @@ logger = logging.getLogger("klray")
 
 Columns = dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]
 
+MATRICES = ("kl", "kl_standard_error")
 _KL = {"units": "bit/byte", "references": "arXiv:2505.15353"}
 
 
@@ -37,9 +38,17 @@ def chosen(asked: str | None, n_models: int) -> str:
 
 
 def matrices(
-    values: xr.DataArray, text_bytes: np.ndarray, reference: np.ndarray, plan: Tiling, previous: xr.Dataset | None
+    values: xr.DataArray,
+    text_bytes: np.ndarray,
+    reference: np.ndarray,
+    plan: Tiling,
+    previous: xr.Dataset | None,
+    begun: Begun | None = None,
 ) -> xr.Dataset:
-    """Kl and kl_standard_error (model, other), lazily; those of the first models are those of ``previous``."""
+    """Kl and kl_standard_error (model, other), lazily; those of the first models are those of ``previous``.
+
+    Tiles that ``begun`` has are read there.
+    """
     both = kl_with_standard_error(
         values,
         text_bytes,
@@ -47,6 +56,7 @@ def matrices(
         tile=plan.tile,
         previous=(known_pairs(previous, "kl"), known_pairs(previous, "kl_standard_error")),
         room=plan.room,
+        begun=begun,
     )
     return xr.Dataset({str(each.name): each.chunk(min(plan.tile, CHUNK)) for each in both})
 

@@ -167,6 +167,12 @@ class StoredGroup:
     arrays: Mapping[str, StoredArray]
     metadata: bytes
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Of the group itself."""
+        found: dict[str, Any] = parsed(self.metadata)["attributes"]
+        return found
+
     @classmethod
     def from_metadata(cls, body: bytes) -> "StoredGroup":
         """Of a group's consolidated ``zarr.json``. Raises ValueError: it is none that klray writes."""

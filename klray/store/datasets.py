@@ -10,6 +10,7 @@ import xarray as xr
 import zarr
 from xarray.backends import BackendArray
 from xarray.core import indexing
+from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
 
 from klray.errors import StoreDamagedError, StoreError
@@ -69,9 +70,20 @@ def encode_dataset(data: xr.Dataset, fill: Callable[[zarr.Group], None] | None =
 
 
 def write_dataset(objects: Objects, path: str, data: xr.Dataset) -> None:
-    """Write ``data`` below ``path``, which is empty; each Dask block goes straight to its place."""
-    data.to_zarr(ZarrStore(objects, path), mode="w-", zarr_format=3, consolidated=False, write_empty_chunks=True)
-    there = _metadata(objects, path, [str(name) for name in data.variables])
+    """Write ``data`` below ``path``, which is empty; each Dask block goes straight to its place.
+
+    Those have checksums of their own: what is left of a writing that is cut short may be read (`klray.store.begun`).
+    """
+    lazy = {str(name): {"compressors": ZstdCodec(checksum=True)} for name, each in data.items() if each.chunks}
+    data.to_zarr(
+        ZarrStore(objects, path),
+        mode="w-",
+        zarr_format=3,
+        consolidated=False,
+        write_empty_chunks=True,
+        encoding=lazy,
+    )
+    there = array_metadata(objects, path, [str(name) for name in data.variables])
     if there is None:
         raise StoreError(f"store {objects.url}: what was written to {path} was removed meanwhile; run it again")
     objects.put(f"{path}/zarr.json", there)
@@ -123,7 +135,7 @@ def read_arrays(
     Raises FileNotFoundError: metadata are missing; StoreDamagedError: a chunk is missing or none; one of UNREADABLE:
     they are not what klray writes.
     """
-    body = _metadata(objects, path, names)
+    body = array_metadata(objects, path, names)
     if body is None:
         raise FileNotFoundError(f"{path}{BELOW}")
     group = StoredGroup.from_metadata(body)
@@ -133,7 +145,7 @@ def read_arrays(
     return {name: np.asarray(opened[name][...]) for name in names}
 
 
-def _metadata(objects: Objects, path: str, names: Sequence[str]) -> bytes | None:
+def array_metadata(objects: Objects, path: str, names: Sequence[str]) -> bytes | None:
     """The ``zarr.json`` of a group with those of its arrays in it; None if one of them is missing."""
     found = list(objects.get_many([f"{path}{BELOW}", *(f"{path}/{name}{BELOW}" for name in names)]))
     for each in found:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from klray.errors import StoreDamagedError, StoreError
 from klray.store import audit as audits
-from klray.store import claims, columns, jobs, layout, publishing, records, results, snapshots
+from klray.store import begun, claims, columns, jobs, layout, publishing, records, results, snapshots
 from klray.store import root as roots
 from klray.store.audit import Audit, Leftover
 from klray.store.catalog import Catalog, read_catalog
@@ -173,6 +173,7 @@ class Store:
     publish_report = _of_objects(results.publish_report)
     result_names = _of_objects(results.result_names)
     result = _of_objects(results.open_finished)
+    begun_results = _of_objects(begun.begun_results)
 
     def audit(self, report: Callable[[int, int], None] | None = None) -> Audit:
         """What is damaged, and what is left over; ``report`` is told how many of how many columns were looked at."""

@@ -5,10 +5,11 @@ below the diagonal is the transpose of the same task. KL_ij depends on rows i an
 differences), so a matrix can be extended: ``previous`` holds what is known of the first models, and stays as it is.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import dask.array as da
 import numpy as np
@@ -27,6 +28,8 @@ from klray.units import kl_per_variance
 
 Matrices = tuple[np.ndarray, ...]
 
+logger = logging.getLogger("klray")
+
 
 class Quantity(NamedTuple):
     """What an all-pairs matrix holds."""
@@ -37,6 +40,16 @@ class Quantity(NamedTuple):
 
 KL = Quantity("kl", "Kullback-Leibler divergence between models")
 KL_STANDARD_ERROR = Quantity("kl_standard_error", "standard error of the Kullback-Leibler divergence over texts")
+
+
+class Begun(Protocol):
+    """What an earlier computation of the same matrices has left: some of their rows and columns, or none."""
+
+    def has(self, rows: slice, others: slice) -> bool:
+        """Whether these rows and columns of every matrix are there."""
+
+    def read(self, rows: slice, others: slice) -> Matrices | None:
+        """These rows and columns of each matrix; None where they turn out to be lost."""
 
 
 class Work(NamedTuple):
@@ -128,17 +141,19 @@ def kl_with_standard_error(
     tile: int | None = None,
     previous: tuple[Any, Any] = (None, None),
     room: int | None = None,
+    begun: Begun | None = None,
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """`kl_divergence` and `kl_standard_error` of the same products, lazily, in a fifth less time than one by one.
 
     ``reference`` is a row (N,), nats, of the same texts: any, but one that never changes, because the last bits of a
     pair depend on it. The nearer it is to the models, the fewer pairs have to be evaluated from their differences.
-    Tiles read their own rows, and keep no more than ``room`` panels of ``tile`` rows in memory (None: all).
+    Tiles read their own rows, and keep no more than ``room`` panels of ``tile`` rows in memory (None: all). Those that
+    ``begun`` has are taken from there.
     """
     both = (KL, KL_STANDARD_ERROR)
     centered = np.asarray(reference, dtype=np.float64)
     centered = centered - centered.mean()
-    kl, error = _all_pairs(both, _with_error, log_likelihood, text_bytes, tile, previous, None, centered, room)
+    kl, error = _all_pairs(both, _with_error, log_likelihood, text_bytes, tile, previous, None, centered, room, begun)
     return kl, error
 
 
@@ -187,13 +202,14 @@ def _all_pairs(
     threads: int | None,
     reference: np.ndarray | None = None,
     room: int | None = None,
+    begun: Begun | None = None,
 ) -> list[Any]:
     """The matrix of each quantity, of the kind of ``log_likelihood``."""
     if tile is not None and tile < 1:
         raise KlrayError(f"tile needs at least 1 model, it is {tile}: leave it out, or choose for example tile=512")
     if isinstance(log_likelihood, xr.DataArray):
         labelled = model_by_text(log_likelihood)
-        given = (labelled.data, text_bytes, tile, previous, threads, reference, room)
+        given = (labelled.data, text_bytes, tile, previous, threads, reference, room, begun)
         found = _all_pairs(quantities, kernel, *given)
         return [_labelled(*each, labelled) for each in zip(quantities, found, strict=True)]
     tile = tile or tile_side(np.shape(log_likelihood)[0] if np.ndim(log_likelihood) else 1, threads or CPU_COUNT)
@@ -202,7 +218,7 @@ def _all_pairs(
     work = Work(quantities, kernel, kl_per_variance(mean_text_bytes(text_bytes, n_texts)), reference)
     known = [_square(each.data if isinstance(each, xr.DataArray) else each, n_models) for each in previous]
     if isinstance(rows, da.Array):
-        return _dask_pairs(work, rows, tile, [da.asarray(each) for each in known], room)
+        return _dask_pairs(work, rows, tile, [da.asarray(each) for each in known], room, begun)
     return _numpy_pairs(work, rows, tile, [np.asarray(each) for each in known], threads or CPU_COUNT)
 
 
@@ -235,25 +251,34 @@ def _numpy_pairs(work: Work, rows: np.ndarray, tile: int, known: list[np.ndarray
     return result
 
 
-def _dask_pairs(work: Work, rows: da.Array, tile: int, known: list[da.Array], room: int | None) -> list[da.Array]:
+def _dask_pairs(
+    work: Work, rows: da.Array, tile: int, known: list[da.Array], room: int | None, begun: Begun | None
+) -> list[da.Array]:
     known = [each.rechunk((tile, tile)) for each in known]
     names = tuple(quantity.name for quantity in work.quantities)
-    token = tokenize(names, rows.name, [each.name for each in known], work.scale, tile, work.reference)
+    token = tokenize(names, rows.name, [each.name for each in known], work.scale, tile, work.reference, begun)
     sizes, known_sizes = rows.chunks[0], known[0].chunks[0] if known[0].size else ()
     sides = panels(rows, len(sizes) if room is None else room)
     tiled, layers = f"tiles-{token}", [dict[Any, Any]() for _ in names]
     layer: dict[Any, Any] = {}
+    ends = np.cumsum(sizes).tolist()
+    parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    there = 0
     for i in range(len(sizes)):
         for j in range(i, len(sizes)):
             before = [(each.name, i, j) for each in known] if j < len(known_sizes) else []
             whole = bool(before) and known_sizes[j] == sizes[j]
             if not whole:
-                layer[(tiled, i, j)] = (_tile_of_panels, work, sides[i], sides[j], before)
+                left = _Left(begun, parts[i], parts[j]) if begun and begun.has(parts[i], parts[j]) else None
+                there += left is not None
+                layer[(tiled, i, j)] = (_tile_of_panels, work, sides[i], sides[j], before, left)
             for q, name in enumerate(names):
                 key = (f"{name}-{token}", i, j)
                 layers[q][key] = before[q] if whole else (itemgetter(q), (tiled, i, j))
                 if i < j:
                     layers[q][(f"{name}-{token}", j, i)] = (np.transpose, key)
+    if there:
+        logger.info("%s of %s tiles are there, of an analysis that was cut short", f"{there:,}", f"{len(layer):,}")
     return [
         da.Array(
             HighLevelGraph.from_collections(f"{name}-{token}", layer | of_quantity, dependencies=known),
@@ -266,7 +291,22 @@ def _dask_pairs(work: Work, rows: da.Array, tile: int, known: list[da.Array], ro
     ]
 
 
-def _tile_of_panels(work: Work, side: Panel, other: Panel, known: list[np.ndarray]) -> Matrices:
+class _Left(NamedTuple):
+    """A tile of an earlier computation."""
+
+    begun: Begun
+    rows: slice
+    others: slice
+
+    def read(self) -> Matrices | None:
+        return self.begun.read(self.rows, self.others)
+
+
+def _tile_of_panels(
+    work: Work, side: Panel, other: Panel, known: list[np.ndarray], left: _Left | None = None
+) -> Matrices:
+    if left is not None and (found := left.read()) is not None:
+        return found
     rows = side.read()
     return _tile(work, rows, None if side is other else other.read(), known)
 
