@@ -131,7 +131,8 @@ DISTURBANCES = {
     "a node stands still": Disturbance(_stop_node, r"node \S+ was lost: others take what it worked on"),
     "a node is drained": Disturbance(_drain_node, r"node \S+ is drained: it finishes what it has begun"),
     "the holder of the pauses is killed": Disturbance(_kill_board, r"the actor that holds the hub's pauses had ended"),
-    "a disk is full": Disturbance(_fill_disk, r"node \S+ put aside: disk full; make room there"),
+    # A worker that has checkpoints to remove goes on with their room.
+    "a disk is full": Disturbance(_fill_disk, r"waits for room in|node \S+ put aside: disk full; make room there"),
     "rights are taken away": Disturbance(
         _take_rights, r"no scoring worker is left: .*store s3://\S+.*AccessDenied|store s3://.*denied", 1, bucket=True
     ),
