@@ -111,8 +111,11 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
 
 def test_an_attention_kernel_named_in_a_config_is_not_fetched(tmp_path: Path) -> None:
-    folder = with_other_config(save_checkpoint(tmp_path), attn_implementation="someone/kernel")
-    assert models.load(folder).model.config._attn_implementation == "sdpa"
+    folder = with_other_config(
+        save_checkpoint(tmp_path), attn_implementation="someone/kernel", experts_implementation="a/b"
+    )
+    config = models.load(folder).model.config
+    assert config._attn_implementation == "sdpa" and config._experts_implementation != "a/b"
 
 
 @pytest.mark.parametrize("lost", ["gpt_neox.layers.1.mlp.dense_4h_to_h.weight", "embed_out.weight"])

@@ -188,7 +188,7 @@ def _counts(own: Mapping[str, Any]) -> dict[str, Any]:
 def _settle(config: Any, file: GgufFile) -> None:
     """What a file says and transformers' loader leaves at the default of a class."""
     own = _own(file)
-    config._attn_implementation = None
+    plausible.keep_built_in(config)
     if config.model_type == "gpt2":
         config.n_positions = own.get("context_length", config.n_positions)
         if own.get("feed_forward_length") not in (None, 4 * config.n_embd):

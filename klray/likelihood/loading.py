@@ -257,8 +257,7 @@ def _build(
 ) -> tuple[Any, set[str]]:
     """The model, and the names of stored tensors that transformers did not take."""
     config = _config(folder)
-    # A config.json may name an attention kernel to be fetched from the hub: only the built-in ones are used.
-    config._attn_implementation = None
+    plausible.keep_built_in(config)
     plausible.check_size(folder, config, sum(file.stat().st_size for file in files))
     stored_quantized = hasattr(config, "quantization_config")
     more: dict[str, Any] = {}

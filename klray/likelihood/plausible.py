@@ -47,6 +47,12 @@ def check_config(folder: Path, config: dict[str, Any], tensors: int | None = Non
             )
 
 
+def keep_built_in(config: Any) -> None:
+    """Have transformers choose among its own code: a config may name a kernel that would be fetched from the hub."""
+    config._attn_implementation = None  # of its parts, too
+    config._experts_implementation = None
+
+
 def check_size(folder: Path, config: Any, stored_bytes: int) -> None:
     """Refuse (CheckpointError, load_failed) a ``config`` of transformers whose model has more numbers than
     ``stored_bytes`` of weights can make. The model is built without memory.

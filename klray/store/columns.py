@@ -279,9 +279,7 @@ def read_sketches(objects: Objects, keys: Iterable[str]) -> dict[str, npt.NDArra
     """Weight sketches (bucket,) float32 of those of ``keys`` that have one, by key, checked against their SHA-256.
 
     Those that a commit's fact ``sketch`` (a snapshot's coordinate) gives the same label can be compared. Where a commit
-    cannot be read, nobody knows of a sketch: there is none, with a warning.
-
-    Raises StoreError: a sketch is missing or holds other bytes than were committed.
+    cannot be read, or a sketch is missing or is not what was committed, there is none, with a warning.
     """
     commits, unreadable = readable_commits(objects, list(dict.fromkeys(keys)))
     for key, why in unreadable.items():
@@ -289,11 +287,12 @@ def read_sketches(objects: Objects, keys: Iterable[str]) -> dict[str, npt.NDArra
         log.warning(words, objects.url, unreadable_words(key, why), requeue(objects, key))
     there = {layout.sketch_path(each.path): each for each in commits if layout.SKETCH_CHUNK in each.objects}
     whole, wrong = read_whole(objects, {path: each.objects[layout.SKETCH_CHUNK] for path, each in there.items()})
+    wrong |= {path: "is no sketch" for path, body in whole.items() if len(body) % 4}
     for path, what in wrong.items():
-        raise StoreDamagedError(f"store {objects.url}: {path} {what}; {requeue(objects, there[path].key)}")
-    for path in (path for path, body in whole.items() if len(body) % 4):
-        raise StoreDamagedError(f"store {objects.url}: {path} is no sketch; {requeue(objects, there[path].key)}")
-    return {there[path].key: np.frombuffer(body, "<f4") for path, body in whole.items()}
+        log.warning(
+            "store %s: %s %s: none of it is used; %s", objects.url, path, what, requeue(objects, there[path].key)
+        )
+    return {there[path].key: np.frombuffer(body, "<f4") for path, body in whole.items() if path not in wrong}
 
 
 def read_column(objects: Objects, commit: Commit, n_texts: int) -> npt.NDArray[np.float32]:

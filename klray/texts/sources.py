@@ -163,8 +163,9 @@ def _label(value: object, where: str) -> str:
 def _required(record: dict[str, Any], field: str, what: str, where: str) -> Any:
     value = _field(record, field)
     if value is None:
+        there = printable(", ".join(sorted(record)), 500) or "no fields"
         raise KlrayError(
-            f"{where} has no field '{field}', it has: {', '.join(sorted(record)) or 'no fields'}; set "
+            f"{where} has no field '{field}', it has: {there}; set "
             f"texts.{what}_field (in Python: {what}_field=) to the one that holds the {what}"
         )
     return value
