@@ -106,6 +106,7 @@ export function explore(data, choices, card) {
     const asked = choices.get("map"), narrow = matchMedia("(max-width: 46rem)").matches;
     const value = asked === "both" && (narrow || panels.length < 2) ? data.maps[0]?.name : asked;
     shown.show(value);
+    if (panels.length > 1) shown.element.lastChild.hidden = narrow;
     panels.forEach((panel) => { panel.element.hidden = value !== "both" && value !== panel.name; });
     panels.forEach((panel) => panel.resize());
   };
