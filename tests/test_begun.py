@@ -67,6 +67,16 @@ def cut_short(config: Config, after: int) -> Path:
     return attempt
 
 
+def whole_tiles(attempt: Path) -> list[tuple[int, int]]:
+    """Those at and above the diagonal of which both matrices were written."""
+    return [
+        (i, j)
+        for i in range(5)
+        for j in range(i, 5)
+        if all((attempt / name / "c" / str(i) / str(j)).is_file() for name in ("kl", "kl_standard_error"))
+    ]
+
+
 def there(caplog: pytest.LogCaptureFixture) -> int:
     found = KEPT.search(caplog.text)
     return int(found[1]) if found else 0
@@ -83,12 +93,7 @@ def test_only_what_is_missing_is_computed_and_the_result_is_the_same_to_the_bit(
     after: int, config: Config, computed: list[tuple[int, ...]], caplog: pytest.LogCaptureFixture
 ) -> None:
     attempt = cut_short(config, after)
-    whole = {
-        (i, j)
-        for i in range(5)
-        for j in range(i, 5)
-        if all((attempt / name / "c" / str(i) / str(j)).is_file() for name in ("kl", "kl_standard_error"))
-    }
+    whole = whole_tiles(attempt)
     assert after < 10 or whole
     computed.clear()
     with caplog.at_level(logging.INFO, "klray"):
@@ -104,11 +109,11 @@ def test_of_a_chunk_that_is_damaged_or_gone_the_tile_is_computed(
     config: Config, computed: list[tuple[int, ...]], caplog: pytest.LogCaptureFixture
 ) -> None:
     attempt = cut_short(config, 49)
-    chunks = sorted(path for path in (attempt / "kl" / "c").glob("*/*") if path.parent.name <= path.name)
-    body = bytearray(chunks[0].read_bytes())
+    damaged, emptied, *_ = [attempt / "kl" / "c" / str(i) / str(j) for i, j in whole_tiles(attempt)]
+    body = bytearray(damaged.read_bytes())
     body[-8] ^= 1
-    chunks[0].write_bytes(body)
-    chunks[1].write_bytes(b"")
+    damaged.write_bytes(body)
+    emptied.write_bytes(b"")
     computed.clear()
     with caplog.at_level(logging.INFO, "klray"):
         values = analyze(config)["kl"].values

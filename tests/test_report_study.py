@@ -268,6 +268,7 @@ def test_quantised_models_stand_against_their_selves_beside_the_noise(
     monkeypatch.setattr(page_of_report, "PLATES", ())
     monkeypatch.setattr(config.report, "noise", str(tmp_path / "noise.json"))
     monkeypatch.setattr(config.report, "dir", str(tmp_path))
+    monkeypatch.setattr(config.report, "publish", False)
     with_noise = {row[0]: row[1:] for row in table_of(Page(report(config)), "Quantisation")[1:]}
     median = float(np.median(kl_of_quantised(store, "nf4")))
     assert with_noise["nf4"][-2:] == ["2.0e-04", significant(median / 2e-4, 2)]
