@@ -1,5 +1,6 @@
 """Compute all-pairs KL with standard errors and diffusion exponents of a snapshot, by Dask."""
 
+import logging
 from pathlib import Path
 
 import xarray as xr
@@ -9,12 +10,15 @@ from klray.analysis import analyze as trajectory
 from klray.analysis.cluster import dask_scheduler
 from klray.analysis.continuing import Preprocessing, comes_first, earlier_result, exact_weights, there_already
 from klray.analysis.pairs import MATRICES
-from klray.analysis.recipe import KNOWN_ANOMALIES, Exclusion, Recipe, of_domain, result_name
+from klray.analysis.recipe import KNOWN_ANOMALIES, Exclusion, Recipe, excluded_by, of_domain, result_name
 from klray.config import AnalysisConfig, Config
 from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.store import Store
+from klray.words.numbers import counted
 from klray.words.tables import say
+
+log = logging.getLogger("klray")
 
 
 def analyze(config: Config) -> xr.Dataset:
@@ -44,6 +48,9 @@ def analyze(config: Config) -> xr.Dataset:
     if there is not None:
         return there.load()
     dataset = of_domain(store.dataset(snapshot), asked.domain)
+    for pattern in asked.exclude:
+        if not excluded_by(dataset, [Exclusion(pattern)]).any():
+            log.warning("analysis.exclude: %s is no model of snapshot %s and leaves nothing out", pattern, snapshot)
     with dask_scheduler(config.dask.scheduler, config.dask.address, config.dask.threads):
         result = trajectory.analyze(
             dataset,
@@ -66,7 +73,9 @@ def analyze(config: Config) -> xr.Dataset:
         result.attrs["weights"] = weights
         path = store.write_result(snapshot, name, result)
     kept = f"recipe and pairs of snapshot {earlier.attrs['snapshot']} kept" if earlier is not None else "new recipe"
-    say(f"result {store.url}/{path}: {result.sizes['model']:,} models, {kept}")
+    out = int(result["excluded"].values.sum())
+    excluded = f", {out:,} of them excluded" if out else ""
+    say(f"result {store.url}/{path}: {counted(result.sizes['model'], 'model')}{excluded}, {kept}")
     return store.result(snapshot, name).load()
 
 

@@ -208,3 +208,22 @@ def test_report_is_written_from_the_store_alone(config: Config) -> None:
     text = page.read_text("utf-8")
     assert "org/a" in text and "org/b" in text
     assert {path.name for path in (page.parent / "figures").glob("*.png")} >= {"kl_heatmap.png", "consecutive_kl.png"}
+
+
+def test_the_first_checkpoint_of_a_run_has_a_report_and_a_pattern_that_means_nothing_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(Store.create(str(tmp_path / "store"), TEXTS), columns("a", [0]))
+    config = Config(
+        store=StoreConfig(url=str(tmp_path / "store")),
+        analysis=AnalysisConfig(exclude=["nobody@*"]),
+        report=ReportConfig(dir=str(tmp_path / "report")),
+    )
+    publish(config)
+    assert analyze(config).sizes["model"] == 1
+    assert "analysis.exclude: nobody@* is no model" in caplog.text
+    assert "org/a" in report(config).read_text("utf-8")
+    store = Store.open(str(config.store.url))
+    for name, verb in (("scale", "klray scale"), ("other", "klray analyze analysis.name=other")):
+        with pytest.raises(KlrayError, match=rf"run: {verb} store\.url="):
+            store.result(store.manifest().id, name)

@@ -15,6 +15,9 @@ from klray.store.objects import NO_OBJECT, Objects
 from klray.store.objects.base import OBJECT_BYTES
 from klray.store.seal import read_parsed, sealed, unsealed
 
+# Verbs other than klray analyze give their results their own names, unless told otherwise.
+OTHER_VERBS = ("compare", "scale", "weights")
+
 
 def write_result(objects: Objects, snapshot: str, name: str, result: xr.Dataset) -> str:
     """Write an analysis chunk by chunk, each Dask block straight to its place; returns its path in the store.
@@ -115,9 +118,10 @@ def open_finished(objects: Objects, snapshot: str, name: str) -> xr.Dataset:
     marker = read_marker(objects, layout.result_marker_path(snapshot, name)) if layout.is_name(name) else None
     if marker is None:
         there = f" ({', '.join(result_names(objects, snapshot)) or 'none'} there)" if objects.listable else ""
+        made_by = f"klray {name}" if name in OTHER_VERBS else f"klray analyze analysis.name={name}"
         raise StoreError(
             f"analysis.name={name}: snapshot {snapshot} of store {objects.url} has no such result{there}; "
-            f"run: klray analyze store.url={objects.url} analysis.name={name}"
+            f"run: {made_by} store.url={objects.url}"
         )
     # A folder's fingerprints are SHA-256: what they name is read as it was written, or not at all; ETags are none.
     hashes = {

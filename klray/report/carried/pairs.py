@@ -71,13 +71,15 @@ def _nearest(result: xr.Dataset, most: int) -> tuple[np.ndarray, np.ndarray, np.
     count = result.sizes["model"]
     place = np.full((count, most), -1, dtype=np.int64)
     kl, error = np.full((2, count, most), np.nan)
+    if count == 1:
+        return place, kl, error
     for start in range(0, count, _ROWS):
         part = result[["kl", "kl_standard_error"]].isel(model=slice(start, start + _ROWS))
         rows, errors = part["kl"].values.copy(), part["kl_standard_error"].values
         here = np.arange(len(rows))
         rows[here, start + here] = np.nan
         rows[~np.isfinite(rows)] = np.inf
-        near = np.argpartition(rows, min(most, count - 1) - 1, axis=1)[:, :most] if count > 1 else place[:0]
+        near = np.argpartition(rows, min(most, count - 1) - 1, axis=1)[:, :most]
         near = np.take_along_axis(near, np.argsort(np.take_along_axis(rows, near, 1), axis=1, kind="stable"), 1)
         found = np.take_along_axis(rows, near, 1)
         there = np.isfinite(found)
