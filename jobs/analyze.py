@@ -74,8 +74,8 @@ def analyze(config: Config) -> xr.Dataset:
         path = store.write_result(snapshot, name, result)
     kept = f"recipe and pairs of snapshot {earlier.attrs['snapshot']} kept" if earlier is not None else "new recipe"
     out = int(result["excluded"].values.sum())
-    excluded = f", {out:,} of them excluded" if out else ""
-    say(f"result {store.url}/{path}: {counted(result.sizes['model'], 'model')}{excluded}, {kept}")
+    excluded = f"; {out:,} of the models are excluded" if out else ""
+    say(f"result {store.url}/{path}: {counted(result.sizes['model'], 'model')}, {kept}{excluded}")
     return store.result(snapshot, name).load()
 
 

@@ -148,7 +148,10 @@ def _arranged(path: Path, found: Any, n_texts: int, inner: Inner, most: float) -
         raise KlrayError(f"adopt.path={name}: some models have values, others values by numbers: make two files of it")
     count = sum(len(values) if type(values) is dict else 1 for _, values, _ in there) * n_texts
     if count > most:
-        raise KlrayError(f"adopt.path={name} claims {count:,} numbers in {most:,} bytes: it is no file of values")
+        raise KlrayError(
+            f"adopt.path={name} claims {count:,} numbers in {most:,} bytes, one for each model and text: it is no "
+            "file of values, or its texts are fewer than those of texts="
+        )
 
     def models() -> Iterator[Published]:
         for label, values, facts in there:
