@@ -17,6 +17,7 @@ from klray.config import AnalysisConfig, Config, ReportConfig, StoreConfig
 from klray.errors import KlrayError
 from klray.store import Column, Identity, Store
 from klray.store.columns import commit_column
+from klray.store.results import OTHER_VERBS
 from klray.texts import TextSet
 from tests.stores import put_column
 
@@ -224,6 +225,7 @@ def test_the_first_checkpoint_of_a_run_has_a_report_and_a_pattern_that_means_not
     assert "analysis.exclude: nobody@* is no model" in caplog.text
     assert "org/a" in report(config).read_text("utf-8")
     store = Store.open(str(config.store.url))
+    assert sorted(OTHER_VERBS) == sorted(each.name for each in (config.compare, config.scale, config.weights))
     for name, verb in (("scale", "klray scale"), ("other", "klray analyze analysis.name=other")):
         with pytest.raises(KlrayError, match=rf"run: {verb} store\.url="):
             store.result(store.manifest().id, name)
