@@ -9,10 +9,11 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from klray.checkpoints import Checkpoint, Facts, RemoteFile
 from klray.store import Identity
+from klray.store.jobs import Job
 from klray.store.objects import Listed
 from klray.sweep.others import Others
 from klray.sweep.queue import Queue, Work
@@ -27,12 +28,24 @@ class PlayedStore:
     commits: Counter[str] = field(default_factory=Counter)  # how often each column was scored to its end
     claims: dict[str, tuple[int, str, int]] = field(default_factory=dict)  # key: turn, mark, job
     marks: itertools.count[int] = field(default_factory=itertools.count)
+    beats: dict[str, Listed] = field(default_factory=dict)
+    said: dict[str, Job] = field(default_factory=dict)
 
     def committed_keys(self) -> set[str]:
         return set(self.commits)
 
     def standing_claims(self) -> dict[str, tuple[int, Listed]]:
         return {key: (turn, Listed(NOW, mark)) for key, (turn, mark, _) in self.claims.items()}
+
+    def job_beats(self) -> dict[str, Listed]:
+        return dict(self.beats)
+
+    def heard_job(self, job: str) -> Job | None:
+        return self.said.get(job)
+
+    def beat(self, job: str, seconds: float) -> None:
+        """The job's word, when the store's clock shows so many seconds."""
+        self.beats[job] = Listed(NOW + timedelta(seconds=seconds), str(next(self.marks)))
 
     def claim(self, key: str, job: int, turn: int) -> bool:
         """As ``klray.store.claims.claim``: whether the job has it now."""
@@ -48,6 +61,11 @@ def work(number: int, size: int, repository: str = "org/a") -> Work:
     files = (RemoteFile("model.safetensors", size, f"{number:064x}", None),)
     checkpoint = Checkpoint(repository, f"step{number}", f"{number:040x}", files, Facts())
     return Work(checkpoint, Identity(repository, checkpoint.commit, "t" * 64))
+
+
+def name_of(job: int) -> str:
+    """Its 32 hex digits."""
+    return f"{job:032x}"
 
 
 @dataclass
@@ -100,7 +118,7 @@ def play(
                 return
             key = one.identity.key
             if not store.claim(key, job.number, one.turn):
-                job.others.hold(one, "host")
+                job.others.hold(one, "host", name_of(store.claims[key][2]))
             elif key in store.commits:
                 store.claims.pop(key)
                 job.others.end(one, scored=False)
@@ -128,13 +146,14 @@ def play(
 
     def watch(job: _Job) -> None:
         if len(store.commits) < len(took) and clock[0] < dies(job.number):
+            store.beat(name_of(job.number), clock[0])  # every 30 s at least
             if job.others.pause <= 0:
                 look(job)
             at(clock[0] + max(job.others.pause, 0.05), lambda: watch(job))
 
     for number in range(n_jobs):
         queue = Queue([work(each, round(1e6 * seconds)) for each, seconds in enumerate(seconds_of)], {})
-        job = _Job(number, queue, Others(store, lambda: clock[0]))
+        job = _Job(number, queue, Others(store, lambda: clock[0], name_of(number)))
         at(starts[number] if starts else 0.0, lambda job=job: (look(job), watch(job), begin(job))[2])
     while events and len(store.commits) < len(took):
         clock[0], _, what = heapq.heappop(events)

@@ -69,6 +69,7 @@ HOSTILE = {
     "a state": sealed({**FIELDS, "state": "root"}),
     "an escape": sealed({**FIELDS, "host": "\x1b[2J"}),
     "a line": sealed({**FIELDS, "family": "a\nfailures   0"}),
+    "a process": sealed({**FIELDS, "process": f"{'0' * 16}:-1:1"}),
     "more than asked": sealed({**FIELDS, "done": 101}),
     "negative": sealed({**FIELDS, "tokens": -1}),
     "huge": sealed({**FIELDS, "asked": 10**30}),

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from klray.errors import StoreUnreachableError
 from klray.store import Store
+from klray.store.jobs import BEAT_SECONDS, SILENT_SECONDS, Job
 from klray.store.objects import FolderObjects
 from klray.sweep.claims import Claims, Held
-from klray.sweep.others import AGAIN, LEAST_SECONDS, LIVES, UNSCORED_SECONDS, Others
+from klray.sweep.deaths import QUIET_SECONDS, Deaths, is_gone, this_process
+from klray.sweep.others import AGAIN, HEAR_SECONDS, LEAST_SECONDS, LIVES, UNSCORED_SECONDS, Others
 from klray.sweep.queue import Work
-from tests.sharing import PlayedStore, ideal, play, work
+from tests.sharing import PlayedStore, ideal, name_of, play, work
 from tests.stores import add, column
 
 JOB, OTHER = "0" * 32, "1" * 32
@@ -51,6 +58,12 @@ def test_what_a_job_that_died_had_claimed_is_scored_by_others() -> None:
     assert found.seconds <= 1.2 * ideal(seconds_of, begins(13)) + LIVES * 2 * max(seconds_of)
 
 
+def test_a_job_that_has_scored_nothing_waits_for_the_dead_as_long_as_they_are_not_silent() -> None:
+    seconds_of = [10.0] * 4
+    found = play(seconds_of, 5, starts=[0.0] * 4 + [5.0], dies=lambda job: float("inf") if job == 4 else 6.0)
+    assert found.seconds <= SILENT_SECONDS + 2 * BEAT_SECONDS + HEAR_SECONDS + sum(seconds_of) < UNSCORED_SECONDS
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0
@@ -59,12 +72,12 @@ class Clock:
         return self.now
 
 
-class Job:
+class Sharer:
     """One job with one worker and a list of works."""
 
     def __init__(self, store: PlayedStore, works: list[Work]):
         self.clock = Clock()
-        self.others = Others(store, self.clock)
+        self.others = Others(store, self.clock, name_of(1))
         self.works = list(works)
         self.gone: list[Work] = []
 
@@ -80,7 +93,7 @@ def store() -> PlayedStore:
 def test_what_others_claim_comes_last_and_is_looked_at_once(store: PlayedStore) -> None:
     first, second = work(1, 1), work(2, 1)
     store.claim(first.identity.key, 7, 0)
-    job = Job(store, [first, second])
+    job = Sharer(store, [first, second])
     job.others.look()
     assert job.next() is second
     assert job.next() is first and first.turn == 0  # what cannot be read would be no claim
@@ -98,7 +111,7 @@ def test_what_others_claim_comes_last_and_is_looked_at_once(store: PlayedStore) 
 
 def test_what_others_commit_is_not_scored(store: PlayedStore) -> None:
     works = [work(number, 1) for number in range(3)]
-    job = Job(store, works)
+    job = Sharer(store, works)
     store.commits[works[0].identity.key] += 1
     store.claim(works[1].identity.key, 7, 0)
     job.others.look()
@@ -115,7 +128,7 @@ def test_a_claim_is_over_after_three_of_the_longest_scores_by_the_job_s_own_cloc
 ) -> None:
     one = work(1, 1)
     store.claim(one.identity.key, 7, 0)
-    job = Job(store, [one])
+    job = Sharer(store, [one])
     job.clock.now = 1e9  # whatever others' clocks show
     job.others.longest = longest
     job.others.look()
@@ -131,7 +144,7 @@ def test_a_claim_is_over_after_three_of_the_longest_scores_by_the_job_s_own_cloc
 
 def test_whoever_claims_again_and_again_delays_a_job_by_two_lives_at_most(store: PlayedStore) -> None:
     one = work(1, 1)
-    job = Job(store, [one])
+    job = Sharer(store, [one])
     job.others.longest = 100.0
     for turn in range(1000):
         store.claims[one.identity.key] = turn % 16, str(turn), 7
@@ -149,7 +162,7 @@ def test_thousands_of_claims_by_nobody_delay_a_sweep_once(store: PlayedStore) ->
     works = [work(number, 1) for number in range(5000)]
     for each in works:
         store.claim(each.identity.key, 7, 0)
-    job = Job(store, works)
+    job = Sharer(store, works)
     job.others.look()
     for _ in works:
         found = job.next()
@@ -161,7 +174,7 @@ def test_thousands_of_claims_by_nobody_delay_a_sweep_once(store: PlayedStore) ->
 
 
 def test_ahead_of_time_a_job_claims_less_than_it_leaves(store: PlayedStore) -> None:
-    job, works = Job(store, []), [work(number, 1) for number in range(100, 104)]
+    job, works = Sharer(store, []), [work(number, 1) for number in range(100, 104)]
     assert not job.others.ahead(works, 100)  # nothing was scored yet: others may be about to begin
     job.others.longest = 1.0
     assert job.others.ahead(works, 100) == works
@@ -173,12 +186,79 @@ def test_ahead_of_time_a_job_claims_less_than_it_leaves(store: PlayedStore) -> N
 
 
 def test_a_look_is_more_often_where_nothing_else_is_left_and_never_all_the_time(store: PlayedStore) -> None:
-    job = Job(store, [one := work(1, 1)])
+    job = Sharer(store, [one := work(1, 1)])
     job.others.longest = 5.0
     job.others.look()
     assert job.others.pause == 15.0
     job.others.hold(one, "")
     assert job.next() is None and job.others.pause == 0.5
+
+
+@pytest.fixture
+def ended() -> Iterator[str]:
+    """A process that has ended, and is not known to whoever began it."""
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        machine, _, began = this_process().split(":")
+        yield f"{machine}:{process.pid}:{began}"
+
+
+def test_a_process_is_gone_if_it_was_of_this_machine_and_has_ended(ended: str) -> None:
+    machine, pid, began = this_process().split(":")
+    assert not is_gone(this_process()) and not is_gone("")
+    assert not is_gone(f"{'0' * 16}:{pid}:{int(began) + 1}")
+    assert is_gone(ended) and is_gone(f"{machine}:{pid}:{int(began) + 1}")
+
+
+def job_of(number: int, state: str = "running", process: str = "") -> Job:
+    return Job(name_of(number), "elsewhere", "org", state, "", asked=1, process=process)
+
+
+@pytest.mark.parametrize("why", ["has said nothing for 2 min", "on elsewhere has ended", "on elsewhere has died"])
+def test_nobody_waits_for_a_job_that_is_no_more(
+    store: PlayedStore, why: str, ended: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, own, other = work(1, 1), name_of(1), name_of(7)
+    job = Sharer(store, [one])
+    store.claim(one.identity.key, 7, 0)
+    store.said[other] = job_of(7, process=this_process())
+    for name in (own, other):
+        store.beat(name, 1e9)  # of a store whose clock is another
+    assert job.next() is one
+    job.others.hold(one, "elsewhere", other)
+    job.others.look()
+    assert job.next() is None
+    assert job.others.words().endswith("should they have died, for 3 min more")
+    store.said[other] = job_of(7, "done") if "ended" in why else job_of(7, process=ended)
+    last = SILENT_SECONDS if "nothing" in why else QUIET_SECONDS + 1
+    if "nothing" not in why:
+        store.beat(other, 1e9 + 0.5)
+    for seconds in (last - 1, last):
+        assert job.next() is None
+        job.clock.now += HEAR_SECONDS
+        store.beat(own, 1e9 + seconds)
+        with caplog.at_level(logging.INFO, "klray"):
+            job.others.look()
+    assert job.next() is one and one.turn == 1
+    assert caplog.messages == [f"job {other[:8]} {why}: what it had claimed is free"]
+
+
+def test_who_has_no_heartbeat_or_whose_cannot_be_read_is_not_dead(folder_store: Store) -> None:
+    deaths = Deaths(folder_store, JOB)
+    assert deaths.among({OTHER}) == frozenset()
+    folder_store.beat(dataclasses.replace(job_of(1), job=OTHER))
+    path = Path(folder_store.url) / "jobs" / f"{OTHER}.json"
+    os.utime(path, (0, 0))
+    assert deaths.among({OTHER}) == frozenset()  # this job has none itself: nobody knows the store's time
+    folder_store.beat(dataclasses.replace(job_of(1), job=JOB))
+    assert deaths.among({OTHER}) == {OTHER}
+    folder_store.objects.put(f"jobs/{OTHER}.json", b"{")
+    assert deaths.among({OTHER}) == frozenset()
+    for each in path.parent.iterdir():
+        each.unlink()
+    path.parent.rmdir()
+    path.parent.write_text("")
+    assert deaths.among({OTHER}) == frozenset()
 
 
 # the worker's side, on a real store

@@ -1,7 +1,8 @@
 """Heartbeats: what each running job says of itself, so that whoever reads the store sees what goes on and how fast.
 
-Each job writes one object of its own, again and again, and once more when it ends. No rule rests on it: whether a
-column is there is said by its commit alone. What cannot be read, or is none, is passed over.
+Each job writes one object of its own, again and again, and once more when it ends. Nobody waits for the claims of a job
+that has fallen silent; whether a column is there is said by its commit alone. What cannot be read, or is none, is
+passed over.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Final
 from klray.errors import StoreError
 from klray.store import layout
 from klray.store.fields import bounded, form, names, record
-from klray.store.objects import Objects
+from klray.store.objects import Listed, Objects
 from klray.store.seal import read_parsed, sealed, unsealed
 from klray.words.outside import printable, sentence
 from klray.words.secrets import without_secrets
@@ -36,6 +37,7 @@ STATES: Final = (
     "interrupted",
 )  # failed: it ended with an error, not with a failed checkpoint
 JOB = re.compile(r"[0-9a-f]{32}")
+PROCESS = re.compile(r"|[0-9a-f]{16}:[1-9]\d{0,8}:\d{1,20}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Job:
     rate: float = 0.0  # checkpoints a second, from the first one on; 0: not known yet
     waiting: float = 0.0  # share of the workers' time in which they waited for downloads
     summary: str = ""  # one sentence, at the end
+    process: str = ""  # of the driver: a hash of its machine, its number there, when it began; "": not known
 
     @property
     def seconds_left(self) -> float | None:
@@ -87,15 +90,26 @@ def beat(objects: Objects, job: Job) -> None:
     objects.put(layout.job_path(job.job), sealed(dataclasses.asdict(job)))
 
 
+def job_beats(objects: Objects) -> dict[str, Listed]:
+    """What is listed of each job's heartbeat, from one listing. None is read."""
+    found = {layout.job_id(path): there for path, there in objects.listing(layout.JOBS).items()}
+    return {job: there for job, there in found.items() if job is not None}
+
+
+def heard_job(objects: Objects, job: str) -> Job | None:
+    """What one job says of itself; None if it says nothing, or what is there is no heartbeat."""
+    found = [each for _, each in read_parsed(objects, [layout.job_path(job)], _job, JOB_BYTES)]
+    return found[0] if found and isinstance(found[0], Job) else None
+
+
 def heard_jobs(objects: Objects) -> list[Heard]:
     """Jobs that the store was told of, those first that spoke last; at most `MOST_JOBS` are read.
 
     Whatever is wrong with a heartbeat, or with all of them, stops nobody: it is passed over, and said in the log.
     """
     try:
-        listed = [each for each in objects.listing(layout.JOBS).items() if layout.job_id(each[0]) is not None]
-        latest = sorted(listed, key=lambda each: each[1].written, reverse=True)[:MOST_JOBS]
-        written = {path: there.written for path, there in latest}
+        latest = sorted(job_beats(objects).items(), key=lambda each: each[1].written, reverse=True)[:MOST_JOBS]
+        written = {layout.job_path(job): there.written for job, there in latest}
         found = list(read_parsed(objects, list(written), _job, JOB_BYTES))
     except (StoreError, OSError) as error:
         log.warning("store %s: what jobs say cannot be read (%s); the rest can", objects.url, error)
@@ -120,6 +134,7 @@ def _job(path: str, body: bytes) -> Job:
     """The job in the object at ``path``; ValueError if it is none."""
     job = record(Job, unsealed(body))
     form(JOB, job=job.job)
+    form(PROCESS, process=job.process)
     if layout.job_path(job.job) != path:
         raise ValueError(f"it is the heartbeat of {job.job}")
     names(host=job.host, family=job.family, started=job.started, summary=job.summary)

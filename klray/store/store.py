@@ -146,6 +146,8 @@ class Store:
     wanted_keys = _of_objects(records.wanted_keys)
     beat = _of_objects(jobs.beat)
     heard_jobs = _of_objects(jobs.heard_jobs)
+    job_beats = _of_objects(jobs.job_beats)
+    heard_job = _of_objects(jobs.heard_job)
     claim = _of_objects(claims.claim)
     release = _of_objects(claims.release)
     withdraw_claims = _of_objects(claims.withdraw)

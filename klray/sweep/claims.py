@@ -19,6 +19,7 @@ class Held:
     """Another job says that it is scoring the checkpoint of ``key``."""
 
     key: str
+    job: str
     host: str
     warnings: tuple[str, ...] = ()
 
@@ -49,7 +50,7 @@ class Claims:
                 log.warning("no claims can be written, and other jobs may score the same checkpoints: %s", error)
             else:
                 if isinstance(found, Claim):
-                    return Held(key, found.host)
+                    return Held(key, found.job, found.host)
                 self._turns[key] = found
         if not self._store.is_committed(key):
             return True

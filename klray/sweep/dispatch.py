@@ -11,6 +11,7 @@ from typing import Protocol
 
 from klray.checkpoints import Checkpoint
 from klray.errors import KlrayError, StoreError
+from klray.sweep.claims import Held
 from klray.sweep.fleet import Fleet, Nodes, Worker
 from klray.sweep.others import Others
 from klray.sweep.queue import Queue, Work
@@ -190,11 +191,11 @@ class Dispatch:
                     self.fleet.leave(each)
         self._settle(work, outcome)
 
-    def held(self, worker: Worker, work: Work, host: str) -> None:
-        """Another job, on ``host``, says that it is scoring a work."""
+    def held(self, worker: Worker, work: Work, held: Held) -> None:
+        """Another job says that it is scoring a work."""
         self._done_with(worker, work)
         work.attempts -= 1
-        self.others.hold(work, host)
+        self.others.hold(work, held.host, held.job)
 
     def refused(self, worker: Worker, work: Work, refusal: Refusal) -> None:
         """A work cannot be scored, or could not there."""

@@ -73,7 +73,7 @@ class Driver:
         works = [Work(each, settings.identity(each, store.texts.fingerprint)) for each in todo]
         self.todo, self.job = todo, job
         self.fleet = Fleet(asked.workers, cluster.nodes(shape), str(shape))
-        self.dispatch = Dispatch(Queue(works, present), self.fleet, self, asked.max_attempts, Others(store))
+        self.dispatch = Dispatch(Queue(works, present), self.fleet, self, asked.max_attempts, Others(store, job=job))
         self.failures: list[Failure] = []
         self.warned: list[tuple[str, tuple[str, ...]]] = []  # by label of the checkpoint
         self._kind: Any = None  # of the actors
@@ -247,7 +247,7 @@ class Driver:
         if isinstance(reply, Pending):
             self.dispatch.scored(worker, work)
         elif isinstance(reply, Held):
-            self.dispatch.held(worker, work, reply.host)
+            self.dispatch.held(worker, work, reply)
         elif isinstance(reply, Refusal):
             self.dispatch.refused(worker, work, reply)
         else:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from klray.errors import StoreError
 from klray.store.objects import Listed
+from klray.sweep.deaths import Deaths, Heartbeats
 from klray.sweep.queue import Work
 from klray.words.numbers import counted, listed, rough_duration
 
@@ -21,6 +22,7 @@ log = logging.getLogger("klray")
 LIVES = 3.0  # longest scores of this job, from claim to commit, after which a claim is over
 LEAST_SECONDS = 60.0  # of a claim's life
 UNSCORED_SECONDS = 900.0  # of a claim's life, until this job has scored anything
+HEAR_SECONDS = 10.0  # between two looks at what jobs say that are waited for
 AGAIN = 2.0  # lives after which nobody is waited for, whoever has claimed a checkpoint since
 # Seconds between two listings, in longest scores: in the ordinary, and while a worker has nothing else to do.
 ORDINARY, ORDINARY_BOUNDS = 3.0, (2.0, 30.0)
@@ -30,7 +32,7 @@ HOSTS_NAMED = 3
 SHORTEST_SECONDS = 0.05
 
 
-class Listings(Protocol):
+class Listings(Heartbeats, Protocol):
     """What is asked of a ``Store``."""
 
     def committed_keys(self) -> set[str]:
@@ -49,18 +51,22 @@ class _Claim:
     since: float  # when this claim was first seen
     first: float  # when the checkpoint was first seen to be claimed, by whomever, and has been since
     looked_at: bool = False  # a worker has read it
+    job: str = ""  # whose it is, as the worker read
 
 
 class Others:
     """What other jobs do.
 
-    A claim is over when this job has seen it for ``LIVES`` times its own longest score, by its own clock, which nobody
-    else can turn. A claimed checkpoint is put off until nothing else is left, then looked at once: what cannot be read
-    is no claim. Then it waits until it is committed, or the claim is over or gone.
+    A claim is over when its job has died, as ``Deaths`` says, and at the latest when this one, ``job``, has seen it for
+    ``LIVES`` times its own longest score, by its own clock, which nobody else can turn. A claimed checkpoint is put off
+    until nothing else is left, then looked at once: what cannot be read is no claim. Then it waits until it is
+    committed, or the claim is over or gone.
     """
 
-    def __init__(self, store: Listings, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, store: Listings, clock: Callable[[], float] = time.monotonic, job: str = ""):
         self._store, self._clock = store, clock
+        self._deaths, self._heard = Deaths(store, job), (-math.inf, frozenset[str]())  # when, and of whom
+        self.dead: frozenset[str] = frozenset()  # jobs, of those that were waited for when their words were last heard
         self.committed: frozenset[str] | set[str] = frozenset()
         self.waiting: dict[str, Work] = {}  # put off, by key
         self.longest = 0.0  # seconds from a claim to its commit
@@ -91,6 +97,7 @@ class Others:
                 seen[key] = dataclasses.replace(before, turn=turn, mark=each.mark)
             else:
                 seen[key] = _Claim(turn, each.mark, now, before.first)
+        self._hear({each.job for key, each in seen.items() if key in self.waiting and each.job}, now)
         self._claims, self.committed = seen, committed
         self._looked, self._took, self._urgent = now, now - start, False
         self.looks += 1
@@ -147,14 +154,14 @@ class Others:
         del self.waiting[found.identity.key]
         return self._give(found)
 
-    def hold(self, work: Work, host: str) -> None:
+    def hold(self, work: Work, host: str, job: str = "") -> None:
         """Another job has the work, as a worker was told that was to score it."""
         key, now = work.identity.key, self._clock()
         self._own.pop(key, None)
         claim = self._claims.get(key)
         if claim is None or claim.turn < work.turn:
             claim = self._claims[key] = _Claim(work.turn, "", now, now if claim is None else claim.first)
-        claim.looked_at = True
+        claim.looked_at, claim.job = True, job
         self._hosts[key] = host
         self.waiting[key] = work
         self._barren = -1
@@ -184,12 +191,13 @@ class Others:
         """Who is waited for, and how long at most should they have died; "" if nobody is."""
         if not self.waiting:
             return ""
-        ends = [self._ends(claim) for key in self.waiting if (claim := self._claims.get(key)) is not None]
-        left = max(0.0, max(ends, default=0.0) - self._clock())
+        claims = [claim for key in self.waiting if (claim := self._claims.get(key)) is not None]
+        now = self._clock()
+        left = max((min(self._ends(each) - now, self._deaths.left(each.job)) for each in claims), default=0.0)
         hosts = sorted({self._hosts[key] for key in self.waiting if key in self._hosts})
         on = f" on {listed(hosts, HOSTS_NAMED)}" if hosts else ""
         what = f"{counted(len(self.waiting), 'checkpoint')} scored by other jobs{on}"
-        return f"{what}; should they have died, for {rough_duration(left)} more"
+        return f"{what}; should they have died, for {rough_duration(max(0.0, left))} more"
 
     def __enter__(self) -> "Others":
         threading.Thread(target=self._watch, name="klray-others", daemon=True).start()
@@ -222,8 +230,14 @@ class Others:
         self._own[key] = self._clock()
         return work
 
+    def _hear(self, jobs: frozenset[str] | set[str], now: float) -> None:
+        """Find out which of ``jobs`` have died: those that were never asked for at once."""
+        since, asked = self._heard
+        if jobs and (now - since >= HEAR_SECONDS or jobs - asked):
+            self.dead, self._heard = self._deaths.among(jobs), (now, frozenset(jobs))
+
     def _is_over(self, claim: _Claim) -> bool:
-        return self._clock() >= self._ends(claim)
+        return claim.job in self.dead or self._clock() >= self._ends(claim)
 
     def _ends(self, claim: _Claim) -> float:
         """When a claim is over, unless it goes before."""

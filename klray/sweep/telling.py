@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from klray.errors import StoreError
 from klray.store import Store
-from klray.store.jobs import BEAT_SECONDS, Job, fit_job
+from klray.store.jobs import BEAT_SECONDS, RUNNING, Job, fit_job
+from klray.sweep.deaths import this_process
 from klray.words.numbers import counted
 from klray.words.progress import Progress
 
@@ -73,7 +74,7 @@ class Telling:
     ):
         self._store, self._progress, self._meters, self._every = store, progress, meters, every
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._job = fit_job(Job(job, socket.gethostname(), family, "running", started, asked))
+        self._job = fit_job(Job(job, socket.gethostname(), family, RUNNING, started, asked, process=this_process()))
         self._start = time.monotonic()
         self._over, self._refused = threading.Event(), False
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)

@@ -136,7 +136,7 @@ DISTURBANCES = {
     "rights are taken away": Disturbance(
         _take_rights, r"no scoring worker is left: .*store s3://\S+.*AccessDenied|store s3://.*denied", 1, bucket=True
     ),
-    "the driver is killed": Disturbance(_kill_driver, r"waiting for \d+ checkpoints? scored by other jobs on \S+", -9),
+    "the driver is killed": Disturbance(_kill_driver, r"job \w+ on \S+ has died: what it had claimed is free", -9),
 }
 
 

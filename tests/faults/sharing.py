@@ -29,10 +29,12 @@ from unittest import mock
 
 from klray.checkpoints import Checkpoint, Facts, RemoteFile
 from klray.store import Store, claims
+from klray.store.jobs import RUNNING, Job
 from klray.store.objects.bucket import BucketObjects
 from klray.store.objects.roles import Action
 from klray.sweep import others as others_module
 from klray.sweep.claims import Claims, Held
+from klray.sweep.deaths import this_process
 from klray.sweep.others import Others
 from klray.sweep.queue import Queue, Work
 from tests.faults.forked import CONTEXT, forked_from
@@ -117,6 +119,9 @@ def _share(url: str, scratch: Path, seed: int, longest: float, *, disturbed: boo
     tally: collections.Counter[str] = collections.Counter()
     tally["scored"], tally["second"] = scored, sum(each["second"] for each in found)
     tally["lists"] = sum(each["looks"] for each in found)
+    dead = {job for each in found for job in each["dead"]}
+    assert len(dead) <= list(kinds.values()).count("killed"), f"taken for dead: {dead}"
+    tally["found dead"] = len(dead)
     for what in ("requests", "listings"):
         tally[what] = sum(each["asked"].get(what, 0) for each in found)
     assert sum(each["second"] for each in sound) <= TWICE * N_CHECKPOINTS + (1 if disturbed else 0), found
@@ -165,7 +170,9 @@ def _live(
 
 def _work(url: str, job: int, kind: str, seed: int, longest: float, ends: Path, started: object) -> None:
     store = Store.open(url)
-    claimed, took = Claims(store, f"{random.getrandbits(128):032x}"), seconds_of(N_CHECKPOINTS, seed, longest)
+    name, took = f"{random.getrandbits(128):032x}", seconds_of(N_CHECKPOINTS, seed, longest)
+    claimed = Claims(store, name)
+    store.beat(Job(name, "here", "sharing", RUNNING, "", N_CHECKPOINTS, process=this_process()))
     columns = [make_column(number, job) for number in range(N_CHECKPOINTS)]
     numbers = {each.identity.key: number for number, each in enumerate(columns)}
     files = [(RemoteFile("model.safetensors", 1, f"{number:064x}", None),) for number in range(N_CHECKPOINTS)]
@@ -178,7 +185,7 @@ def _work(url: str, job: int, kind: str, seed: int, longest: float, ends: Path, 
     scored, second, seconds = 0, 0, list[float]()
     (ends / f"ready {job}").touch()
     started.wait()  # type: ignore[attr-defined]
-    with _counted() as asked, Others(store) as others:
+    with _counted() as asked, Others(store, job=name) as others:
 
         def gone(one: Work) -> None:
             queue.settle(one, committed=True)
@@ -193,7 +200,7 @@ def _work(url: str, job: int, kind: str, seed: int, longest: float, ends: Path, 
             key = one.identity.key
             taken = claimed.take(key, one.turn)
             if isinstance(taken, Held):
-                others.hold(one, taken.host)
+                others.hold(one, taken.host, taken.job)
                 continue
             if not taken:
                 others.end(one, scored=False)
@@ -213,7 +220,7 @@ def _work(url: str, job: int, kind: str, seed: int, longest: float, ends: Path, 
             others.end(one, scored=True)
         looks = others.looks
     end: dict[str, object] = {"kind": kind, "scored": scored, "second": second, "looks": looks, "end": time.time()}
-    end |= {"seconds": seconds, "asked": dict(asked)}
+    end |= {"seconds": seconds, "asked": dict(asked), "dead": sorted(others.dead)}
     (ends / f"end {job}").write_text(json.dumps(end))
 
 
