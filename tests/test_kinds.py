@@ -12,7 +12,13 @@ import torch
 from klray.errors import CheckpointError
 from klray.likelihood import loading as models
 from klray.likelihood.causality import check_causal
+from klray.likelihood.lens import Lens, layer_log_likelihood
 from klray.likelihood.score import log_likelihood
+from klray.likelihood.tokens import encode
+from klray.measure.exact import exact_log_likelihood
+from klray.measure.lens_training import prediction_kl, train_lens
+from klray.measure.settings import LensTraining
+from klray.measure.token_kl import token_kl
 from tests import tiny_models
 from tests.tiny_models import save_checkpoint, with_other_config
 
@@ -65,6 +71,17 @@ def test_what_transformers_passes_over_is_refused(tmp_path: Path, name: str, val
         models.load(with_other_config(folder, **entries))
 
 
+def drawing(least: int = 0) -> Any:
+    """Draws random numbers for sequences of ``least`` tokens and more, as Reformer does for long ones."""
+    model = tiny_models.tiny_model("llama")
+
+    def jitter(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + 1e-3 * torch.randn_like(output) if output.shape[1] >= least else output
+
+    model.model.embed_tokens.register_forward_hook(jitter)
+    return model
+
+
 def bidirectional() -> Any:
     model = tiny_models.tiny_model("llama")
     model.config.is_causal = False
@@ -81,6 +98,43 @@ class OneAhead(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
         logits = self.inner(input_ids) + self.inner(input_ids.roll(-1, dims=1))
         return type("Output", (), {"logits": logits})()
+
+
+def short() -> Any:
+    model = tiny_models.tiny_model("llama")
+    model.config.max_position_embeddings = 20
+    return model
+
+
+TOKENIZER = tiny_models.byte_level_tokenizer()
+WAYS = {
+    "score": lambda model: log_likelihood(model, TOKENIZER, TEXTS),
+    "layers": lambda model: layer_log_likelihood(model, TOKENIZER, TEXTS),
+    "compared": lambda model: token_kl(model, tiny_models.tiny_model("llama"), TOKENIZER, TEXTS),
+    "compared with": lambda model: token_kl(tiny_models.tiny_model("llama"), model, TOKENIZER, TEXTS),
+    "lens": lambda model: train_lens(model, encode(TOKENIZER, TEXTS), LensTraining(steps=1)),
+    "lens judged": lambda model: prediction_kl(model, encode(TOKENIZER, TEXTS), Lens()),
+    "float64": lambda model: exact_log_likelihood(model.double(), encode(TOKENIZER, TEXTS)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("make", "reason", "words"),
+    [
+        (bidirectional, "not_causal", "LlamaForCausalLM is no causal language model"),
+        (lambda: drawing(40), "load_failed", "LlamaForCausalLM draws random numbers"),
+        (drawing, "load_failed", "LlamaForCausalLM draws random numbers"),
+        (short, "text_too_long", "context holds 20"),
+        (lambda: tiny_models.tiny_model("llama", vocabulary=300), "load_failed", "vocabulary has 300 entries"),
+    ],
+)
+def test_whatever_takes_numbers_from_a_model_refuses_what_scoring_refuses(
+    make: Any, reason: str, words: str, way: str
+) -> None:
+    with pytest.raises(CheckpointError, match=words) as caught:
+        WAYS[way](make())
+    assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

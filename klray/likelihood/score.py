@@ -100,11 +100,7 @@ def score(
     model = getattr(model, "_orig_mod", model)  # a compiled one would be compiled anew for every shape of a batch
     with readable(model, tokens) as device:
         budget = tokens_per_batch if tokens_per_batch is not None else default_tokens_per_batch(device)
-        before = randomness(device)
         scored = _score(model, tokens, budget, device, lens)
-        if not torch.equal(randomness(device), before):
-            again = _score(model, tokens, budget, device, lens)
-            check_steady(model, scored.values, again.values)
     check_finite(model, scored.values)
     for layer, values in enumerate(() if scored.layers is None else scored.layers):
         check_finite(model, values, f" after layer {layer}")
@@ -113,15 +109,27 @@ def score(
 
 @contextmanager
 def readable(model: Any, tokens: Tokens) -> Iterator[torch.device]:
-    """The device of a model that can read ``tokens``, ``undisturbed`` inside; CheckpointError (text_too_long,
-    load_failed) if it cannot, (out_of_memory) if the device has too little.
+    """The device of a model that can read ``tokens``, ``undisturbed`` inside: whatever takes numbers from a model does.
+
+    Raises CheckpointError: the texts do not fit the model (text_too_long, load_failed), it sees what follows a token
+    (not_causal), it changes when it is run, it drew random numbers and gives others when it is run again (load_failed),
+    or the device has too little memory (out_of_memory).
     """
     tokens.check_context(context_length(model))
     tokens.check_vocabulary(_vocabulary_size(model))
     device = next(model.parameters()).device
     try:
         with undisturbed(model, device):
-            yield device
+            before = randomness(device)
+            try:
+                if tokens.counted.any():
+                    with unchanged(model):
+                        check_causal(model, probe(tokens, device), _vocabulary_size(model))
+                yield device
+            except CheckpointError:  # whatever was found may have been chance
+                _check_steady(model, tokens, device, before)
+                raise
+            _check_steady(model, tokens, device, before)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -132,8 +140,20 @@ def readable(model: Any, tokens: Tokens) -> Iterator[torch.device]:
         ) from error
 
 
-def check_steady(model: Any, values: np.ndarray, again: np.ndarray) -> None:
-    """Raise CheckpointError (load_failed) where a model that draws random numbers gave (N,) others the second time."""
+def probe(tokens: Tokens, device: torch.device) -> torch.Tensor:
+    """The beginning (T,) of the longest text, with which a model is looked at before all texts go through it."""
+    longest = tokens[int(np.argmax(tokens.lengths))]
+    return on_device(longest[:_PROBE_TOKENS].astype(np.int64), device)
+
+
+def _check_steady(model: Any, tokens: Tokens, device: torch.device, before: torch.Tensor) -> None:
+    """Raise CheckpointError (load_failed) for a model that gives texts other numbers the second time, if random ones
+    were drawn since the generator was as ``before``.
+    """
+    if torch.equal(randomness(device), before):
+        return
+    budget = default_tokens_per_batch(device)
+    values, again = (_score(model, tokens, budget, device, None).values for _ in range(2))
     if not np.array_equal(values, again, equal_nan=True):
         raise CheckpointError(
             f"{type(model).__name__} draws random numbers when it is run, and gives texts other log-likelihoods each "
@@ -224,12 +244,8 @@ def make_readers(
 ) -> tuple[list[Reader], str]:
     """A reader for each stream; only one where the model computes its own logits, and why it does."""
     modules = copies(model, len(batches))
-    longest = int(batches[0][0])
-    start, length = int(tokens.offsets[longest]), int(tokens.lengths[longest])
-    probe_T = ids[start : start + min(length, _PROBE_TOKENS)]
-    with unchanged(model):
-        check_causal(modules[0], probe_T, _vocabulary_size(model))
-    head, why = find_head(modules[0], probe_T, length)
+    probe_T = probe(tokens, ids.device)
+    head, why = find_head(modules[0], probe_T, int(tokens.lengths.max()))
     if head is None:
         if lens is not None:
             raise CheckpointError(

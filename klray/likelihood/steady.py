@@ -39,8 +39,9 @@ def unchanged(model: Any) -> Iterator[None]:
 
 
 def randomness(device: torch.device) -> torch.Tensor:
-    """State of the generator that a model on ``device`` draws from."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    """State of the generators that a model on ``device`` may draw from."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return torch.cat([torch.get_rng_state(), *own])
 
 
 def _versions(model: Any) -> list[int]:

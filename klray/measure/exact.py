@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from klray.errors import CheckpointError
 from klray.likelihood.head import own_logits
-from klray.likelihood.score import context_length
+from klray.likelihood.score import readable
 from klray.likelihood.tokens import Tokens
 
 
@@ -19,14 +19,12 @@ def exact_log_likelihood(model: Any, tokens: Tokens) -> np.ndarray:
     One text per forward pass, no padding, the model's own logits, a log-softmax over the whole vocabulary, and all of
     it in float64: also the parts that a model computes in fp32 whatever its dtype (the norms of Llama's kind,
     attention's softmax, rotary angles). A text's logits are held whole: 8 bytes times tokens times vocabulary entries.
-    The model is a causal one of transformers in float64 and eval mode, on any device.
+    The model is a causal one of transformers in float64, on any device.
 
-    Raises CheckpointError (text_too_long, or non_finite if the model itself, not its arithmetic, is broken).
+    Raises CheckpointError as ``readable``, or non_finite if the model itself, not its arithmetic, is broken.
     """
-    tokens.check_context(context_length(model))
-    device = next(model.parameters()).device
     values = np.zeros(len(tokens))
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), _Float64():
+    with _Float64(), readable(model, tokens) as device:
         for text, ids in enumerate(tokens):
             if len(ids) >= 2:  # a single token has no prediction
                 ids_T = torch.from_numpy(ids.astype(np.int64)).to(device)

@@ -38,13 +38,16 @@ class LensWork:
         Raises CheckpointError if the model cannot be loaded; as ``train_lens``.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        allow_lost = self.settings.allow_lost
         with torch_threads(self.settings.threads):
             loaded = loading.load(self.directory, self.settings.dtype, device, allow_unused=self.settings.allow_unused)
             tokenizer = load_tokenizer(self.directory)
+            trained_on, judged_on = (
+                encode(tokenizer, each.texts, allow_lost=self.settings.allow_lost)
+                for each in (self.trained_on, self.judged_on)
+            )
             lens = train_lens(
                 loaded.model,
-                encode(tokenizer, self.trained_on.texts, allow_lost=allow_lost),
+                trained_on,
                 self.training,
                 norm=self.norm,
                 facts=dict(self.facts),
@@ -52,6 +55,5 @@ class LensWork:
             )
             assert lens.translators is not None
             lens.translators.save(self.folder)
-            tokens = encode(tokenizer, self.judged_on.texts, allow_lost=len(self.judged_on))
-            logit, tuned = (prediction_kl(loaded.model, tokens, each) for each in (Lens(norm=lens.norm), lens))
+            logit, tuned = (prediction_kl(loaded.model, judged_on, each) for each in (Lens(norm=lens.norm), lens))
         return list(zip(logit.tolist(), tuned.tolist(), strict=True))

@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from klray.errors import KlrayError
+from klray.errors import CheckpointError, KlrayError
 from klray.likelihood.head import OutputHead, find_head
 from klray.likelihood.lens.lens import Lens
 from klray.likelihood.lens.structure import Layers, find_layers
 from klray.likelihood.lens.translators import Translators
-from klray.likelihood.score import context_length, undisturbed
+from klray.likelihood.score import probe, readable
 from klray.likelihood.tokens import Tokens, plan
 from klray.measure.settings import LensTraining
 
-_PROBE_TOKENS = 32
 _TOKENS_PER_PASS = 1024
 
 
@@ -44,16 +43,16 @@ def train_lens(
     norm, where it cannot be found; ``facts`` are kept with the lens beside how it was trained; ``report`` is told each
     step and its loss, in nats per token, the mean over layers.
 
-    Raises CheckpointError if a text is longer than the context or klray cannot read the model's layers, KlrayError if
-    it cannot use the model's head, no text has a token to predict, or the loss is not finite.
+    Raises CheckpointError as ``readable``, or if klray cannot read the model's layers; KlrayError if it cannot use the
+    model's head, no text has a token to predict, or the loss is not finite.
     """
     training = training or LensTraining()
-    device = next(model.parameters()).device
-    reading = _reading(model, tokens, norm, device)
-    translators = Translators.zeros(reading.n_layers, reading.width).to(device)
-    weights = [tensor.requires_grad_() for tensor in (translators.matrices_LDD, translators.biases_LD)]
-    optimizer = torch.optim.Adam(weights, lr=training.learning_rate)
-    with undisturbed(model, device):
+    _check_any(tokens)
+    with readable(model, tokens) as device:
+        reading = _reading(model, tokens, norm, device)
+        translators = Translators.zeros(reading.n_layers, reading.width).to(device)
+        weights = [tensor.requires_grad_() for tensor in (translators.matrices_LDD, translators.biases_LD)]
+        optimizer = torch.optim.Adam(weights, lr=training.learning_rate)
         for step, texts in enumerate(_steps(tokens, training)):
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate * (1 - step / training.steps)
@@ -88,20 +87,27 @@ def train_lens(
 def prediction_kl(model: Any, tokens: Tokens, lens: Lens) -> np.ndarray:
     """KL(final logits || lens logits) of each layer before the last: (L,) float64, nats per token, mean over tokens.
 
-    What :func:`train_lens` minimises, here on any texts.
+    What :func:`train_lens` minimises, here on any texts; raises as it does, and CheckpointError (non_finite).
     """
-    device = next(model.parameters()).device
-    reading = _reading(model, tokens, lens.norm, device)
-    translators = (lens.translators or Translators.zeros(reading.n_layers, reading.width)).to(device)
-    translators.check(type(model).__name__, reading.n_layers, reading.width)
-    sums = np.zeros(translators.n_layers)
-    with undisturbed(model, device):
+    _check_any(tokens)
+    with readable(model, tokens) as device:
+        reading = _reading(model, tokens, lens.norm, device)
+        translators = (lens.translators or Translators.zeros(reading.n_layers, reading.width)).to(device)
+        translators.check(type(model).__name__, reading.n_layers, reading.width)
+        sums = np.zeros(translators.n_layers)
         for ids_NT, kept in _rows(tokens, np.flatnonzero(tokens.counted), device):
             own_MV, states = reading.final(ids_NT, kept)
             for layer, hidden_MD in enumerate(states):
                 logits_MV = _logits(reading.head, reading.layers.to_head(translators.apply(layer, hidden_MD)))
                 sums[layer] += float(_kl(own_MV, logits_MV).double().sum())
-    return sums / max(1, int(tokens.counted.sum()))
+    if not np.isfinite(sums).all():
+        layer = int(np.argmin(np.isfinite(sums)))
+        raise CheckpointError(
+            f"the KL from the predictions of {type(model).__name__} to those after layer {layer} is not finite: its "
+            "weights or its arithmetic overflow; try dtype float32, or leave this checkpoint out",
+            "non_finite",
+        )
+    return sums / int(tokens.counted.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,21 +128,21 @@ class _Reading:
         return _logits(self.head, own_MD).log_softmax(-1), before
 
 
-def _reading(model: Any, tokens: Tokens, norm: str | None, device: torch.device) -> _Reading:
+def _check_any(tokens: Tokens) -> None:
     if not tokens.counted.any():
         raise KlrayError(f"the {len(tokens):,} texts of the tuned lens have no token to predict: give longer texts")
-    tokens.check_context(context_length(model))
-    longest = tokens[int(np.argmax(tokens.lengths))]
-    probe_T = torch.from_numpy(longest[:_PROBE_TOKENS].astype(np.int64)).to(device)
-    with undisturbed(model, device):
-        head, why = find_head(model, probe_T, len(longest))
-        if head is None:
-            raise KlrayError(
-                f"{type(model).__name__} has no output head that klray can use ({why}): "
-                "a tuned lens cannot be trained through it"
-            )
-        layers = find_layers(model, probe_T, norm)
-        before = layers.states(probe_T[None]).before
+
+
+def _reading(model: Any, tokens: Tokens, norm: str | None, device: torch.device) -> _Reading:
+    probe_T = probe(tokens, device)
+    head, why = find_head(model, probe_T, int(tokens.lengths.max()))
+    if head is None:
+        raise KlrayError(
+            f"{type(model).__name__} has no output head that klray can use ({why}): "
+            "a tuned lens cannot be trained through it"
+        )
+    layers = find_layers(model, probe_T, norm)
+    before = layers.states(probe_T[None]).before
     return _Reading(head, layers, len(before), before[0].shape[-1], device)
 
 
