@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+import xarray as xr
+
 from klray import config as configs
 from klray.analysis.recipe import result_name
 from klray.config import Config
@@ -23,7 +25,7 @@ def page(config: Config) -> str:
     folder = Path(config.page.dir).expanduser()
     address = ".." if config.page.publish else address_of(store.url, config.page.store_url, folder)
     result = result_name(config.analysis.name, config.analysis.domain)
-    files = page_files(address, result, config.page.title)
+    files = page_files(address, result, config.page.title, _scale(store, config))
     if not config.page.publish:
         folder.mkdir(parents=True, exist_ok=True)
         for name, body in files.items():
@@ -35,6 +37,12 @@ def page(config: Config) -> str:
     where = store.objects.address(f"{HERE}/index.html")
     say(f"page {where}; whoever reads the store may open it")
     return where
+
+
+def _scale(store: Store, config: Config) -> xr.Dataset | None:
+    """On which the page places a KL; None where the newest snapshot has none."""
+    snapshot, name = store.manifest().id, result_name(config.scale.name, config.analysis.domain)
+    return store.result(snapshot, name).load() if name in store.result_names(snapshot) else None
 
 
 main = verb(page, lambda _: False)

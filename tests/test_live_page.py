@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -110,15 +110,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Pat
 
 def opened(browser: Browser, address: str, *labels: str) -> tuple[Page, list[str]]:
     page, said = new_page(browser)
-    page.goto(address + ("#" + "&".join(quote(label, safe="") for label in labels) if labels else ""))
+    page.goto(address + ("#" + urlencode(dict(zip("ab", labels, strict=False))) if labels else ""))
     page.wait_for_selector("#about:has-text('Snapshot'), #status:has-text('cannot')")
     return page, said
 
 
 def divergence(page: Page) -> tuple[float, float]:
-    page.wait_for_selector("#compared:not([hidden]), #status:has-text('cannot')")
+    page.wait_for_selector(".compare output, .compare:has-text('cannot'), #status:has-text('cannot')")
     assert page.locator("#status").inner_text() == ""
-    found = page.locator("#kl").evaluate("each => [each.dataset.kl, each.dataset.se]")
+    found = page.locator(".compare output").evaluate("each => [each.dataset.kl, each.dataset.se]")
     return float(found[0]), float(found[1])
 
 
@@ -145,8 +145,8 @@ def test_kl_of_two_models_is_klrays_own_and_little_is_asked_for(
     assert len(asked) <= 40 and sum(size for *_, size in asked) < 250_000
     assert [path for path, status, _ in counted if status == 404] == []
     before = len(counted)
-    page.uncheck("#with-recipe")
-    page.wait_for_selector("#of:has-text('as they were scored')")
+    page.uncheck(".compare input[type=checkbox]")
+    page.wait_for_selector(".of:has-text('as they were scored')")
     values = data["log_likelihood"].values[[a, b]], data["text_bytes"].values
     expected_raw = klray.kl_divergence(*values)[0, 1], klray.kl_standard_error(*values)[0, 1]
     np.testing.assert_allclose(divergence(page), expected_raw, rtol=1e-6)
@@ -164,19 +164,47 @@ def test_what_a_store_says_is_text_and_the_texts_are_shown(
     hostile = next(label for label in labels if label.startswith(HOSTILE))
     page, said = opened(browser, f"{address}/page2/index.html", hostile, "org/run@step0")
     divergence(page)
-    assert page.locator("#name-a").inner_text() == hostile and page.locator("img").count() == 0
-    first = page.locator("#texts tr").first
-    number, domain, size = first.locator("td").all_inner_texts()[:3]
+    chosen = ".slot .name >> nth="
+    assert page.locator(f"{chosen}0").inner_text().startswith(hostile) and page.locator("img").count() == 0
+    first = page.locator("table:has-text('Share of KL') tbody tr").first
+    number, domain, size = (words.replace(",", "") for words in first.locator("td").all_inner_texts()[:3])
     assert TEXTS.domains[int(number)] == domain and len(TEXTS.texts[int(number)].encode()) == int(size)
     first.locator("summary").click()
+    page.wait_for_function("() => document.querySelector('details pre').textContent")
     assert first.locator("pre").inner_text().strip() == TEXTS.texts[int(number)].strip()
-    page.fill("#search-b", "other main")
-    page.select_option("#list-b", label="org/other@main")
-    page.wait_for_function("document.getElementById('name-b').textContent === 'org/other@main'")
+    assert page.locator(".likeness").inner_text().startswith(repr(klray.place(divergence(page)[0])).split(": ")[1][:20])
+    page.fill("[aria-label='Choose B']", "other main")
+    page.press("[aria-label='Choose B']", "Enter")
+    page.wait_for_selector(f"{chosen}1 >> text=org/other@main")
     divergence(page)
+    page.wait_for_function("() => location.hash.includes('other')")
     again, _ = opened(browser, page.url)
-    assert again.locator("#name-b").inner_text() == "org/other@main", "the link restores the choice"
-    page.locator("#map").hover()
+    again.wait_for_selector(f"{chosen}1 >> text=org/other@main")
+    assert said == []
+
+
+def test_map_of_the_live_page_is_the_reports(
+    place: tuple[Store, Path, str, list[tuple[str, int, int]]], browser: Browser
+) -> None:
+    """Two points pressed are compared, the wheel zooms, the legend dims, the path of the run is there."""
+    store, folder, address, _ = place
+    _write(folder / "page4", "../store")
+    page, said = opened(browser, f"{address}/page4/index.html")
+    page.wait_for_selector(".map-panel canvas")
+    labels = store.dataset()["model"].values.tolist()
+    a, b = labels.index("org/run@step0"), labels.index("org/other@main")
+    page.wait_for_function("() => globalThis.klray.explorer.panels[0].places")
+    for model in (a, b):
+        x, y = page.evaluate(f"klray.explorer.panels[0].at({model})")
+        page.locator(".map-panel canvas").first.click(position={"x": x, "y": y})
+    result = store.result(store.manifest().id, "trajectory")
+    np.testing.assert_allclose(divergence(page)[0], result["kl"].values[a, b], rtol=1e-6)
+    paths = [[str(labels[at]) for at in path] for path in page.evaluate("klray.data.paths")]
+    assert paths == [[f"org/run@step{1000 * n}" for n in range(6)]]
+    page.keyboard.press("+")
+    assert page.evaluate("klray.explorer.panels[0].view.zoom") > 1
+    page.locator(".legend .entry").first.click()
+    assert page.evaluate("klray.explorer.look.state.some((each) => each === 1)")
     assert said == []
 
 
@@ -189,8 +217,8 @@ def test_layers_of_a_column_are_checked_together(
     labels = data["model"].values.tolist()
     pair = [labels.index(label) for label in labels if "#layer" in label][:2]
     page, said = opened(browser, f"{address}/page3/index.html", *(labels[each] for each in pair))
-    page.uncheck("#with-recipe")
-    page.wait_for_selector("#of:has-text('as they were scored')")
+    page.uncheck(".compare input[type=checkbox]")
+    page.wait_for_selector(".of:has-text('as they were scored')")
     values = data["log_likelihood"].values[pair], data["text_bytes"].values
     np.testing.assert_allclose(divergence(page)[0], klray.kl_divergence(*values)[0, 1], rtol=1e-6)
     assert said == []
@@ -210,7 +238,7 @@ def test_damage_is_said(tmp_path: Path, browser: Browser, serve: Callable[[Path]
     body[4 * N + 5] ^= 1
     chunk.write_bytes(body)
     page, _ = opened(browser, f"{address}/page/index.html", "org/run@step0", "org/run@step1000")
-    page.wait_for_selector("#status:has-text('holds other bytes than were written')")
+    page.wait_for_selector(".compare:has-text('holds other bytes than were written')")
     (tmp_path / f"store/snapshots/{snapshot}/text_bytes/c/0").unlink()
     page, _ = opened(browser, f"{address}/page/index.html")
     page.wait_for_selector("#status:has-text('is missing: it was written and is gone')")
@@ -235,7 +263,7 @@ def serve() -> Iterator[Callable[[Path], str]]:
 
 def _write(folder: Path, store: str) -> None:
     folder.mkdir()
-    for name, body in page_files(store, "trajectory", "Live").items():
+    for name, body in page_files(store, "trajectory", "Live", None).items():
         (folder / name).write_bytes(body)
 
 
@@ -279,7 +307,7 @@ def test_on_s3_from_the_bucket_and_from_elsewhere(
 
 
 def test_a_page_asks_nobody_but_its_store() -> None:
-    files = page_files("https://host.example/bucket/store", "trajectory", "<script>alert(1)</script>")
+    files = page_files("https://host.example/bucket/store", "trajectory", "<script>alert(1)</script>", None)
     page = files["index.html"].decode()
     assert "connect-src https://host.example/bucket/store/; base-uri" in page and "default-src 'none'" in page
     assert "<script>alert" not in page

@@ -16,7 +16,7 @@ from klray.report.figures.style import short_names
 from klray.report.sections.section_models import variants
 from klray.units import bits_per_byte
 
-_MAPS = (
+MAPS = (  # name in a result, in the page, on a button, above the panel, and the unit of its distances
     ("map_pca", "pca", "PCA", "Principal components", "√(bits/byte)"),
     ("map_tsne", "tsne", "t-SNE", "t-SNE, which keeps neighbourhoods but not distances", ""),
 )
@@ -63,7 +63,7 @@ def model_bits_per_byte(result: xr.Dataset, snapshot: xr.Dataset | None) -> np.n
 def carried_maps(result: xr.Dataset) -> list[dict[str, Any]]:
     """Each map of all models that the result has: name, titles of panel and axes, coordinates (K, 2)."""
     found = []
-    for name, short, button, title, unit in _MAPS:
+    for name, short, button, title, unit in MAPS:
         if has_points(result, name):
             points = two_columns(result[name].values)
             shares = result[name].attrs.get("explained_variance_ratio", [])

@@ -11,20 +11,33 @@ import { search } from "./search.js";
 
 const TEXTS = 8;
 
-export function comparison(data, [one, other], choose, swap) {
-  const slot = (letter, model, place) => el("div", { className: "slot" },
-    el("b", { className: "letter" }, letter),
-    model === undefined ? el("span", { className: "soft" }, "click a point, or search") : el("span", { className: "name" }, nameOf(data, model)),
-    model === undefined ? null : button("×", () => choose(place, null), { className: "link", "aria-label": `Leave out ${letter}` }),
-    search(data, `Choose ${letter}`, (found) => choose(place, found)));
-  const slots = el("div", { className: "slots" }, slot("A", one, 0), slot("B", other, 1));
+// What the page knows by itself of two models.
+export function comparison(data, pair, choose) {
+  const [one, other] = pair, slots = slotsOf(data, pair, choose);
   if (one === undefined || other === undefined) return [slots];
   const found = pairKl(data, one, other);
-  if (!found) return [slots, absent(data, one, other)];
+  return [slots, found ? answerOf(data, pair, found) : absent(data, one, other)];
+}
+
+// Which two are chosen, with a search for each; one that is not chosen is undefined.
+export function slotsOf(data, pair, choose) {
+  return el("div", { className: "slots" }, pair.map((model, place) => slot(data, "AB"[place], model, place, choose)));
+}
+
+function slot(data, letter, model, place, choose) {
+  return el("div", { className: "slot" },
+    el("b", { className: "letter" }, letter),
+    model === undefined ? el("span", { className: "soft" }, data.maps.length ? "click a point, or search" : "search") : el("span", { className: "name" }, nameOf(data, model)),
+    model === undefined ? null : button("×", () => choose(place, null), { className: "link", "aria-label": `Leave out ${letter}` }),
+    search(data, `Choose ${letter}`, (found) => choose(place, found)));
+}
+
+// KL ± SE of two models, where it falls on the scale, and what is inside it.
+export function answerOf(data, [one, other], { kl, se }) {
   const number = el("p", { className: "number-big" },
-    el("output", { "data-kl": String(found.kl), "data-se": String(found.se) }, withError(found.kl, found.se)), el("span", { className: "soft" }, " bits/byte"));
-  const place = data.scale ? [el("p", { className: "likeness" }, likeness(found.kl, data.scale)), gauge(found.kl, data.scale), el("p", { className: "soft" }, data.scale.source)] : [];
-  return [slots, el("div", { className: "answer" }, el("div", {}, number, place), el("div", {}, inside(data, one, other)))];
+    el("output", { "data-kl": String(kl), "data-se": String(se) }, withError(kl, se)), el("span", { className: "soft" }, " bits/byte"));
+  const place = data.scale ? [el("p", { className: "likeness" }, likeness(kl, data.scale)), gauge(kl, data.scale), el("p", { className: "soft" }, data.scale.source)] : [];
+  return el("div", { className: "answer" }, el("div", {}, number, place), el("div", {}, inside(data, one, other)));
 }
 
 // The exact words that give what is not here.
@@ -74,13 +87,23 @@ function inside(data, one, other) {
     const texts = rows.domain.flatMap((each, text) => (each === domain ? [text] : []));
     return texts.length > 1 ? [domain || "(none)", integer(texts.length), divergence(row(a), row(b), rows.bytes, texts)] : null;
   }).filter(Boolean);
-  const texts = differing(row(a), row(b), TEXTS);
+  const texts = differing(row(a), row(b), TEXTS), { content } = rows;
   return [
     el("h3", {}, "By domain"),
     table(["Domain", "Texts", "KL ± SE"], by.map(([domain, count, { kl, se }]) => [domain, count, el("span", { "data-kl": String(kl) }, withError(kl, se))])),
     el("h3", {}, "Texts that differ most"),
     table(["Text", "Domain", "Bytes", "A − B, nats", "Share of KL"], texts.map(({ text, nats, share }) => [
-      integer(rows.text[text]), rows.domain[text], integer(rows.bytes[text]), (nats > 0 ? "+" : "−") + significant(Math.abs(nats)), `${significant(100 * share, 2)} %`]), 2),
+      content ? unfolding(rows.text[text], () => content(rows.text[text])) : integer(rows.text[text]), rows.domain[text], integer(rows.bytes[text]),
+      (nats > 0 ? "+" : "−") + significant(Math.abs(nats)), `${significant(100 * share, 2)} %`]), 2),
     el("p", { className: "soft" }, "Text: its number in the snapshot. A − B: difference of the log-likelihoods, less its mean over the texts."),
   ];
+}
+
+// The text itself, fetched when a reader asks for it.
+function unfolding(number, content) {
+  const shown = el("pre", {}), whole = el("details", {}, el("summary", {}, integer(number)), shown);
+  whole.addEventListener("toggle", async () => {
+    if (whole.open) shown.textContent = await content().catch((error) => `This text cannot be shown: ${error.message}`);
+  });
+  return whole;
 }

@@ -28,14 +28,24 @@ function scaleOf(data, column) {
   return byGroups(bin, "unknown", (a, b) => (names.indexOf(a) + 99) % 99 - (names.indexOf(b) + 99) % 99);
 }
 
-export function explore(data, choices, card) {
-  const { models } = data;
-  const at = new Map(models.label.map((label, model) => [label, model]));
+// The two models that are chosen, and what `compare(data, [a, b], pick)` says of them: undefined is none, null chooses none.
+export function compared(data, choices, compare) {
+  const at = new Map(data.models.label.map((label, model) => [label, model]));
+  const picks = () => ["a", "b"].map((name) => at.get(choices.get(name)));
+  const pick = (place, model) => choices.set({ ["ab"[place]]: model === null ? "" : data.models.label[model] });
+  const element = el("section", { className: "compare", "aria-label": "Two models compared", "aria-live": "polite" });
+  const show = () => element.replaceChildren(...compare(data, picks(), pick));
+  choices.on((changes) => { if ("a" in changes || "b" in changes || "theme" in changes) show(); });
+  show();
+  return { element, picks, pick };
+}
+
+// Map, search, colours, steps; what two models have between them is said by `compare`, of what the page carries itself.
+export function explore(data, choices, card, compare = comparison) {
+  const { models } = data, pair = compared(data, choices, compare), { picks, pick } = pair;
   const offered = Object.keys(COLOURS).filter((name) => name === "size" ? data.sizes.length > 1 : new Set(models[name]).size > 1);
   const panels = [], look = { state: new Uint8Array(data.n), colour: () => "", line: () => "" };
   const steps = [...new Set(models.step)].filter((step) => step >= 0).sort((a, b) => a - b);
-  const picks = () => ["a", "b"].map((name) => at.get(choices.get(name)));
-  const pick = (place, model) => choices.set({ ["ab"[place]]: model === null ? "" : models.label[model] });
   const colouring = () => (offered.includes(choices.get("colour")) ? choices.get("colour") : offered.find((name) => name !== "step" && new Set(models[name]).size <= 9) ?? offered[0] ?? "run");
 
   // The first click is A, the second B; a third one takes the place of B.
@@ -72,13 +82,12 @@ export function explore(data, choices, card) {
     search(data, "Search models", (model) => { hover(model); press(model); }, (model) => hover(model)),
     el("label", {}, "Colour by ", select), key,
     steps.length > 1 ? el("label", { className: "steps" }, el("span", {}, "Up to step ", said), slider) : null);
-  const compared = el("section", { className: "compare", "aria-label": "Two models compared", "aria-live": "polite" });
   const element = el("div", { className: "explorer" },
     el("div", { className: "tools" }, shown.element,
       el("div", { className: "choice", role: "group", "aria-label": "Zoom" }, button("+", () => zoom(1.5), { "aria-label": "Zoom in" }), button("−", () => zoom(1 / 1.5), { "aria-label": "Zoom out" }), button("All", () => zoom(0))),
       el("span", { className: "soft hint" }, "Click two models to compare. Drag to move; wheel to zoom after a click, or with Ctrl."), savers("map", chart)),
     el("div", { className: "field" }, el("div", { className: "panels" }, panels.map((panel) => panel.element)), side),
-    compared);
+    pair.element);
 
   const paint = () => {
     const column = colouring(), scale = scaleOf(data, column), hidden = new Set(choices.list("hide"));
@@ -97,11 +106,7 @@ export function explore(data, choices, card) {
     slider.value = place;
     said.textContent = steps.length ? integer(steps[place] ?? 0) : "";
   };
-  const compare = () => {
-    const [one, other] = picks();
-    panels.forEach((panel) => { panel.picked = [one ?? -1, other ?? -1]; });
-    compared.replaceChildren(...comparison(data, [one, other], pick));
-  };
+  const mark = () => panels.forEach((panel) => { panel.picked = picks().map((model) => model ?? -1); });
   const arrange = () => {
     const asked = choices.get("map"), narrow = matchMedia("(max-width: 46rem)").matches;
     const value = asked === "both" && (narrow || panels.length < 2) ? data.maps[0]?.name : asked;
@@ -112,12 +117,12 @@ export function explore(data, choices, card) {
   };
   choices.on((changes) => {
     if ("colour" in changes || "hide" in changes || "step" in changes || "theme" in changes) paint();
-    if ("a" in changes || "b" in changes || "theme" in changes) compare();
+    if ("a" in changes || "b" in changes) mark();
     if ("map" in changes) arrange();
     panels.forEach((panel) => panel.later());
   });
   paint();
-  compare();
+  mark();
   new ResizeObserver(arrange).observe(element);
   return { element, panels, look, press, hover };
 }
