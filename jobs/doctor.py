@@ -37,7 +37,9 @@ def _scoring(config: Config) -> Iterator[Finding]:
         return iter([Finding("scoring", "skipped", "this installation reads and analyses", lacks(error))])
     settings, lacking = sweep.scoring_settings(config.scoring), sweep.lacks_libraries(config.ray, config.scoring)
     store = (config.store.url, configs.storage_options(config.store)) if config.store.url else None
-    return examine_scoring(functools.partial(sweep.hub, config.models), settings, config.ray, lacking, store)
+    hub = functools.partial(sweep.hub, config.models)
+    selected = lambda opened: sweep.resolved(opened, sweep.selection(config.models))[0]  # noqa: E731 - typed there
+    return examine_scoring(hub, settings, config.ray, lacking, store, selected)
 
 
 @verb

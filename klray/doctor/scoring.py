@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from klray.checkpoints import Hub, contact
+from klray.checkpoints import Checkpoint, Hub, contact
 from klray.doctor import RAY_SECONDS, bounded, refusal, without
 from klray.errors import KlrayError
 from klray.store.objects import open_objects, probe
-from klray.store.objects.probe import Finding
+from klray.store.objects.probe import Finding, found_and_cure
 from klray.sweep.cluster import Resources, Shape, address_of, connected, resources
+from klray.sweep.gpu_share import workers_of_a_gpu
 from klray.sweep.nodes import LOOK_SECONDS, Seen, look_at_nodes
 from klray.sweep.settings import LOCAL, RaySettings, ScoringSettings
 
@@ -33,6 +34,7 @@ class Cluster:
     shape: Shape
     resources: Resources
     nodes: Sequence[Seen] = ()  # of a cluster that is joined
+    unknown: str = ""  # why it is not known how many workers share a GPU
 
 
 def examine_scoring(
@@ -41,16 +43,18 @@ def examine_scoring(
     ray_settings: RaySettings,
     lacking: str = "",
     store: tuple[str, Mapping[str, Any]] | None = None,
+    selected: Callable[[Hub], Sequence[Checkpoint]] = lambda _: (),
 ) -> Iterator[Finding]:
     """Ray, the device, the disk, and what ``hub`` opens; ``lacking``: what these settings need and is not installed.
 
-    Of a cluster that is joined, a finding for each node: also whether it reaches ``store``, a URL with its options.
+    ``selected`` are the checkpoints that a sweep would score, asked for only where there are GPUs. Of a cluster that is
+    joined, a finding for each node: also whether it reaches ``store``, a URL with its options.
     """
     if lacking:
         found, _, cure = lacking.rpartition(": ")
         yield Finding("scoring", "refused", found, cure)
     log.info("checking Ray")
-    finding, cluster = _cluster(ray_settings, scoring, hub, store)
+    finding, cluster = _cluster(ray_settings, scoring, hub, store, selected)
     yield finding
     for seen in cluster.nodes if cluster else ():
         yield _node(seen)
@@ -66,11 +70,25 @@ def _cluster(
     scoring: ScoringSettings,
     hub: Callable[[], contextlib.AbstractContextManager[Hub]],
     store: tuple[str, Mapping[str, Any]] | None,
+    selected: Callable[[Hub], Sequence[Checkpoint]] = lambda _: (),
 ) -> tuple[Finding, Cluster | None]:
+    unknown = ""
+
+    def share(nodes: Sequence[Mapping[str, float]]) -> int:
+        nonlocal unknown
+        if not any(node.get("GPU", 0.0) >= 1 for node in nodes):
+            return 1
+        try:
+            with hub() as opened:
+                return workers_of_a_gpu(selected(opened), scoring, nodes, settings.workers)
+        except (KlrayError, OSError) as error:
+            unknown = f"; whether several share a GPU is not known: {found_and_cure(error)[0]}"
+            return 1
+
     def look() -> Cluster:
         with contextlib.ExitStack() as stack:
-            shape = stack.enter_context(connected(settings, scoring.threads))
-            found = Cluster(shape, resources(shape))
+            shape = stack.enter_context(connected(settings, scoring.threads, share))
+            found = Cluster(shape, resources(shape), unknown=unknown)
             if address_of(settings) == LOCAL:
                 return found
             common = None
@@ -89,8 +107,11 @@ def _cluster(
     shape, there = cluster.shape, cluster.resources
     which = f"the cluster at {settings.address}" if settings.address else "a cluster of this machine"
     each = f"{shape.cpus_per_worker} CPUs" + (f" and {shape.gpus_per_worker:g} GPUs" if shape.gpus_per_worker else "")
+    if settings.gpus_per_worker is None and 0 < shape.gpus_per_worker < 1:
+        each += f", {round(1 / shape.gpus_per_worker)} of which share a GPU (ray.gpus_per_worker=1: none)"
     nodes = f"{there.nodes} {'nodes' if there.nodes > 1 else 'node'}"
     words = f"{which}: {nodes}, {there.cpus:g} CPUs, {there.gpus:g} GPUs; carries {shape.workers} actors of {each}"
+    words += cluster.unknown
     return Finding("Ray", "ok", words), cluster
 
 
