@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +184,47 @@ def test_both_refuse_in_the_same_words(server: CarelessS3, monkeypatch: pytest.M
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     first, second = refusals(lambda each: each.create("a", b""))
     assert first == second and "was refused (403, InvalidAccessKeyId)" in first
+
+
+@pytest.mark.parametrize(
+    ("seconds", "why"), [("", "the login of the day is over"), ("-5", "refreshed credentials are still expired")]
+)
+def test_credentials_that_lapse_are_refused_at_once_in_the_same_words(
+    server: CarelessS3,
+    no_credentials: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    seconds: str,
+    why: str,
+) -> None:
+    """They come from a program that is asked for new ones when they have less than ten minutes to go."""
+    keys = {"Version": 1, "AccessKeyId": CREDENTIALS["AWS_ACCESS_KEY_ID"], "SecretAccessKey": "x", "SessionToken": "y"}
+    given = tmp_path / "given"
+
+    def give(lasts: float) -> None:
+        given.write_text(json.dumps({**keys, "Expiration": (datetime.now(UTC) + timedelta(seconds=lasts)).isoformat()}))
+
+    command = f"sh -c 'cat {given} || {{ echo the login of the day is over >&2; exit 1; }}'"
+    (tmp_path / "config").write_text(f"[profile x]\ncredential_process = {command}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "x")
+    give(300)
+    both = {each: opened(each) for each in BACKENDS}
+    for each in both.values():
+        each.put("a", b"")
+    given.unlink()
+    if seconds:
+        give(float(seconds))
+    until = time.monotonic() + 30  # obstore asks again after 0.1 s
+
+    def put(each: Objects) -> None:
+        while time.monotonic() < until:
+            each.put("a", b"")
+
+    first, second = refusals(put, both=both)
+    assert first == second and "the S3 credentials have lapsed (" in first and why in first
+    assert not any(each.exc_info or each.name == "klray" for each in caplog.records)
 
 
 def test_without_credentials_writers_are_refused_and_readers_are_anonymous(

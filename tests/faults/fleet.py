@@ -134,7 +134,7 @@ DISTURBANCES = {
     # A worker that has checkpoints to remove goes on with their room.
     "a disk is full": Disturbance(_fill_disk, r"waits for room in|node \S+ put aside: disk full; make room there"),
     "rights are taken away": Disturbance(
-        _take_rights, r"no scoring worker is left: .*store s3://\S+.*AccessDenied|store s3://.*denied", 1, bucket=True
+        _take_rights, r"klray: error: .*store s3://\S+ \S+ was refused \(.*AccessDenied", 1, bucket=True
     ),
     "the driver is killed": Disturbance(_kill_driver, r"job \w+ on \S+ has died: what it had claimed is free", -9),
 }

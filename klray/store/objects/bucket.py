@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from botocore.exceptions import BotoCoreError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSOError,
+)
 from botocore.session import Session
 
 from klray.errors import Pauses, StoreDamagedError, StoreUnreachableError
@@ -34,6 +40,9 @@ BUSY = {
     *("RequestTimeout", "408", "BadGateway", "502", "GatewayTimeout", "504"),  # S3 says RequestTimeout with status 400
 }
 DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+# Credentials that were there and cannot be renewed; botocore says RuntimeError of what is expired when it is fetched.
+LAPSED = (CredentialRetrievalError, PartialCredentialsError, SSOError, RuntimeError)
+PROVIDER = "External AWS credential provider: "  # obstore's words before the same
 GONE = {"NoSuchKey", "404"}
 ELSEWHERE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed"}
 FULL = {"QuotaExceeded", "XMinioStorageFull", "507"}
@@ -54,6 +63,8 @@ class BucketObjects(Objects):
         self._root = self.url.removeprefix("s3://")
         self._options = dict(options)
         check_endpoint(options)
+        for library in ("botocore", "aiobotocore"):
+            logging.getLogger(f"{library}.credentials").addFilter(_is_sentence)
 
     def __getstate__(self) -> dict[str, Any]:
         # Threads and connections stay here: whoever gets a copy makes its own, with its own credentials.
@@ -194,6 +205,11 @@ class BucketObjects(Objects):
         def trouble(error: Exception) -> Trouble:
             if isinstance(error, NoCredentialsError):
                 raise self._no_credentials() from error
+            if said := _lapsed(error):
+                raise StoreUnreachableError(
+                    f"store {self.url}: the S3 credentials have lapsed ({said}); renew them where they come from, by "
+                    "the profile, the role or the variables of this machine, and run the same command again"
+                ) from error
             codes = self._codes(error)
             if refusal := self._refusal(error, codes, key, action):
                 raise StoreUnreachableError(f"store {self.url}: {refusal}") from error
@@ -212,7 +228,7 @@ class BucketObjects(Objects):
                 ),
             )
 
-        return patiently(attempt, PAUSES, (*self.silence, NoCredentialsError, OSError), trouble)
+        return patiently(attempt, PAUSES, (*self.silence, NoCredentialsError, RuntimeError, OSError), trouble)
 
     def _no_credentials(self) -> StoreUnreachableError:
         return StoreUnreachableError(
@@ -241,11 +257,24 @@ class BucketObjects(Objects):
         return "there is no such bucket; create it first" if "NoSuchBucket" in codes else ""
 
 
+def _is_sentence(record: logging.LogRecord) -> bool:
+    """Whether a line has no traceback, as each request has one while credentials cannot be renewed: errors say it."""
+    return not record.exc_info
+
+
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     # obstore lets go of the interpreter while it waits; its coroutines took 1.4 times the CPU time of threads (2,000
     # objects of 40 kB). One pool for all stores of a process: this many requests at once, however many ask.
     return ThreadPoolExecutor(REQUESTS_AT_ONCE, "klray-s3")
+
+
+def _lapsed(error: Exception) -> str:
+    """Why credentials can be had no longer; "" if that is not what is wrong."""
+    words = without_secrets(" ".join(str(error).split()))
+    if PROVIDER in words:
+        return words.rpartition(PROVIDER)[2].partition(": ")[2]
+    return words if isinstance(error, LAPSED) and "credentials" in words.lower() else ""
 
 
 def _listed(codes: set[str]) -> str:
