@@ -4,8 +4,8 @@ from klray import config as configs
 from klray.config import Config
 from klray.config.job import verb
 from klray.store import Store
-from klray.store.published.adopting import Adopted, Source, adopt, check_texts
-from klray.store.published.files import read_published
+from klray.store.adopted.adopting import Adopted, Source, adopt, check_texts
+from klray.store.adopted.files import read_published
 from klray.store.text_facts import text_facts
 from klray.words.numbers import counted, listed
 from klray.words.progress import Stages

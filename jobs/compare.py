@@ -39,6 +39,7 @@ from klray.sweep.limits import Limits, limits_of
 from klray.sweep.model_process import ModelProcess
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
+from klray.words.numbers import counted
 from klray.words.progress import Progress
 from klray.words.tables import say, show, text_table
 
@@ -139,8 +140,8 @@ def _of_selection(checkpoints: Sequence[Checkpoint], settings: ScoringSettings) 
         pairs = list(pairwise(plain))
     if not pairs:
         raise KlrayError(
-            f"{len(plain)} checkpoints were selected: name two with models.names=[A,B] or models.revisions=[A,B], or "
-            "set scoring.quantization= to compare one with its quantised self"
+            f"models= selects {counted(len(plain), 'checkpoint')}: name two with models.names=[A,B] or "
+            "models.revisions=[A,B], or set scoring.quantization= to compare one with its quantised self"
         )
     found = []
     for first, second in pairs:
@@ -173,7 +174,7 @@ def _kept(
     # another tuned lens than the one that is given is not at hand
     wanted = [each for each in wanted if each.first.lens in (NONE, LOGIT, work.settings.lens)]
     if passed_over:
-        log.info("%d pairs have a checkpoint that is not among models=, or two tokenizers", passed_over)
+        log.info("passed over: %s with a checkpoint outside models=, or two tokenizers", counted(passed_over, "pair"))
     if not wanted:
         raise KlrayError("no setting has a pair of the selected checkpoints: look at klray scale, and set models=")
     keys = {key for each in wanted for key in each.keys}

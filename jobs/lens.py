@@ -21,6 +21,7 @@ from klray.measure.settings import LensTraining
 from klray.sweep.child import apart
 from klray.sweep.limits import limits_of
 from klray.sweep.scorer import versions
+from klray.words.numbers import counted
 from klray.words.progress import Progress
 from klray.words.tables import say, show, text_table
 
@@ -38,8 +39,8 @@ def lens(config: Config) -> Lens:
         if len(checkpoints) != 1:
             refused = "".join(f"; {each.repository}@{each.revision}: {each.message}" for each in unavailable)
             raise KlrayError(
-                f"models.family={selection.family}: {len(checkpoints):,} checkpoints were selected and a tuned lens is "
-                f"for one: set models.repo= and models.revisions={refused}"
+                f"models.family={selection.family}: {counted(len(checkpoints), 'checkpoint')} were selected and a "
+                f"tuned lens is for one: set models.repo= and models.revisions={refused}"
             )
         facts: dict[str, Any] = {
             **{name: getattr(checkpoints[0], name) for name in ("repository", "revision", "commit")},
@@ -62,7 +63,7 @@ def lens(config: Config) -> Lens:
     show(text_table(("layer", "logit lens", "tuned lens"), rows, text_columns=0))
     say(
         f"KL from the own predictions of {checkpoints[0].label} to those after each layer, in nats per token, mean "
-        f"over {len(judged_on):,} texts of {judged_on.name}"
+        f"over {counted(len(judged_on), 'text')} of {judged_on.name}"
     )
     say(f"{found.name} in {folder}; klray score scoring.lens={folder} reads every layer through it")
     return found

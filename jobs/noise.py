@@ -22,6 +22,7 @@ from klray.sweep.limits import limits_of
 from klray.sweep.scorer import versions
 from klray.sweep.settings import ScoringSettings
 from klray.texts import TextSet
+from klray.words.numbers import counted
 from klray.words.progress import Progress
 from klray.words.tables import say, show
 from klray.words.whole import write_whole
@@ -129,8 +130,8 @@ def _print(found: NoiseFloor, selected: int, ways: Ways) -> None:
         f"{device}: {', '.join(f'{budget:,}' for budget in ways.budgets_on(device))}" for device in ways.devices
     )
     say(
-        f"\n{len(found.models)} of {selected:,} checkpoints on {found.n_texts:,} texts of {found.text_set_name}, "
-        f"{found.mean_bytes:,.0f} bytes each on average; tokens per batch {budgets}"
+        f"\n{len(found.models)} of {counted(selected, 'checkpoint')} on {counted(found.n_texts, 'text')} of "
+        f"{found.text_set_name}, {found.mean_bytes:,.0f} bytes each on average; tokens per batch {budgets}"
     )
     show("\n".join(textwrap.wrap(ROWS_MEAN, WIDTH)))
     for row in found.rows():

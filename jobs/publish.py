@@ -14,7 +14,7 @@ def publish(config: Config) -> Manifest:
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     with Stages("publish") as stages:
         manifest, new = store.publish(stages)
-    size = f"{manifest.n_models:,} models, {manifest.n_texts:,} texts"
+    size = f"{counted(manifest.n_models, 'model')}, {counted(manifest.n_texts, 'text')}"
     without = f"; {counted(manifest.n_left_out, 'committed column')} could not be read" if manifest.n_left_out else ""
     say(f"snapshot {manifest.id}: {size}{without}{'' if new else ' (nothing new)'}")
     return manifest

@@ -33,7 +33,10 @@ def status(config: Config) -> None:
     first = catalog.first_rows
     published = catalog.base.n_columns if catalog.base else 0
     say(f"store      {store.url}")
-    say(f"texts      {store.texts.name}, {len(store.texts.text_bytes):,} texts ({store.texts.fingerprint[:12]})")
+    say(
+        f"texts      {store.texts.name}, {counted(len(store.texts.text_bytes), 'text')} "
+        f"({store.texts.fingerprint[:12]})"
+    )
     say(f"columns    {len(first):,}, of which the latest snapshot has {published:,}")
     for number, line in enumerate(damage_lines(catalog.damaged)):
         say(("  " if number else "damaged    ") + line)
@@ -61,7 +64,7 @@ def status(config: Config) -> None:
     say(f"snapshots  {len(snapshots):,}")
     for manifest in store.manifests(snapshots[-SNAPSHOTS_SHOWN:]):
         results = ", ".join(store.result_names(manifest.id))
-        say(f"  {manifest.id}  {manifest.n_models:,} models{f'; results: {results}' if results else ''}")
+        say(f"  {manifest.id}  {counted(manifest.n_models, 'model')}{f'; results: {results}' if results else ''}")
     left = Counter(each.kind for each in store.leftovers(catalog))
     what = ", ".join(counted(count, kind) for kind, count in sorted(left.items()))
     say(f"leftovers  {left.total():,}{f' ({what}); klray verify lists them' if left else ''}")

@@ -7,6 +7,7 @@ from klray.config import Config
 from klray.config.job import verb
 from klray.errors import KlrayError
 from klray.store import Store, layout
+from klray.words.numbers import counted
 from klray.words.progress import Stages
 from klray.words.tables import say
 
@@ -25,7 +26,8 @@ def main(config: Config) -> int:
     say(f"columns    {found.sound:,} hold what was committed, {len(columns):,} do not")
     for damage in columns:
         say(f"  {damage.message}")
-    say(f"snapshots  {len(store.snapshot_ids()):,}; {len(snapshots):,} objects of snapshots and results are damaged")
+    objects = counted(len(snapshots), "damaged object")
+    say(f"snapshots  {len(store.snapshot_ids()):,}; {objects} of snapshots and results")
     for damage in snapshots:
         say(f"  {damage.message}")
     say(f"leftovers  {len(found.leftovers):,}, of work that was cut short, came second or was replaced")
@@ -33,24 +35,32 @@ def main(config: Config) -> int:
         hours = (datetime.now(UTC) - leftover.written).total_seconds() / 3600
         say(f"  {leftover.kind:<8}  {hours:8.1f} h old  {leftover.path}")
     if not config.verify.repair:
-        if found.damages or found.leftovers:
+        if columns or found.leftovers:
             say("verify.repair=true takes damaged columns out, to be scored again, and removes old leftovers")
+        if old := store.superseded(found):
+            say(
+                "a damaged snapshot is named until it is removed, with its results, by whoever knows that nobody cites "
+                f"it: klray verify store.url={store.url} verify.repair=true 'verify.snapshots=[{','.join(old)}]'"
+            )
         return 1 if found.damages else 0
-    removed = store.repair(found, timedelta(hours=config.verify.grace_hours))
+    gone = store.remove_snapshots(found, config.verify.snapshots)
+    removed = [*store.repair(found, timedelta(hours=config.verify.grace_hours)), *gone]
     young = len(found.leftovers) - sum(leftover.path in removed for leftover in found.leftovers)
-    stay = f"; {young:,} leftovers stay until they are {config.verify.grace_hours:g} h old (verify.grace_hours)"
+    grace = f"{config.verify.grace_hours:g} h"
+    stay = f"; {counted(young, 'leftover')} written to within {grace} (verify.grace_hours)"
     say(f"removed    {len(removed):,}{stay if young else ''}")
     for path in removed:
         say(f"  {path}")
     folders = [damage.path for damage in columns if damage.path and layout.commit_path(damage.key) in removed]
     if folders:
         say(
-            f"stay       {len(folders):,} folders of columns that were taken out, which somebody may be reading now; "
-            f"the next verify.repair=true removes them if nobody wrote there for {config.verify.grace_hours:g} h"
+            f"stay       {counted(len(folders), 'folder')} of columns that were taken out, which somebody may be "
+            f"reading; the next verify.repair=true removes what nobody wrote to for {grace}"
         )
     for path in folders:
         say(f"  {path}")
-    return 1 if snapshots else 0
+    named = tuple(f"{each}/" for each in gone)
+    return 1 if any(damage.path not in gone and not damage.path.startswith(named) for damage in snapshots) else 0
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from klray.measure.weight_distances import (
 from klray.store import Store
 from klray.weights.alignment.matching import aligned_squared_distance
 from klray.weights.alignment.symmetry import symmetries
-from klray.words.numbers import significant
+from klray.words.numbers import counted, significant
 from klray.words.progress import Progress
 from klray.words.tables import say, show, text_table
 
@@ -78,7 +78,7 @@ def weights(config: Config) -> tuple[xr.Dataset, list[RunDistances]]:
             ]
     if not any(run.checkpoints for run in measured):
         reasons = [reason for run in measured for reason in run.failures.values()]
-        raise KlrayError(f"none of {len(reasons):,} checkpoints could be measured; the first: {reasons[0]}")
+        raise KlrayError(f"none of {counted(len(reasons), 'checkpoint')} could be measured; the first: {reasons[0]}")
     result = as_dataset(measured, window, config.weights.align.value)
     path = store.write_result(snapshot, config.weights.name, result)
     show(_table(measured, window, config.analysis.min_step))

@@ -14,8 +14,8 @@ import klray
 from klray.analysis import relatives
 from klray.errors import KlrayError
 from klray.store import Store
-from klray.store.published.adopting import Source, adopt, check_texts
-from klray.store.published.files import read_published
+from klray.store.adopted.adopting import Source, adopt, check_texts
+from klray.store.adopted.files import read_published
 from klray.store.text_facts import text_facts
 from klray.texts import TextSet
 from tests.stores import column

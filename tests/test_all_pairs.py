@@ -152,7 +152,7 @@ def test_reordering_models_or_texts_reorders_the_result(values: np.ndarray, rand
     ("values", "sizes", "words"),
     [
         (np.zeros(4), np.ones(4), r"\(models, texts\), .* \(4,\)"),
-        (np.zeros((3, 1)), np.ones(1), "2 texts .*3 models and 1 texts"),
+        (np.zeros((3, 1)), np.ones(1), "2 texts .*3 models and 1 text:"),
         (
             np.zeros((3, 4)),
             np.ones(5),

@@ -54,7 +54,7 @@ DOORS = {
     "aiobotocore": {"store.objects"},
     "botocore": {"store.objects"},
     "obstore": {"store.objects"},
-    "pyarrow": {"store.published.parquet"},
+    "pyarrow": {"store.adopted.parquet"},
     "tqdm": {"words"},
     "bitsandbytes": {"likelihood"},
     "gguf": {"likelihood"},

@@ -71,7 +71,7 @@ def test_xarray_keeps_its_coordinates() -> None:
     ("values", "words"),
     [
         (np.zeros(5), r"\(models, texts\), .* \(5,\): pass"),
-        (np.zeros((3, 1)), "2 texts .* 3 models and 1 texts: score"),
+        (np.zeros((3, 1)), "2 texts .* 3 models and 1 text: score"),
         (np.zeros((0, 4)), "it has 0 models and 4 texts"),
         (np.array([["a", "b"]]), "dtype <U1: convert it to float64"),
         (np.array([[1.0, 2.0], [3.0, np.nan]]), "model 1 has nan at text 1 .* leave"),

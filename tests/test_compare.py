@@ -126,7 +126,7 @@ def test_two_checkpoints_without_a_store_and_one_with_its_quantised_self(
     assert "make other tokens of these texts" in refused.attrs["refused"]
     assert "a@" in refused.attrs["refused"] and "b@" in refused.attrs["refused"]
     config.models.names = [str(folders[0])]
-    with pytest.raises(KlrayError, match="1 checkpoints were selected"):
+    with pytest.raises(KlrayError, match="models= selects 1 checkpoint:"):
         compare(config)
 
 

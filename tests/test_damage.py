@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -102,6 +104,38 @@ def test_damaged_result_is_found_and_not_removed(store: Store) -> None:
     assert store.repair(store.audit(), NOW) == []
     with pytest.raises(StoreError, match=r"is damaged .*run klray analyze again"):
         store.result(manifest.id, "t")
+
+
+def test_damaged_snapshot_is_removed_when_it_is_asked_for_by_name_and_is_not_needed(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = store.manifest()
+    table = xr.Dataset({"kl": (("model", "other"), np.eye(2))})
+    store.write_result(old.id, "trajectory", table)
+    (Path(store.url) / layout.chunk_path(old.id, 0)).write_bytes(b"other bytes")
+    asked = ["verify", f"store.url={store.url}", "verify.repair=true", f"verify.snapshots=[{old.id}]"]
+    code, _, errors = klray_says(capsys, monkeypatch, *asked)
+    assert code == 1 and "klray publish" in errors, "it is the newest"
+    new, _ = store.publish()
+    code, out, _ = klray_says(capsys, monkeypatch, *asked[:2])
+    assert code == 1 and f"{' '.join(asked[2:3])} '{asked[3]}'" in out
+    code, _, errors = klray_says(capsys, monkeypatch, *asked)
+    assert code == 1 and "trajectory" in errors and "klray analyze" in errors
+    store.write_result(new.id, "trajectory", table)
+    code, out, errors = klray_says(capsys, monkeypatch, *asked)
+    assert code == 0, errors
+    assert store.snapshot_ids() == [new.id] and (store.audit().damages, store.audit().leftovers) == ((), ())
+    assert_holds(store, column("b", 1), column("b", 2), column("a", 1))
+    code, _, errors = klray_says(capsys, monkeypatch, *asked[:3], f"verify.snapshots=[{new.id}]")
+    assert code == 1 and "no damaged snapshot" in errors
+
+
+def test_probe_of_a_job_at_work_is_no_leftover(store: Store) -> None:
+    for name, minutes in (("young", 1), ("old", 60)):
+        store.objects.put(f"probes/{name}/0", b"x")
+        then = time.time() - 60 * minutes
+        os.utime(Path(store.url) / f"probes/{name}/0", (then, then))
+    assert [(each.kind, each.path) for each in store.leftovers(store.catalog())] == [("probe", "probes/old")]
 
 
 def test_repair_leaves_what_became_visible_since_the_audit(store: Store) -> None:
@@ -270,8 +304,8 @@ def test_repair_says_that_the_folder_of_a_column_stays_and_when_it_goes(
     (Path(store.url) / commit.path / "status" / "zarr.json").write_bytes(b"")
     words = ["verify", f"store.url={store.url}", "verify.repair=true", "verify.grace_hours=0"]
     _, out, _ = klray_says(capsys, monkeypatch, *words)
-    assert "1 folders of columns that were taken" in out
-    assert f"removes them if nobody wrote there for 0 h\n  {commit.path}\n" in out
+    assert "1 folder of columns that were taken" in out
+    assert f"removes what nobody wrote to for 0 h\n  {commit.path}\n" in out
     assert (Path(store.url) / commit.path).is_dir()
     _, out, _ = klray_says(capsys, monkeypatch, *words)
     assert f"removed    1\n  {commit.path}\n" in out and "stay  " not in out

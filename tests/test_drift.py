@@ -310,7 +310,7 @@ def test_exact_distances_of_shorter_windows_give_no_exponents(config: Config, ca
 def test_a_checkpoint_that_takes_too_long_to_read_is_none_of_a_run(config: Config) -> None:
     config.scoring.limit_seconds = 1e-3
     config.models.revisions = "step4"
-    with pytest.raises(KlrayError, match=r"none of 1 checkpoints could be measured; .*scoring\.limit_seconds"):
+    with pytest.raises(KlrayError, match=r"none of 1 checkpoint could be measured; .*scoring\.limit_seconds"):
         weights(config)
 
 

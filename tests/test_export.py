@@ -13,8 +13,8 @@ import xarray as xr
 from klray.analysis import analyze as trajectory
 from klray.report.export import NEIGHBOURS, export
 from klray.store import Store
-from klray.store.published.adopting import Source, adopt
-from klray.store.published.files import read_published
+from klray.store.adopted.adopting import Source, adopt
+from klray.store.adopted.files import read_published
 from tests.stores import column
 from tests.test_adopt import TEXTS, values
 

@@ -166,7 +166,7 @@ def test_a_recipe_clips_the_layers_and_leaves_its_texts_out(folder_store: Store)
 def test_a_snapshot_without_layers_says_how_to_get_them(folder_store: Store) -> None:
     add(folder_store, column("plain", 1))
     folder_store.publish()
-    with pytest.raises(KlrayError, match=r"none of the 1 models .*scoring\.lens=logit"):
+    with pytest.raises(KlrayError, match=r"none of the 1 model .*scoring\.lens=logit"):
         klray.layer_kl(folder_store.dataset())
 
 

@@ -136,7 +136,7 @@ def test_a_lens_keeps_what_it_was_trained_on(trained: Trained, tmp_path: Path) -
 def test_what_cannot_be_trained_is_refused(trained: Trained) -> None:
     with pytest.raises(KlrayError, match=r"lens\.steps=0: must be above 0"):
         LensTraining(steps=0)
-    with pytest.raises(KlrayError, match="1 texts of the tuned lens have no token"):
+    with pytest.raises(KlrayError, match="no token to predict in the 1 text of"):
         train_lens(trained.model, encode(trained.tokenizer, ["a"]))
     with pytest.raises(KlrayError, match="is for 9 layers of width 64"):
         prediction_kl(trained.model, trained.training, Lens(Translators.zeros(9, 64)))
@@ -156,7 +156,7 @@ def test_training_texts_are_set_apart_from_those_that_are_scored(tmp_path: Path)
     with pytest.raises(KlrayError, match=r"beside texts=folder: set lens\.texts_path="):
         lens_texts(LensConfig(), asked, text_set(asked))
     assert len(lens_texts(LensConfig(texts_path=str(tmp_path / "b")), asked, text_set(asked))) == 1
-    with pytest.raises(KlrayError, match=r"1 of the 1 texts of .* are also scored"):
+    with pytest.raises(KlrayError, match=r"1 of the 1 text of .* are also scored"):
         lens_texts(LensConfig(texts_path=str(tmp_path / "a")), asked, text_set(asked))
 
 

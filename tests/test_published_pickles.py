@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klray.errors import KlrayError
-from klray.store.published import pickles
-from klray.store.published.pickles import Array, read_pickle
+from klray.store.adopted import pickles
+from klray.store.adopted.pickles import Array, read_pickle
 from tests.examples import examples
 
 OLD = b"cnumpy.core.multiarray\n"
@@ -199,7 +199,7 @@ def test_bombs_are_refused_within_bounds(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 from klray.errors import KlrayError
-from klray.store.published.pickles import read_pickle
+from klray.store.adopted.pickles import read_pickle
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + {MEGABYTES} * 2**20,) * 2)
 for path in sorted(Path(".").glob("*.pkl")):

@@ -162,7 +162,7 @@ def test_the_noise_floor_is_told_with_its_verdicts(tmp_path: Path, no_figures: N
         ("float32", "1.0e-09", "fine"),
         ("bfloat16", "2.0e-04", "too noisy"),
     ]
-    assert "largest of 1 checkpoints: org/<b>a</b>@step5." in page.text
+    assert "largest of 1 checkpoint: org/<b>a</b>@step5." in page.text
     assert "not measured" not in page.text
     (image,) = page.all("img")
     png = base64.b64decode(str(image["src"]).split(",", 1)[1], validate=True)

@@ -81,7 +81,7 @@ def test_missing_snapshots_are_named_with_what_there_is(store: Store) -> None:
     with pytest.raises(StoreError, match="no committed column to publish"):
         store.publish()
     add(store, column("a", 1))
-    with pytest.raises(StoreError, match=r"\(1 columns .*\); run: klray publish"):
+    with pytest.raises(StoreError, match=r"\(committed: 1 column\); run: klray publish"):
         store.dataset()
     manifest, _ = store.publish()
     with pytest.raises(StoreError, match=f"no such snapshot; it has {manifest.id}"):

@@ -207,7 +207,7 @@ def test_what_cannot_be_scored_is_recorded_with_its_reason_and_the_sweep_goes_on
 
 def test_another_text_set_is_refused_before_anything_is_scored(hub: HubServer, undisturbed: Path) -> None:
     done = run(hub, undisturbed, *FAMILY, "texts.n=17", code=1)
-    assert "holds 16 texts" in done.stderr and "17 texts were given" in done.stderr
+    assert "holds 16 texts" in done.stderr and "is given 17 texts" in done.stderr
     assert "Traceback" not in done.stderr
 
 

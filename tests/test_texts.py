@@ -87,7 +87,7 @@ def test_fingerprint_sees_order_and_borders_but_not_labels() -> None:
 def test_a_text_set_has_texts_and_one_domain_for_each() -> None:
     with pytest.raises(KlrayError, match=r"'some' has no texts"):
         TextSet("some", (), ())
-    with pytest.raises(KlrayError, match=r"has 2 texts and 1 domains"):
+    with pytest.raises(KlrayError, match=r"has 2 texts and 1 domain:"):
         TextSet("some", ("a", "b"), ("text",))
 
 
@@ -223,7 +223,7 @@ def test_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         texts = from_folder(tmp_path)
     assert [text[0] for text in texts.texts] == ["z", "z", "b"]  # a/z/1.txt before b.txt
     assert texts.domains == ("a", "a", "text")
-    assert "1 files that are not UTF-8: a/2.txt" in caplog.text
+    assert "left out, as not UTF-8, 1 file: a/2.txt" in caplog.text
     assert from_folder(tmp_path, "**/*.md").texts == ("m" * 300,)
     assert from_folder(tmp_path, n=1, domain="a").domains == ("a",)
 

@@ -131,7 +131,7 @@ def test_a_store_that_goes_away_and_comes_back_has_every_step(tmp_path: Path, ca
     assert list(columns(Store.open(str(store)))) == list(range(STEPS + 1))
     errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
     assert errors and all(f"store {store} cannot be written: " in message for message in errors)
-    assert f"1 columns of {RUN} are kept in memory" in errors[0]
+    assert f"1 column of {RUN}: kept in memory" in errors[0]
 
 
 def test_a_store_that_stays_away_costs_columns_and_not_the_run(

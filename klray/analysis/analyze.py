@@ -165,7 +165,7 @@ def analyze(
     columns, present = _by_run(values, text_bytes, found, excluded, window, min_step)
     if sketches is not None:
         count, size = most_sketches(dataset, found)
-        what = f"the weight sketches of {count:,} checkpoints of a run with {size:,} buckets need"
+        what = f"the weight sketches of {counted(count, 'checkpoint')} of a run with {size:,} buckets need"
         _refuse_beyond(memory_limit_bytes, drift_bytes(count, size), what, "dask.memory_limit=...")
     columns |= sketched_drift(dataset, found, excluded, sketches, window, min_step)
     if exact_weights is not None:
@@ -263,7 +263,8 @@ def _checked_memory(
     chunk_models = max(values.data.chunks[0])
     asked = (values.dtype.itemsize, chunk_models, limit_bytes, tile)
     plan = projected_analysis(n_models, n_texts, longest, threads, *asked)
-    what = f"the analysis of {n_models:,} models and {n_texts:,} texts in tiles of {plan.tile:,} with {threads} threads"
+    size = f"{counted(n_models, 'model')} and {counted(n_texts, 'text')}"
+    what = f"the analysis of {size} in tiles of {plan.tile:,} with {counted(threads, 'thread')}"
     cure = "dask.memory_limit=... or analysis.tile=... or dask.threads=..."
     _refuse_beyond(limit_bytes, plan.needed_bytes, f"{what} needs", cure)
     return plan

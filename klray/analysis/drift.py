@@ -88,8 +88,8 @@ def exact_drift(
     too_short = exact.sizes["back"] < window
     if too_short:
         log.warning(
-            "exact weight distances reach %d checkpoints back and windows %d, so that there are no exact exponents: "
-            "run klray weights analysis.window=%d",
+            "exact weight distances reach back by %d of the run's checkpoints, windows by %d, so that there are no "
+            "exact exponents: run klray weights analysis.window=%d",
             *(exact.sizes["back"], window, window),
         )
     place_of = {

@@ -37,7 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's words, 300 characters at most."""
-    return next(iter(str(error).strip().splitlines()), "")[:300]
+    return printable(next(iter(str(error).strip().splitlines()), ""), 300)
 
 
 @contextmanager
@@ -129,18 +129,20 @@ def _unknown(folder: Path, error: BaseException) -> str:
     words = str(error)
     if "custom code" in words or "trust_remote_code" in words:
         own = [config.get("auto_map"), _json(folder / "tokenizer_config.json").get("auto_map")]
-        classes = ", ".join(sorted({value for _, value in _strings(own)}))[:200]
+        classes = printable(", ".join(sorted({value for _, value in _strings(own)})))
         return (
             f"{folder} is loaded by code of its own ({classes}), which klray never runs: choose a model that {known} "
             "loads without it"
         )
     if "Validation" in type(error).__name__:
-        return f"{folder / CONFIG} describes no model that {known} can make ({one_line(words)[:300]}): take another"
+        why = printable(one_line(words), 300)
+        return f"{folder / CONFIG} describes no model that {known} can make ({why}): take another"
     for place, value in _strings(config):
         named = _NOT_KNOWN.search(words) and any(f"{quote}{value}{quote}" in words for quote in "'`\"")
         if named or (isinstance(error, KeyError) and error.args == (value,)):
+            why = printable(one_line(words))
             return (
-                f"{folder / CONFIG} says {place} is {value!r}, which {known} does not know ({one_line(words)[:200]}): "
+                f"{folder / CONFIG} says {place} is {value!r}, which {known} does not know ({why}): "
                 "install a version that does, or take the config from another revision"
             )
     return ""
@@ -172,7 +174,7 @@ def _unexplained(folder: Path, what: str, doing: str, error: BaseException) -> s
         cure = "its config and its weights do not fit together under transformers {}: take both from one checkpoint"
     return (
         f"{folder}: its {what} ({_architecture(folder)}) cannot be {doing}: {type(error).__name__}: "
-        f"{one_line(str(error).strip())[:300]}; {cure.format(version('transformers'))}"
+        f"{printable(one_line(str(error).strip()), 300)}; {cure.format(version('transformers'))}"
     )
 
 

@@ -10,7 +10,7 @@ from klray.checkpoints.checkpoint import RemoteFile
 from klray.checkpoints.gguf import is_part
 from klray.checkpoints.soundness import instead
 from klray.errors import CheckpointError, Reason
-from klray.words.numbers import listed
+from klray.words.numbers import counted, listed
 from klray.words.outside import parsed, printable
 
 CONFIG = "config.json"
@@ -103,8 +103,8 @@ def loadable_files(offered: Listed) -> tuple[RemoteFile, ...]:
     """
     if CONFIG not in offered.root or offered.find(CONFIG) is None:
         raise CheckpointError(
-            f"{offered.label} has no {CONFIG} among the {len(offered.root)} files at its root, so its architecture is "
-            "unknown: choose a repository or revision that holds a transformers model",
+            f"{offered.label} has no {CONFIG} among the {counted(len(offered.root), 'file')} at its root, so its "
+            "architecture is unknown: choose a repository or revision that holds a transformers model",
             "load_failed",
         )
     weights = weights_of(offered)

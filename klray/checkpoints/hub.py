@@ -77,7 +77,7 @@ class Hub:
 
     def said(self, error: BaseException) -> str:
         """An error's words on one line, without secrets, 300 characters at most."""
-        return " ".join(without_secrets(str(error), self.token).split())[:300]
+        return printable(" ".join(without_secrets(str(error), self.token).split()), 300)
 
     @classmethod
     def from_environment(cls) -> "Hub":

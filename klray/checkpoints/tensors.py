@@ -12,6 +12,7 @@ from klray.checkpoints.gguf import TYPES, GgufFile, is_gguf, read_gguf
 from klray.checkpoints.local_folder import model_config, offered_by
 from klray.checkpoints.pickles import read_pickled
 from klray.errors import CheckpointError
+from klray.words.numbers import counted
 
 _OF_GGUF = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -105,8 +106,8 @@ def refuse_coded(stored: Mapping[str, torch.Tensor], folder: Path) -> None:
     if coded := [name for name, tensor in stored.items() if is_coded(tensor)]:
         dtype = str(stored[coded[0]].dtype).removeprefix("torch.")
         raise CheckpointError(
-            f"{folder} holds {len(coded)} tensors in {dtype}, {coded[0]} among them, and its config.json has no "
-            "quantization_config of a known method that says how they are scaled: take the config that they were "
-            "published with, or the unquantised original",
+            f"{folder} holds {counted(len(coded), 'tensor')} in {dtype}, {coded[0]} among them, and its config.json "
+            "has no quantization_config of a known method that says how they are scaled: take the config that they "
+            "were published with, or the unquantised original",
             "load_failed",
         )

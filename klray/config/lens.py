@@ -7,6 +7,7 @@ from klray.config.texts import TextsConfig, TextSource, TextSplit, text_set
 from klray.errors import KlrayError
 from klray.measure.settings import LensTraining
 from klray.texts import TextSet
+from klray.words.numbers import counted
 
 
 @dataclass
@@ -53,7 +54,7 @@ def lens_texts(config: LensConfig, texts: TextsConfig, scoring: TextSet) -> Text
     shared = set(every.texts) & set(scoring.texts)
     if shared:
         raise KlrayError(
-            f"{len(shared):,} of the {len(every):,} texts of {every.name} are also scored: a lens must be trained on "
-            "other texts; set lens.texts_path= to some"
+            f"{len(shared):,} of the {counted(len(every), 'text')} of {every.name} are also scored: a lens must be "
+            "trained on other texts; set lens.texts_path= to some"
         )
     return every

@@ -31,6 +31,8 @@ class VerifyConfig:
     """What klray verify does about what it finds."""
 
     repair: bool = False  # take damaged columns out, and remove leftovers
+    # With repair: ids of damaged snapshots that nobody cites; they are removed with their results
+    snapshots: list[str] = field(default_factory=list)
     grace_hours: float = 24.0  # leftovers that were written to more recently stay: their writer may be at work
 
 

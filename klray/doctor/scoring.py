@@ -21,6 +21,7 @@ from klray.sweep.cluster import Resources, Shape, address_of, connected, resourc
 from klray.sweep.gpu_share import workers_of_a_gpu
 from klray.sweep.nodes import LOOK_SECONDS, Seen, look_at_nodes
 from klray.sweep.settings import LOCAL, RaySettings, ScoringSettings
+from klray.words.numbers import counted
 
 log = logging.getLogger("klray")
 
@@ -172,9 +173,11 @@ def _disk(folder: Path, cache_bytes: int, workers: int) -> Finding:
     if free + used < need:
         fits = math.floor((free + used) / workers / 1e8) / 10
         cure = f"set scoring.cache_gigabytes={fits:g}, or scoring.cache_dir= to a larger disk"
-        found += f"; {workers} workers of this machine may fill {need / 1e9:.1f} GB"
+        found += f"; {counted(workers, 'worker')} of this machine may fill {need / 1e9:.1f} GB"
         return Finding("disk", "warning", found, cure)
-    return Finding("disk", "ok", f"{found}; the caches of {workers} workers take {need / 1e9:.1f} GB at most")
+    return Finding(
+        "disk", "ok", f"{found}; the caches of {counted(workers, 'worker')} take {need / 1e9:.1f} GB at most"
+    )
 
 
 def _bytes_below(folder: Path) -> int:

@@ -14,6 +14,7 @@ from klray.checkpoints.causes import first_line, is_out_of_memory
 from klray.errors import CheckpointError
 from klray.likelihood.quantization import Dequantized
 from klray.likelihood.taken import shown
+from klray.words.outside import printable
 
 logger = logging.getLogger("klray")
 
@@ -85,7 +86,7 @@ def refuse_read(model: Any) -> None:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        what = f"fails ({type(error).__name__}: {first_line(error)[:200]})"
+        what = f"fails ({type(error).__name__}: {printable(first_line(error))})"
     if what:
         raise CheckpointError(
             f"{type(model).__name__} cannot be scored quantised: its own code {what}, where the weights of its layers "

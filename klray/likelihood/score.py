@@ -19,6 +19,7 @@ from klray.likelihood.head import find_head, text_config
 from klray.likelihood.steady import randomness, unchanged
 from klray.likelihood.streams import copies, in_streams
 from klray.likelihood.tokens import Tokens, encode, plan
+from klray.words.numbers import counted
 
 logger = logging.getLogger("klray")
 
@@ -170,7 +171,7 @@ def check_finite(model: Any, values: np.ndarray, where: str = "") -> None:
         wider = {torch.float16: "try dtype float32 or bfloat16, or ", torch.bfloat16: "try dtype float32, or "}
         raise CheckpointError(
             f"{type(model).__name__} gives text {bad[0]} a log-likelihood of {values[bad[0]]}{where}, and {len(bad):,} "
-            f"of {len(values):,} texts one that is not finite: its weights or its arithmetic overflow; "
+            f"of {counted(len(values), 'text')} one that is not finite: its weights or its arithmetic overflow; "
             f"{wider.get(dtype, '')}leave this checkpoint out",
             "non_finite",
         )

@@ -12,6 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from klray.checkpoints.tensors import is_coded
 from klray.errors import CheckpointError
+from klray.words.numbers import counted
 
 logger = logging.getLogger("klray")
 
@@ -40,9 +41,9 @@ def refuse_left_out(
     passed = tuple(name for name in left if any(fnmatchcase(name, pattern) for pattern in allowed))
     if refused := [name for name in left if name not in passed]:
         raise CheckpointError(
-            f"{folder} holds {len(refused)} tensors that {type(model).__name__} of its config.json does not take as "
-            f"they are stored: {shown(refused)}; what would be scored is another model than was saved: take config and "
-            "weights from one checkpoint, or, where you know that they change nothing, set "
+            f"{folder} holds {counted(len(refused), 'tensor')} that {type(model).__name__} of its config.json does "
+            f"not take as they are stored: {shown(refused)}; what would be scored is another model than was saved: "
+            "take config and weights from one checkpoint, or, where you know that they change nothing, set "
             f"scoring.allow_unused=['{refused[0]}']",
             "load_failed",
         )
@@ -78,9 +79,9 @@ def refuse_codes_as_numbers(model: Any, read: Mapping[str, torch.Tensor], method
     ]
     if bare:
         raise CheckpointError(
-            f"{folder} is stored quantised ({method}), as its config.json says, but {len(bare)} tensors hold codes "
-            f"that nothing scales: {shown(bare)}; take the config that they were published with, or the unquantised "
-            "original",
+            f"{folder} is stored quantised ({method}), as its config.json says, but nothing scales the "
+            f"codes in {counted(len(bare), 'tensor')}: {shown(bare)}; take the config that they were published with, "
+            "or the unquantised original",
             "load_failed",
         )
 

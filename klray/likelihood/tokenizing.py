@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from klray.errors import CheckpointError
+from klray.words.numbers import counted
+from klray.words.outside import printable
 
 logger = logging.getLogger("klray")
 
@@ -89,8 +91,8 @@ def token_ids(tokenizer: Callable[..., Any], texts: Sequence[str]) -> list[Ids]:
         raise _named(name, error, longest, [texts[longest]], alone) from error
     if ids != list(found[longest]):
         raise CheckpointError(
-            f"{name} gives text {longest} {len(ids):,} tokens when called with it alone and {len(found[longest]):,} "
-            "(or others) in a batch: switch off its padding and truncation",
+            f"{name} gives text {longest} {counted(len(ids), 'token')} when called with it alone and "
+            f"{len(found[longest]):,} (or others) in a batch: switch off its padding and truncation",
             "load_failed",
         )
     return found
@@ -114,8 +116,9 @@ def facts(tokenizer: Any, texts: Sequence[str], ids: Sequence[Ids], allow_lost: 
         back_again = _within(deadline, lambda: _decoded(tokenizer, inner))
     except (_Late, _Failed) as error:
         raise CheckpointError(
-            f"{name} cannot give back the texts of which it makes tokens ({str(error)[:200] or 'it takes too long'}), "
-            "and nobody knows what they hold: take the tokenizer that belongs to the model, or leave the model out",
+            f"{name} cannot give back the texts of which it makes tokens "
+            f"({printable(str(error)) or 'it takes too long'}), and nobody knows what they hold: take the tokenizer "
+            "that belongs to the model, or leave the model out",
             "timed_out" if isinstance(error, _Late) else "load_failed",
         ) from error
     normalised, lost = 0, []
@@ -134,7 +137,7 @@ def facts(tokenizer: Any, texts: Sequence[str], ids: Sequence[Ids], allow_lost: 
         number, text, decoded = lost[0]
         place = next((n for n, (a, b) in enumerate(zip(text, decoded, strict=False)) if a != b), len(decoded))
         raise CheckpointError(
-            f"{name} loses parts of {len(lost):,} of {len(texts):,} texts, of text {number} first: "
+            f"{name} loses parts of {len(lost):,} of {counted(len(texts), 'text')}, of text {number} first: "
             f"{text[place : place + _SHOWN]!r} at character {place:,} is {decoded[place : place + _SHOWN]!r} when its "
             "tokens are decoded; the log-likelihood would be another text's: take the tokenizer that belongs to the "
             f"model, leave the model out, or allow it with scoring.allow_lost={len(lost)}",
@@ -238,4 +241,4 @@ def _named(
             "without bounds; leave this model out, or that text",
             "timed_out",
         )
-    return CheckpointError(f"{name} fails at {which} ({str(error)[:200]}): leave this model out", "load_failed")
+    return CheckpointError(f"{name} fails at {which} ({printable(str(error))}): leave this model out", "load_failed")

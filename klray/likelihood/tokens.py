@@ -9,6 +9,7 @@ import numpy as np
 
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood.tokenizing import TokenizerFacts, facts, token_ids
+from klray.words.numbers import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +59,9 @@ class Tokens:
         too_long = np.flatnonzero(self.lengths > context)
         first = int(too_long[0])
         raise CheckpointError(
-            f"text {first} has {self.lengths[first]:,} tokens and the model's context holds {context:,}; "
-            f"{len(too_long):,} of {len(self):,} texts are too long and klray never truncates: leave this model out, "
-            "or make the text set from shorter chunks (another text set, to be scored with every model)",
+            f"text {first} has {counted(self.lengths[first], 'token')} and the model's context holds {context:,}; "
+            f"{len(too_long):,} of {counted(len(self), 'text')} are too long and klray never truncates: leave this "
+            "model out, or make the text set from shorter chunks (another text set, to be scored with every model)",
             "text_too_long",
         )
 

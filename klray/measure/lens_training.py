@@ -24,6 +24,7 @@ from klray.likelihood.lens.translators import Translators
 from klray.likelihood.score import probe, readable
 from klray.likelihood.tokens import Tokens, plan
 from klray.measure.settings import LensTraining
+from klray.words.numbers import counted
 
 _TOKENS_PER_PASS = 1024
 
@@ -130,7 +131,9 @@ class _Reading:
 
 def _check_any(tokens: Tokens) -> None:
     if not tokens.counted.any():
-        raise KlrayError(f"the {len(tokens):,} texts of the tuned lens have no token to predict: give longer texts")
+        raise KlrayError(
+            f"there is no token to predict in the {counted(len(tokens), 'text')} of the tuned lens: give longer texts"
+        )
 
 
 def _reading(model: Any, tokens: Tokens, norm: str | None, device: torch.device) -> _Reading:

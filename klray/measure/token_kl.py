@@ -36,7 +36,7 @@ from klray.likelihood.score import (
 )
 from klray.likelihood.tokens import Tokens, encode, plan
 from klray.units import NATS_PER_BIT
-from klray.words.numbers import significant
+from klray.words.numbers import counted, significant
 
 # (tokens, entries) of a tile: 256 x 1,024 has 2 MiB in float64, of which there are half a dozen; more where launches
 # cost. Its size changes values by rounding in float64 alone.
@@ -245,8 +245,8 @@ def _check(models: Sequence[Any], found: TokenKL) -> None:
     if len(bad):
         names = " and ".join(dict.fromkeys(type(model).__name__ for model in models))
         raise CheckpointError(
-            f"the KL of {names} is not finite on text {bad[0]} and {len(bad):,} of {len(found.forward):,} texts: one "
-            "gives no probability at all to a token to which the other gives some, or its arithmetic overflows; try "
-            "dtype float32, or leave this pair out",
+            f"the KL of {names} is not finite on text {bad[0]} and {len(bad):,} of "
+            f"{counted(len(found.forward), 'text')}: one gives no probability at all to a token to which the other "
+            "gives some, or its arithmetic overflows; try dtype float32, or leave this pair out",
             "non_finite",
         )

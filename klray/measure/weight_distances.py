@@ -22,6 +22,7 @@ from klray.sweep.limits import limits_of
 from klray.sweep.settings import ScoringSettings
 from klray.weights.parameters import parameters
 from klray.weights.windows import Distance, Named, WindowDistances, window_bytes
+from klray.words.numbers import counted
 
 log = logging.getLogger("klray")
 
@@ -91,9 +92,9 @@ def measure_run(
     needed = window_bytes(largest, window, aligned=aligner is not None)
     if needed > limit_bytes:
         raise KlrayError(
-            f"a window of {window} checkpoints of {ordered[0].repository}, {largest / 1e9:.2f} GB of weights each, "
-            f"takes {needed / 1e9:.2f} GB, the budget is {limit_bytes / 1e9:.2f} GB: raise weights.memory_gigabytes, "
-            "lower analysis.window, or rest on the sketches that klray score keeps"
+            f"a window of {counted(window, 'checkpoint')} of {ordered[0].repository}, {largest / 1e9:.2f} GB of "
+            f"weights each, takes {needed / 1e9:.2f} GB, the budget is {limit_bytes / 1e9:.2f} GB: raise "
+            "weights.memory_gigabytes, lower analysis.window, or rest on the sketches that klray score keeps"
         )
     windows: WindowDistances | None = None
     compared: list[Checkpoint] = []

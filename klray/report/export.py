@@ -103,7 +103,7 @@ def export(dataset: xr.Dataset, result: xr.Dataset | None, folder: Path, kind: K
         )
     writer_of: Callable[[Path], Writer] = CsvWriter
     if kind == "parquet":
-        from klray.store.published.parquet import TableWriter  # noqa: PLC0415 - pyarrow is an extra
+        from klray.store.adopted.parquet import TableWriter  # noqa: PLC0415 - pyarrow is an extra
 
         writer_of = functools.partial(TableWriter, text_set=str(dataset.attrs.get("text_set", "")))
     folder.mkdir(parents=True, exist_ok=True)

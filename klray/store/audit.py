@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-from klray.errors import StoreDamagedError, StoreError, StoreUnreachableError
+from klray.errors import KlrayError, StoreDamagedError, StoreError, StoreUnreachableError
 from klray.store import layout
 from klray.store.columns import Commit, committed, find_commits, of_other_texts, read_column
 from klray.store.objects import Objects, is_temporary, probe
-from klray.store.results import damaged_results, read_marker
+from klray.store.results import damaged_results, read_marker, result_names
 from klray.store.seal import damaged, most_of
 from klray.store.snapshots import damaged_objects, last_finished, read_manifest, snapshot_ids
 
@@ -18,6 +18,7 @@ COLUMNS_AT_ONCE = 32  # checked by one thread; each has five objects
 THREADS = 4
 JOB_LIFE = timedelta(days=7)  # of what jobs said of themselves, by the clock of this machine
 CLAIM_LIFE = timedelta(days=1)  # by this machine's clock: what is younger may be a job's that is at work
+PROBE_LIFE = timedelta(minutes=10)  # likewise: a younger one's job is looking at the place
 AGAIN = "klray verify verify.repair=true takes it out, to be scored again"
 
 
@@ -92,7 +93,7 @@ def repair(objects: Objects, found: Audit, grace: timedelta) -> list[str]:
 
     Work that goes on now writes to folders that look like leftovers: ``grace`` must be longer than it may take. It
     counts by the store's own clock: that of this machine may be days ahead.
-    Damaged snapshots stay as they are: their ids are cited. Returns what was removed.
+    Damaged snapshots stay (``remove_snapshots``): their ids may be cited. Returns what was removed.
     """
     removed = []
     for damage in found.damages:
@@ -106,6 +107,50 @@ def repair(objects: Objects, found: Audit, grace: timedelta) -> list[str]:
             objects.delete_tree(leftover.path)
             removed.append(leftover.path)
     return removed
+
+
+def superseded(objects: Objects, found: Audit) -> list[str]:
+    """Ids of damaged snapshots that are not the newest, which is sound: whoever does not cite them can do without."""
+    names = (each.path.split("/")[1] for each in found.damages if each.path.startswith(f"{layout.SNAPSHOTS}/"))
+    damaged_ids = {name.removesuffix(".json") for name in names} & set(snapshot_ids(objects))
+    newest, settled = last_finished(objects)
+    return sorted(damaged_ids) if settled and newest is not None and newest.id not in damaged_ids else []
+
+
+def remove_snapshots(objects: Objects, found: Audit, asked: Sequence[str]) -> list[str]:
+    """Remove ``superseded`` snapshots and what was made of them; returns what was removed.
+
+    Newer snapshots hold all that they need themselves. Results are continued from the last of their name: KlrayError
+    where no newer sound snapshot has one of that name, or what is asked for is not superseded.
+    """
+    can = superseded(objects, found)
+    for each in asked:
+        if each not in can:
+            words = (
+                f"such are {', '.join(can)}" if can else "there is none; klray publish makes a newest one that is sound"
+            )
+            raise KlrayError(
+                f"verify.snapshots: {each} is no damaged snapshot before a newest one that is sound: {words}"
+            )
+        later = [
+            name
+            for other in snapshot_ids(objects)
+            if other > each and other not in can
+            for name in result_names(objects, other)
+        ]
+        if lost := sorted(set(result_names(objects, each)) - set(later)):
+            raise KlrayError(
+                f"verify.snapshots: no later snapshot has {', '.join(lost)}, a result of {each} that later ones would "
+                "continue: make it of the newest snapshot first (klray analyze), then remove"
+            )
+    paths = [
+        path
+        for each in asked
+        for path in (f"{layout.RESULTS}/{each}", layout.manifest_path(each), layout.snapshot_path(each))
+    ]
+    for path in paths:  # the manifest before its folder, which is a leftover without one
+        objects.delete_tree(path)
+    return paths
 
 
 def _stands(objects: Objects, damage: Damage) -> bool:
@@ -153,8 +198,8 @@ def leftovers(
 ) -> list[Leftover]:
     """What is in ``listing`` that neither a commit (``columns``: their paths), a manifest nor a marker names.
 
-    A claim is left over when its checkpoint is committed, and when it is old. Which folder is that of an ``unreadable``
-    commit (their keys) nobody knows: none of that key is left over.
+    A claim is left over when its checkpoint is committed, and when it is old; a probe when it is old. Which folder is
+    that of an ``unreadable`` commit (their keys) nobody knows: none of that key is left over.
     """
     done = {layout.commit_key(path) for path in listing}
     young = datetime.now(UTC) - CLAIM_LIFE
@@ -167,10 +212,14 @@ def leftovers(
                 ("column", "columns", 4, set(columns)),
                 ("snapshot", layout.SNAPSHOTS, 2, set(map(layout.snapshot_path, snapshot_ids(objects)))),
                 ("result", layout.RESULTS, 4, results),
-                ("probe", probe.PREFIX, 2, set[str]()),
             )
             for path, written in _newest(listing, prefix, depth).items()
             if path not in known and path.rsplit("/", 1)[0] not in known
+        ),
+        *(
+            Leftover(path, "probe", written)
+            for path, written in _newest(listing, probe.PREFIX, 2).items()
+            if datetime.now(UTC) - written > PROBE_LIFE
         ),
         *(
             Leftover(path, "job", written)

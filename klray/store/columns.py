@@ -22,6 +22,7 @@ from klray.store.fields import ATTEMPT, MOST_LAYERS, SHA256, bounded, form, obje
 from klray.store.identity import Identity
 from klray.store.objects import LARGEST_OBJECT, Listed, Objects
 from klray.store.seal import read_parsed, read_whole, sealed, sha256_of, unsealed
+from klray.words.numbers import counted
 from klray.words.outside import fault
 
 log = logging.getLogger("klray")
@@ -105,7 +106,7 @@ class Commit:
             raise ValueError("it has no layer, or one of them twice")
         bounded(MOST_LAYERS, -1, layers=min(commit.layers), layer=max(commit.layers))
         if len(commit.layers) * len(body) > LABEL_BYTES:  # each layer is a model, with all facts for its labels
-            raise ValueError(f"{len(commit.layers):,} layers with facts of {len(body):,} bytes are too much")
+            raise ValueError(f"{counted(len(commit.layers), 'layer')} with facts of {len(body):,} bytes are too much")
         return commit
 
 
@@ -266,8 +267,9 @@ def sound_columns(
             found = _decoded(objects, column, n_texts) if body is None else np.frombuffer(body, "<f4")
             if found.size != column.n_layers * n_texts:
                 raise StoreDamagedError(
-                    f"store {objects.url}: column {column.path} of {column.repository} has {found.size:,} values, and "
-                    f"{column.n_layers:,} x {n_texts:,} belong there; {requeue(objects, column.key)}"
+                    f"store {objects.url}: column {column.path} of {column.repository} has "
+                    f"{counted(found.size, 'value')}, and {column.n_layers:,} x {n_texts:,} belong there; "
+                    f"{requeue(objects, column.key)}"
                 )
             sound[column.key] = found.reshape(column.n_layers, n_texts)
         except StoreDamagedError as error:

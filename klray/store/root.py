@@ -21,6 +21,7 @@ from klray.store.objects import Objects, probe
 from klray.store.seal import read_parsed, sealed, unsealed
 from klray.store.snapshots import read_manifests, snapshot_ids
 from klray.store.text_facts import AGAIN, MARKER, TextFacts, find_texts
+from klray.words.numbers import counted
 from klray.words.outside import parsed
 
 log = logging.getLogger("klray")
@@ -103,8 +104,9 @@ def must_be_mended(objects: Objects, facts: TextFacts) -> bool:
     if found != {facts.fingerprint}:
         there = ", ".join(f"{each[:8]}..." for each in sorted(found))
         raise StoreError(
-            f"{words}, and what is there is of another text set ({there}) than the {len(facts.text_bytes):,} texts "
-            f"that were given ({facts.name}, {facts.fingerprint[:8]}...): set texts= as it was, and it is written again"
+            f"{words}, and what is there is of another text set ({there}) than the "
+            f"{counted(len(facts.text_bytes), 'text')} that were given ({facts.name}, {facts.fingerprint[:8]}...): "
+            "set texts= as it was, and it is written again"
         )
     kept = find_texts(objects)  # the fingerprint of a text set is of its texts alone
     if kept is not None and np.array_equal(kept.text_bytes, facts.text_bytes) and kept.domains != facts.domains:
@@ -154,8 +156,8 @@ def check_text_set(objects: Objects, root: dict[str, Any], facts: TextFacts) -> 
     if root["text_set"] != facts.fingerprint:
         given = len(facts.text_bytes)
         raise StoreError(
-            f"store {objects.url} holds {root['n_texts']:,} texts (text set {root['text_set_name']}, "
-            f"{root['text_set'][:8]}...), but {given:,} texts were given (text set {facts.name}, "
+            f"store {objects.url} holds {counted(root['n_texts'], 'text')} (text set {root['text_set_name']}, "
+            f"{root['text_set'][:8]}...), but is given {counted(given, 'text')} (text set {facts.name}, "
             f"{facts.fingerprint[:8]}...); columns of different text sets cannot be compared: set texts= as it was, "
             "or store.url= to a new place"
         )

@@ -17,6 +17,7 @@ from klray.store.datasets import open_dataset_below
 from klray.store.fields import MOST_MODELS, MOST_TEXTS, SHA256, bounded, form, objects_of, record, shown
 from klray.store.objects import LARGEST_OBJECT, Objects
 from klray.store.seal import damaged, read_parsed, sealed, unsealed
+from klray.words.numbers import counted
 
 log = logging.getLogger("klray")
 
@@ -73,7 +74,7 @@ class Manifest:
         bounded(MOST_TEXTS, 1, n_texts=found.n_texts)
         bounded(min(found.n_models, LARGEST_OBJECT // (4 * found.n_texts)), 0, chunk_models=found.chunk_models)
         if len(found.chunks) != (-(-found.n_models // found.chunk_models) if found.chunk_models else 0):
-            raise ValueError(f"it has {len(found.chunks):,} chunks for {found.n_models:,} models")
+            raise ValueError(f"it has {counted(len(found.chunks), 'chunk')} for {counted(found.n_models, 'model')}")
         for chunk in found.chunks:
             form(SHA256, sha256=chunk.sha256)
         objects_of(found.objects, layout.DATASET_OBJECT)
@@ -137,7 +138,7 @@ def read_manifest(objects: Objects, snapshot: str = "latest") -> Manifest:
     """
     found = latest_id(objects) if snapshot == "latest" else snapshot
     if found is None:
-        there = f" ({len(committed(objects)):,} columns are committed)" if objects.listable else ""
+        there = f" (committed: {counted(len(committed(objects)), 'column')})" if objects.listable else ""
         raise StoreError(f"store {objects.url} has no snapshot yet{there}; run: klray publish store.url={objects.url}")
     path = layout.manifest_path(found)
     asked = [path] if layout.is_snapshot_id(found) else []

@@ -19,6 +19,7 @@ from klray.store.objects import FolderObjects, Objects, open_objects, probe
 from klray.store.snapshots import Manifest
 from klray.store.text_facts import TextFacts, publish_texts, read_texts, text_facts, write_texts
 from klray.texts import TextSet
+from klray.words.numbers import counted
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,10 +128,10 @@ class Store:
         n_texts = column.log_likelihood.shape[1]
         if n_texts != len(self.texts.text_bytes) or column.identity.text_set != self.texts.fingerprint:
             raise StoreError(
-                f"column {column.identity.repository}@{column.facts.get('revision', '')} has {n_texts:,} texts "
-                f"(text set {column.identity.text_set[:8]}...), the store has {len(self.texts.text_bytes):,} "
-                f"(text set {self.texts.fingerprint[:8]}...): it was scored with another text set; set texts= as the "
-                "store has it"
+                f"column {column.identity.repository}@{column.facts.get('revision', '')} has "
+                f"{counted(n_texts, 'text')} (text set {column.identity.text_set[:8]}...), the store has "
+                f"{len(self.texts.text_bytes):,} (text set {self.texts.fingerprint[:8]}...): it was scored with "
+                "another text set; set texts= as the store has it"
             )
         return columns.add_column(self.objects, column)
 
@@ -182,6 +183,8 @@ class Store:
         return audits.audit(self.objects, len(self.texts.text_bytes), self.texts.fingerprint, report)
 
     repair = _of_objects(audits.repair)
+    superseded = _of_objects(audits.superseded)
+    remove_snapshots = _of_objects(audits.remove_snapshots)
 
     def leftovers(self, catalog: Catalog) -> list[Leftover]:
         """What is left over from work that was cut short, came second or was replaced."""

@@ -19,6 +19,7 @@ from klray.errors import KlrayError
 from klray.sweep.fleet import Nodes
 from klray.sweep.joining import joined, started
 from klray.sweep.settings import LOCAL, RaySettings
+from klray.words.numbers import counted
 
 NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 _STATUS = "__autoscaling_status"  # what Ray's autoscaler tells of itself
@@ -194,7 +195,7 @@ def _shape(
         {str(name): float(value) for name, value in (settings.resources or {}).items()},
     )
     room = sum(shape.room_on(*node) for node in nodes)
-    found = f"{len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs together"
+    found = f"{counted(len(nodes), 'node')} with {cpus:g} CPUs and {gpus:g} GPUs together"
     if room < 1 and not (grows or (waits and settings.workers is not None)):
         wait = ", or set ray.workers to wait for nodes that are still to come" if waits else ""
         raise KlrayError(

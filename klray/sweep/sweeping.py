@@ -21,6 +21,7 @@ from klray.sweep.settings import RaySettings, ScoringSettings
 from klray.sweep.telling import Telling
 from klray.texts import TextSet
 from klray.words.heard import Kind, kinds
+from klray.words.numbers import counted
 from klray.words.progress import Progress
 
 log = logging.getLogger("klray")
@@ -102,7 +103,9 @@ def sweep(
             log.warning("the cluster has no GPU now: set ray.gpus_per_worker=1 if it is to add nodes that have some")
         if shape.gpus_per_worker not in (0.0, 1.0) and ray_settings.gpus_per_worker is None:
             more = f", {round(1 / shape.gpus_per_worker)} of which share a GPU (ray.gpus_per_worker=1: none){more}"
-        log.info("scoring %d checkpoints on %d %s workers%s", len(todo), workers, shape.device, more)
+        log.info(
+            "scoring %s on %s%s", counted(len(todo), "checkpoint"), counted(workers, f"{shape.device} worker"), more
+        )
         meters = Meters(job) if ray_settings.metrics else None
         try:
             with (

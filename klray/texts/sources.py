@@ -8,6 +8,7 @@ from typing import Any
 
 from klray.errors import KlrayError
 from klray.texts.textset import TextSet, draw, is_unicode, pieces
+from klray.words.numbers import counted
 from klray.words.outside import fault, parsed, printable
 
 logger = logging.getLogger("klray")
@@ -78,11 +79,11 @@ def from_folder(
     some = ", ".join(not_utf8[:10]) + (", ..." if len(not_utf8) > 10 else "")
     if len(not_utf8) == len(names):
         raise KlrayError(
-            f"none of the {len(names):,} files in {root} that match '{pattern}' is UTF-8: {some}; convert them to "
-            "UTF-8, or set texts.pattern (in Python: pattern=) to match text files"
+            f"none of the {counted(len(names), 'file')} in {root} that match '{pattern}' is UTF-8: {some}; convert "
+            "them to UTF-8, or set texts.pattern (in Python: pattern=) to match text files"
         )
     if not_utf8:
-        logger.warning("%s: left out %d files that are not UTF-8: %s", root, len(not_utf8), some)
+        logger.warning("%s: left out, as not UTF-8, %s: %s", root, counted(len(not_utf8), "file"), some)
     documents = _documents(root, [name for name in names if name not in set(not_utf8)])
     return draw(printable(root.name), documents, n=n, seed=seed, domain=domain)
 

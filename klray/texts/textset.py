@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from klray.errors import KlrayError, refuse_unfit
+from klray.words.numbers import counted
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 MAX_BYTES = 1024
@@ -51,8 +52,8 @@ class TextSet:
         refuse_unfit("text set", {"name": self.name, "domains": self.domains})
         if len(self.texts) != len(self.domains):
             raise KlrayError(
-                f"text set '{self.name}' has {len(self.texts):,} texts and {len(self.domains):,} domains: "
-                "give one domain per text"
+                f"text set '{self.name}' has {counted(len(self.texts), 'text')} and "
+                f"{counted(len(self.domains), 'domain')}: give one domain per text"
             )
 
     def __len__(self) -> int:
@@ -162,7 +163,7 @@ def draw(
         )
     if domain is not None:
         if domain not in counts:
-            there = ", ".join(f"{label} ({count:,} texts)" for label, count in sorted(counts.items()))
+            there = ", ".join(f"{label} ({counted(count, 'text')})" for label, count in sorted(counts.items()))
             raise KlrayError(
                 f"domain '{domain}' is not in {name}, which has: {there}; set texts.domain (in Python: domain=) to one "
                 "of them"
@@ -172,8 +173,8 @@ def draw(
     if n is not None:
         if n > counts.total():
             raise KlrayError(
-                f"texts.n={n:,} texts were asked for, {name} has {counts.total():,}: set texts.n (in Python: n=) to "
-                "that or less"
+                f"texts.n={n:,} asks for {counted(n, 'text')}, {name} has {counts.total():,}: set texts.n (in Python: "
+                "n=) to that or less"
             )
         shares = allocate([counts[group] for group in sorted(counts)], n) if evenly else [n]
         groups = [group[:share] for group, share in zip(groups, shares, strict=True)]
@@ -204,8 +205,8 @@ def _all(name: str, pairs: Iterable[Numbered]) -> list[list[Numbered]]:
         size += len(each[1][0])
         if size > MOST_CHARACTERS:
             raise KlrayError(
-                f"{name} has more than {MOST_CHARACTERS:,} characters in {len(kept):,} texts, and each worker holds "
-                "them all: set texts.n (in Python: n=) to draw some"
+                f"{name} has more than {MOST_CHARACTERS:,} characters in {counted(len(kept), 'text')}, and each "
+                "worker holds them all: set texts.n (in Python: n=) to draw some"
             )
     return [kept]
 

@@ -18,6 +18,7 @@ from klray.store import Column, Store
 from klray.texts import TextSet
 from klray.watch.fingerprint import check_whole, dtype_of, weights_sha256
 from klray.watch.recording import Run, identity_of, make_column
+from klray.words.numbers import counted
 
 log = logging.getLogger("klray")
 
@@ -112,12 +113,12 @@ class Watch:
             self._next_try = time.monotonic() + PAUSE_FACTOR * (time.monotonic() - start)
             steps = ", ".join(str(column.facts["step"]) for column in self.pending)
             log.error(
-                "store %s cannot be written: %s; %d columns of %s %s (steps %s)",
+                "store %s cannot be written: %s; %s of %s: %s (step %s)",
                 self.store.url,
                 error,
-                len(self.pending),
+                counted(len(self.pending), "column"),
                 self.run.name,
-                "are lost: score the run's saved checkpoints" if last else "are kept in memory and tried again later",
+                "lost: score the run's saved checkpoints" if last else "kept in memory and tried again later",
                 steps,
             )
 

@@ -25,13 +25,18 @@ _DIGITS = 40  # more are no number of anything
 def printable(text: str, limit: int | None = 200) -> str:
     r"""``text`` on one line, cut at ``limit`` characters: what cannot be printed is replaced, a line break, too.
 
-    >>> printable("a long name", 7), printable("red \x1b[31m")
-    ('a long…', 'red �[31m')
+    It is cut between words, unless one takes more than half of it.
+
+    >>> printable("a long name", 10), printable("a-long-name", 7), printable("red \x1b[31m")
+    ('a long…', 'a-long…', 'red �[31m')
     """
     head = text if limit is None else text[: limit + 1]
     if not head.isprintable():
         head = "".join(map(_shown, head))
-    return head if limit is None or len(head) <= limit else head[: limit - 1] + "…"
+    if limit is None or len(head) <= limit:
+        return head
+    words = head[:limit].rpartition(" ")[0].rstrip()
+    return f"{words if 2 * len(words) >= limit else head[: limit - 1]}…"
 
 
 def one_line(text: str) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from klray.store import Store
-from klray.store.published.adopting import Source, adopt
-from klray.store.published.files import read_published
+from klray.store.adopted.adopting import Source, adopt
+from klray.store.adopted.files import read_published
 from klray.texts import TextSet
 
 MODELS, TEXTS = 1018, 10_000

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from klray.errors import KlrayError
+from klray.words.numbers import counted
 
 Values = TypeVar("Values")  # the kind of array that comes in goes out: NumPy, Dask or xarray
 
@@ -61,7 +62,7 @@ def checked(log_likelihood: Any, rows_per_chunk: int | str = "auto") -> Any:
     if matrix.shape[0] < 1 or matrix.shape[1] < 2:
         raise KlrayError(
             "log_likelihood needs at least 1 model and 2 texts (a variance over texts is taken), "
-            f"it has {matrix.shape[0]:,} models and {matrix.shape[1]:,} texts: score more texts"
+            f"it has {counted(matrix.shape[0], 'model')} and {counted(matrix.shape[1], 'text')}: score more texts"
         )
     if matrix.dtype.kind not in "fiu":
         raise KlrayError(f"log_likelihood needs real numbers, nats, it has dtype {matrix.dtype}: convert it to float64")

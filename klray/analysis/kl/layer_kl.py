@@ -13,6 +13,7 @@ from klray.analysis.kl.all_pairs import paired_divergence, paired_standard_error
 from klray.analysis.kl.centering import checked, model_by_text
 from klray.analysis.recipe import Recipe
 from klray.errors import KlrayError
+from klray.words.numbers import counted
 
 _PAPERS = "arXiv:2505.15353, arXiv:2303.08112"
 
@@ -47,7 +48,7 @@ def layer_kl(dataset: xr.Dataset, recipe: Recipe | None = None) -> xr.Dataset:
     chosen = np.flatnonzero(layers >= 0)
     if not len(chosen):
         raise KlrayError(
-            f"none of the {len(layers):,} models of the snapshot is a layer under a lens: score some with "
+            f"none of the {counted(len(layers), 'model')} of the snapshot is a layer under a lens: score some with "
             "scoring.lens=logit (or the folder of a tuned lens), publish, and open that snapshot"
         )
     values = recipe.apply(dataset) if recipe is not None else model_by_text(dataset["log_likelihood"])

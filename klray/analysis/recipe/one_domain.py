@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from klray.errors import KlrayError
+from klray.words.numbers import counted
 
 
 def of_domain(dataset: xr.Dataset, domain: str) -> xr.Dataset:
@@ -19,9 +20,12 @@ def of_domain(dataset: xr.Dataset, domain: str) -> xr.Dataset:
     labels = np.array([str(label) for label in dataset["domain"].values])
     chosen = np.flatnonzero(labels == domain)
     if len(chosen) < 2:
-        there = ", ".join(f"{name or '(none)'} ({(labels == name).sum():,} texts)" for name in np.unique(labels))
+        there = ", ".join(
+            f"{name or '(none)'} ({counted((labels == name).sum(), 'text')})" for name in np.unique(labels)
+        )
         raise KlrayError(
-            f"domain {domain!r} was asked for and has {len(chosen)} texts, at least 2 are needed: choose one of {there}"
+            f"domain {domain!r} was asked for and has {counted(len(chosen), 'text')}, at least 2 are needed: choose "
+            f"one of {there}"
         )
     restricted = dataset.isel(text=chosen)
     restricted.attrs = {

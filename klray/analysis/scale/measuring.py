@@ -21,7 +21,7 @@ from klray.analysis.scale.compared_models import Models
 from klray.analysis.scale.generations import lineages
 from klray.analysis.scale.published_settings import PUBLISHED_SPACING, SETTINGS, SOURCE, range_words, setting_named
 from klray.errors import KlrayError
-from klray.words.numbers import significant, with_error
+from klray.words.numbers import counted, significant, with_error
 from klray.words.tables import text_table
 
 SCALE_HEADER = ("setting", "n", "median (± SE)", "quartiles", "range", "SE of a pair", "published")
@@ -183,7 +183,7 @@ def notes(result: xr.Dataset) -> Sequence[str]:
         kept = ", ".join(f"{name} {n:,}" for name, n in apart.items())
         found.append(f"Kept apart from fine-tuning: {kept}.")
     if absent:
-        found.append(f"Without their parent in the snapshot: {len(absent):,} models.")
+        found.append(f"Without their parent in the snapshot: {counted(len(absent), 'model')}.")
     return found
 
 

@@ -10,7 +10,7 @@ from klray.analysis.facts import recorded
 from klray.analysis.scale.measuring import scale_rows, setting_kl
 from klray.analysis.scale.published_settings import PUBLISHED_SPACING, SETTINGS, SOURCE, setting_named
 from klray.errors import KlrayError
-from klray.words.numbers import significant
+from klray.words.numbers import counted, significant
 
 NEAR = math.log(1.25)  # settings that are no more than a quarter farther off than the nearest are named beside it
 FAR = math.log(1.5)  # farther from every setting, a number is like none of them
@@ -121,5 +121,5 @@ def _words(neighbour: Neighbour) -> str:
     value = f"{neighbour.low:.3g}" if neighbour.low == neighbour.high else f"{neighbour.low:g} to {neighbour.high:g}"
     share = ""
     if neighbour.quantile is not None and neighbour.n >= QUANTILE_PAIRS:
-        share = f", above {neighbour.quantile:.0%} of {neighbour.n:,} pairs"
+        share = f", above {neighbour.quantile:.0%} of {counted(neighbour.n, 'pair')}"
     return f"{neighbour.phrase} ({value}{share})"

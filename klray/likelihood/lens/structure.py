@@ -19,6 +19,7 @@ from torch import nn
 
 from klray.errors import CheckpointError, KlrayError
 from klray.likelihood.head import relative_error, text_config
+from klray.words.numbers import counted
 
 # Greatest difference between the way to the head that was found and the model's own, relative, in root mean square.
 # The same modules on the same numbers give the same bits; a wrong module is off by a tenth or more.
@@ -65,8 +66,8 @@ class Layers:
             last = self.model.base_model(input_ids=ids_NT, use_cache=False).last_hidden_state
         if len(before) != len(self.blocks):
             raise CheckpointError(
-                f"{type(self.model).__name__} has {len(self.blocks)} layers, of which {len(before)} were given hidden "
-                "states in a forward pass: a lens cannot read it; score it with scoring.lens=none",
+                f"{type(self.model).__name__} has {counted(len(self.blocks), 'layer')}, of which {len(before)} were "
+                "given hidden states in a forward pass: a lens cannot read it; score it with scoring.lens=none",
                 "load_failed",
             )
         return States(tuple(before), last)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from klray.checkpoints.causes import first_line
 from klray.checkpoints.local_folder import CONFIG_BYTES
 from klray.errors import CheckpointError, KlrayError
+from klray.words.numbers import counted
 from klray.words.outside import contents, parsed
 
 FACTS = "lens.json"
@@ -71,8 +72,8 @@ class Translators:
         """Raise CheckpointError (load_failed) unless the model has ``n_layers`` layers of ``width``."""
         if (n_layers, width) != (self.n_layers, self.width):
             raise CheckpointError(
-                f"the tuned lens is for {self.n_layers} layers of width {self.width:,}, {model} has {n_layers} of "
-                f"width {width:,}: train a lens for it with klray lens, or use scoring.lens=logit",
+                f"the tuned lens is for {counted(self.n_layers, 'layer')} of width {self.width:,}, {model} has "
+                f"{n_layers} of width {width:,}: train a lens for it with klray lens, or use scoring.lens=logit",
                 "load_failed",
             )
 

@@ -13,6 +13,7 @@ from klray.analysis.scale.published_settings import AUTHORS, PUBLISHED_SPACING, 
 from klray.errors import KlrayError
 from klray.report.figures import style
 from klray.report.figures.plate import Plate
+from klray.words.numbers import counted
 
 _PUBLISHED = [setting_named(name) for name in ("early", "later")]  # of the Pythia checkpoints of arXiv 2505.15353
 
@@ -72,7 +73,7 @@ def consecutive_kl_caption(result: xr.Dataset) -> str:
     """What the figure shows, as one paragraph of plain text."""
     drawn = _drawn(result)
     spacings = sorted({pairs.spacing for _, pairs in drawn if pairs.spacing is not None})
-    apart = f"{spacings[0]:,} steps apart" if len(spacings) == 1 else "as far apart as is usual in their run"
+    apart = f"{counted(spacings[0], 'step')} apart" if len(spacings) == 1 else "as far apart as is usual in their run"
     unequal = " Lines of different spacing are not comparable." if len(spacings) > 1 else ""
     sentences = [
         "KL divergence of each checkpoint from the one saved before it. Bands: ± one standard error from the choice of "
@@ -90,7 +91,9 @@ def consecutive_kl_caption(result: xr.Dataset) -> str:
         sentences.append(f"Published for comparison: {published}; not drawn, because the spacing here is another.")
     zeros = sum(int((consecutive_pairs(result, run).kl <= 0).sum()) for run in trajectories(result))
     if zeros:
-        sentences.append(f"{zeros:,} pairs with a KL of 0 (the same log-likelihoods) have no place on a log axis.")
+        sentences.append(
+            f"Without a place on a log axis: {counted(zeros, 'pair')} with a KL of 0 (the same log-likelihoods)."
+        )
     return " ".join(sentences)
 
 

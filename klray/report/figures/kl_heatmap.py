@@ -11,7 +11,7 @@ from klray.analysis.runs import single_models, trajectories
 from klray.errors import KlrayError
 from klray.report.figures import style
 from klray.report.figures.plate import Plate
-from klray.words.numbers import significant
+from klray.words.numbers import counted, significant
 
 MAX_MODELS = 1500  # about the pixels across the picture: more could not be seen
 _LOWEST_QUANTILE = 0.002  # a few almost identical pairs would otherwise use up the log scale
@@ -96,7 +96,7 @@ def kl_heatmap_caption(result: xr.Dataset) -> str:
         sentences.append(f"Of {total:,} models, {MAX_MODELS:,} are shown, taken evenly in that order.")
     without = int(result["excluded"].values.astype(bool).sum())
     if without:
-        sentences.append(f"Grey: pairs without a KL ({without:,} models were excluded).")
+        sentences.append(f"Grey: pairs without a KL (excluded: {counted(without, 'model')}).")
     return " ".join(sentences)
 
 

@@ -6,13 +6,17 @@ import xarray as xr
 
 from klray.analysis.runs import single_models, trajectories
 from klray.analysis.runs_table import RunRow
-from klray.words.numbers import from_to
+from klray.words.numbers import counted, from_to
+
+
+def _kinds(runs: int, singles: int) -> str:
+    return f"models: {counted(runs, 'training run')} and {counted(singles, 'single model')}"
 
 
 def findings(result: xr.Dataset, rows: list[RunRow]) -> list[tuple[str, str]]:
     """Headline numbers as (value, what it is)."""
     singles = single_models(result, trajectories(result)).size
-    found = [(f"{result.sizes['model']:,}", f"models: {len(rows):,} training runs and {singles:,} single models")]
+    found = [(f"{result.sizes['model']:,}", _kinds(len(rows), singles))]
     words = {
         "late_kl": "bits/byte between consecutive checkpoints late in training, by run",
         "exponent": "mean diffusion exponent c_q of the late windows, by run; below 1 in {below} of {runs} runs. The "

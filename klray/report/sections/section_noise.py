@@ -11,6 +11,7 @@ from klray.errors import KlrayError
 from klray.report.figures.noise_marks import noise_floor
 from klray.report.figures.style import save
 from klray.report.sections import Picture, Section, Table
+from klray.words.numbers import counted
 
 _ALTERNATIVE = (
     "Dot plot, logarithmic, of the KL of each checkpoint with itself in bits per byte by precision: between plans, "
@@ -44,10 +45,11 @@ def noise_section(result: xr.Dataset, noise: NoiseFloor, figures: Path) -> Secti
         "Noise floor",
         paragraphs=(" ".join(about),),
         tables=(Table(header[1:], [row[1:] for row in rows]),),
-        notes=(f"The largest of {len(names):,} checkpoints: {checkpoints}. {meaning}",),
+        notes=(f"The largest of {counted(len(names), 'checkpoint')}: {checkpoints}. {meaning}",),
         picture=picture,
         verdict=(
-            f"How far a checkpoint is from itself when it is scored in different ways, on {noise.n_texts:,} texts:"
+            "How far a checkpoint is from itself when it is scored in different ways, on "
+            f"{counted(noise.n_texts, 'text')}:"
         ),
         sentences=tuple(noise.verdicts()),
     )

@@ -18,7 +18,7 @@ from typing import Literal
 from klray.errors import KlrayError, StoreError
 from klray.store.objects.base import Objects
 from klray.store.objects.folder import FolderObjects
-from klray.words.numbers import rough_duration
+from klray.words.numbers import counted, rough_duration
 from klray.words.secrets import without_secrets
 
 PREFIX = "probes"  # what klray doctor and score write to try the place, gone when they are done
@@ -253,7 +253,7 @@ def _remove(objects: Objects, folder: str, missing: Sequence[Path]) -> Outcome:
     except WHERE_ERRORS as error:
         return "warning", f"what the probe wrote stays: {found_and_cure(error)[0]}", cure
     if left:
-        return "warning", f"the server does not delete: {left} objects of the probe stay", cure
+        return "warning", f"the server does not delete: of the probe stays {counted(left, 'object')}", cure
     return "ok", "what the probe wrote is gone", ""
 
 

@@ -13,9 +13,9 @@ from itertools import islice
 import numpy as np
 
 from klray.errors import KlrayError
+from klray.store.adopted.files import Published, PublishedFile, told
 from klray.store.columns import Column, find_commits, values_sha256
 from klray.store.identity import Identity
-from klray.store.published.files import Published, PublishedFile, told
 from klray.store.store import Store
 from klray.store.text_facts import TextFacts
 from klray.words.outside import fault

@@ -19,8 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from klray.errors import KlrayError
+from klray.store.adopted.pickles import Array, read_pickle
 from klray.store.fields import MOST_MODELS
-from klray.store.published.pickles import Array, read_pickle
+from klray.words.numbers import counted
 from klray.words.outside import contents, fit, parsed, printable
 
 Inner = Literal["", "steps", "layers"]
@@ -67,7 +68,7 @@ def read_published(path: Path, n_texts: int, inner: Inner = "") -> PublishedFile
     if kind == ".npz":
         return _arranged(path, _npz(path, n_texts), n_texts, inner, math.inf)
     if kind == ".parquet":
-        from klray.store.published.parquet import read_table  # noqa: PLC0415 - pyarrow is an extra
+        from klray.store.adopted.parquet import read_table  # noqa: PLC0415 - pyarrow is an extra
 
         return _arranged(path, read_table(path, n_texts), n_texts, inner, math.inf)
     found = _json(path) if kind == ".json" else read_pickle(path)
@@ -241,8 +242,8 @@ def _number(name: str, label: str, number: Any) -> int:
 
 def _other_texts(name: str, label: str, found: int, n_texts: int) -> str:
     return (
-        f"adopt.path={name}: {printable(label)} has {found:,} values, and the texts that were given are {n_texts:,}: "
-        "values of other texts cannot be compared; set texts= to those that the models were scored on"
+        f"adopt.path={name}: {printable(label)} has {counted(found, 'value')}, and the texts that were given are "
+        f"{n_texts:,}: values of other texts cannot be compared; set texts= to those that the models were scored on"
     )
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from klray.errors import KlrayError
-from klray.store.published.pickles import Array
+from klray.store.adopted.pickles import Array
 from klray.words.outside import printable
 
 TEXT_SET = b"klray.text_set"  # in the metadata of a table: the fingerprint of its texts
