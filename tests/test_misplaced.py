@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from jobs.analyze import analyze
@@ -58,6 +59,49 @@ def test_a_checkpoint_that_was_uploaded_under_several_steps_counts_once() -> Non
     assert misplaced(hashes(*swapped)).keys() == {(RUN, 2), (RUN, 5)}
 
 
+def test_a_file_of_main_or_of_a_step_that_is_not_here_is_found_too() -> None:
+    swapped = [*SOUND[:2], ("a", "b2", "c2"), *SOUND[3:]]
+    main = (RUN, "main a b c")
+    assert misplaced(hashes(*swapped), [main]) == {
+        (RUN, 2): f"{MISPLACED}1 of 3 files are byte for byte those of main",
+    }
+    (why,) = misplaced(hashes(*swapped), [main, main, (RUN, "step20 a b20 c20"), (RUN, "step1 a b1 c1")]).values()
+    assert why.endswith("those of main and step 20")
+    for told in ("main a b2 c2", "main a9 b2 c9", "main", ""):
+        assert misplaced(hashes(*swapped), [(RUN, told)]) == {}, "it is a step, or mixed itself"
+    assert misplaced(hashes(*swapped), [("other/run", "main a b c")]) == {}
+    assert misplaced(hashes(*((first, "frozen") for first, *_ in SOUND)), [(RUN, "main a frozen")]) == {}
+    assert misplaced(hashes(*swapped[1:3]), [main]) == {}, "two steps and main: nothing tells"
+
+
+def test_a_hub_is_asked_no_more_for_what_main_and_steps_known_before_share(tmp_path: Path) -> None:
+    root, first = write_run(tmp_path / "hub", 6), "model-00001-of-00002.safetensors"
+    steps = [root / RUN / f"step{step}" for step in range(6)]
+    for number, folder in enumerate(steps):
+        save_file({name: torch.full((4,), number) for name in ("embed_in", "head")}, folder / "model.safetensors")
+        in_shards(folder)
+    main = shutil.copytree(steps[5], root / RUN / "main")  # made of the last step
+    save_file({"embed_in": torch.zeros(8)}, main / first)
+    shutil.copyfile(main / first, steps[1] / first)
+    shutil.copyfile(steps[4] / first, steps[2] / first)
+    asked = select(RepositorySpec(RUN, ["step0", "step1", "step2", "step3"]))
+    with HubServer(root) as server:
+        hub, kept = hub_of(server), tmp_path / "kept"
+        checkpoints, _ = resolve(hub, asked, kept)
+        assert server.requests["refs"] == 1 and server.requests["info"] == 1 + 4
+        of_main = f"{MISPLACED}1 of 2 files are byte for byte those of main"
+        assert suspicions(checkpoints) == {f"{RUN}@step1": of_main}
+        resolve(hub, select(RepositorySpec(RUN, ["step4"])), kept)
+        before = server.requests["info"]
+        checkpoints, _ = resolve(hub, asked, kept)
+        assert server.requests["info"] == before
+        found = suspicions(checkpoints)
+        assert found == {f"{RUN}@step1": of_main, f"{RUN}@step2": of_main.replace("main", "step 4")}
+        every, _ = resolve(hub, select(RepositorySpec(RUN, "step*")), kept)
+        del found[f"{RUN}@step1"]  # main has the files of step 1 and of step 5: which of the two is mixed?
+        assert suspicions(every) == found
+
+
 def test_a_plan_tells_it_from_what_a_hub_lists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,10 +124,12 @@ def test_a_recipe_leaves_out_what_is_misplaced_unless_told_otherwise() -> None:
     files = np.array([f"a{n} b{n}" for n in range(data.sizes["model"])], dtype=np.dtypes.StringDType())
     by_step = [int(place) for place in np.argsort(data["step"].values) if data["step"].values[place] >= 0]
     files[by_step[7]] = f"a{by_step[12]} b"
-    data = data.assign_coords(weight_files=("model", files))
+    told = np.full(len(files), "", dtype=np.dtypes.StringDType())
+    told[by_step[4]] = f"main {files[by_step[4]].split()[0]} c"
+    data = data.assign_coords(weight_files=("model", files), files_elsewhere=("model", told))
     recipe = Recipe.fit(data)
     left_out = [str(label) for label, why in zip(data["model"].values, recipe.reasons(data), strict=True) if why]
-    assert left_out == [str(data["model"].values[by_step[7]])]
+    assert sorted(left_out) == sorted(str(data["model"].values[by_step[n]]) for n in (4, 7))
     assert recipe.excluded[-1].reason.startswith(MISPLACED)
     assert not any(Recipe.fit(data, exclude_misplaced=False).reasons(data))
 
@@ -110,22 +156,25 @@ def test_one_swapped_file_is_planned_scored_excluded_reported_and_found_by_its_s
     for each in steps:
         in_shards(each)
     shutil.copyfile(steps[-1] / "model-00001-of-00002.safetensors", run / "step2/model-00001-of-00002.safetensors")
-    label = f"{REPOSITORIES[0]}@step2"
+    main = shutil.copytree(steps[-3], run / "main")  # which is not asked for, and no step but for its second file
+    save_file({"other": torch.zeros(1)}, main / "model-00001-of-00002.safetensors", metadata={"format": "pt"})
+    labels = [f"{REPOSITORIES[0]}@{name}" for name in ("step2", steps[-3].name)]
+    label = labels[0]
 
     with HubServer(tmp_path / "hub") as server:
         checkpoints, _ = resolve(hub_of(server), select(RepositorySpec(REPOSITORIES[0], "step*")))
-        assert list(suspicions(checkpoints)) == [label]
+        assert list(suspicions(checkpoints)) == labels
 
     config = scored(tmp_path / "hub", tmp_path)
     result = analyze(config)
     reasons = json.loads(result.attrs["excluded_reasons"])
-    assert list(reasons) == [label] and reasons[label].startswith(
-        MISPLACED + "1 of 2 files are byte for byte those of step"
-    )
+    assert list(reasons) == labels
+    for name, where in zip(labels, ("step", "main"), strict=True):
+        assert reasons[name].startswith(f"{MISPLACED}1 of 2 files are byte for byte those of {where}")
     page = report(config).read_text("utf-8")
     assert MISPLACED in page
 
     kept = analyze(changed(config, exclude_misplaced=False, name="kept"))
     assert [each["model"] for each in json.loads(kept.attrs["anomalies"])] == [label]
-    assert list(json.loads(kept.attrs["misplaced"])) == [label]
+    assert list(json.loads(kept.attrs["misplaced"])) == labels
     assert f"{label} is kept, with {MISPLACED}" in caplog.text

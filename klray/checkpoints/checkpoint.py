@@ -73,6 +73,8 @@ class Checkpoint:
 
     A GGUF file is a checkpoint by itself: ``gguf`` is its path below the repository, and the last part of
     ``repository``; ``commit`` is the hash over its files, and ``hub_commit`` where the hub has them.
+
+    ``elsewhere`` are revisions that were not asked for and have some of its weights: name, and short hash of each file.
     """
 
     repository: str
@@ -84,6 +86,7 @@ class Checkpoint:
     parameters: int | None = None
     gguf: str = ""
     hub_commit: str = ""
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def source(self) -> tuple[str, str]:
@@ -112,7 +115,7 @@ class Checkpoint:
 
         "" when one is not announced, or there are more files than a fact may name.
         """
-        hashes = [file.content.rpartition(":")[2][:12] for file in self.files if file.is_weight]
+        hashes = [short_hash(file) for file in self.files if file.is_weight]
         found = " ".join(hashes)
         return found if all(hashes) and len(found) <= LONGEST else ""
 
@@ -125,6 +128,11 @@ class Checkpoint:
         if not all(content for _, content in files):
             return ""
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def short_hash(file: RemoteFile) -> str:
+    """The first 12 hex digits of the hash of a file, "" when it is not announced."""
+    return file.content.rpartition(":")[2][:12]
 
 
 def hash_of(files: Iterable[RemoteFile]) -> str:

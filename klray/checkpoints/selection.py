@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from klray.checkpoints.checkpoint import Checkpoint, Facts, RemoteFile, Unavailable
 from klray.checkpoints.download import small_file
+from klray.checkpoints.elsewhere import Elsewhere
 from klray.checkpoints.files import Listed, loadable_files
 from klray.checkpoints.gguf import SUFFIX, is_gguf
 from klray.checkpoints.gguf_choice import chosen_gguf, gguf_checkpoint, gguf_lineage
@@ -63,6 +64,7 @@ class _Wanted:
     known: Listing | None = None
     directory: Path | None = None
     parameters: int | None = None  # of main: the other revisions of a repository have as many, unless they say so
+    others: Elsewhere | None = None
 
 
 _Expansion = list[_Wanted | Unavailable]
@@ -235,6 +237,7 @@ def _expand_repository(hub: Hub, listings: Listings, spec: RepositorySpec) -> _E
         return [want("main", main.commit, known=main)]
     commits = references(hub, name)[1] if commits is None else commits
     names, unmatched = _match(spec.patterns, list(commits))
+    want = partial(want, others=Elsewhere(listings, main, dict(commits), frozenset(names)))
     commits |= {name: name for name in unmatched if COMMIT.fullmatch(name)}
     found: _Expansion = []
     for revision in [*names, *unmatched]:
@@ -365,7 +368,9 @@ def _complete(
         if folder is not None:
             return [make(*read_folder(folder), directory=str(folder))]
         assert known is not None
-        return [make(known.commit, loadable_files(offered), parameters=known.parameters or wanted.parameters)]
+        files = loadable_files(offered)
+        elsewhere = wanted.others.sharing(wanted.revision, files) if wanted.others else ()
+        return [make(known.commit, files, parameters=known.parameters or wanted.parameters, elsewhere=elsewhere)]
     except CheckpointError as error:
         if isinstance(error, SilentHubError) and not is_there(hub):
             raise

@@ -120,6 +120,11 @@ COORDINATES: Final = {
     "weight_files": Coordinate(
         "label", _fact("weight_files"), "first 12 hex digits of the hash of each file of weights, in their names' order"
     ),
+    "files_elsewhere": Coordinate(
+        "label",
+        lambda commit, *_: joined(commit.facts.get("files_elsewhere")),
+        "revisions that were not asked for and have some of these files, each with its hashes; a bar between them",
+    ),
     "warnings": Coordinate(
         "label",
         lambda commit, *_: joined(commit.facts.get("warnings")),

@@ -79,10 +79,8 @@ class Scorer:
             n_tokens=computed.n_tokens,
             facts=fit(
                 {
-                    **dataclasses.asdict(checkpoint.facts),
-                    "revision": checkpoint.revision,
+                    **_told(checkpoint),
                     "bytes": checkpoint.bytes,
-                    "weight_files": checkpoint.weight_files,
                     "device": settings.device,
                     "threads": settings.threads,
                     **computed.facts,
@@ -137,7 +135,8 @@ def _stages(timings: Mapping[str, float]) -> dict[str, float]:
 def _told(checkpoint: Checkpoint) -> dict[str, Any]:
     """Facts that are known before a checkpoint is scored."""
     named = {"revision": checkpoint.revision, "weight_files": checkpoint.weight_files}
-    return {**dataclasses.asdict(checkpoint.facts), **named}
+    elsewhere = {"files_elsewhere": list(checkpoint.elsewhere)} if checkpoint.elsewhere else {}
+    return {**dataclasses.asdict(checkpoint.facts), **named, **elsewhere}
 
 
 @cache  # 15 ms

@@ -222,7 +222,10 @@ class Recipe:
 
 def suspicions(checkpoints: Sequence["Checkpoint"]) -> dict[str, str]:
     """Why analyses leave a checkpoint out, by its label, as far as that is known before it is scored."""
-    swapped = misplaced((each.facts.run, each.facts.step, each.weight_files.split()) for each in checkpoints)
+    swapped = misplaced(
+        ((each.facts.run, each.facts.step, each.weight_files.split()) for each in checkpoints),
+        ((each.facts.run, told) for each in checkpoints for told in each.elsewhere),
+    )
     found = {}
     for each in checkpoints:
         known = next((exclusion.reason for exclusion in KNOWN_ANOMALIES if exclusion.matches(each.label)), "")
