@@ -58,11 +58,11 @@ def test_a_node_tells_what_is_sound_there_and_everything_that_is_not(shape: Shap
 @pytest.mark.parametrize(
     ("parameters", "carries"),
     [
-        (14e6, "carries 4 actors of 1 CPUs and 0.25 GPUs, 4 of which share a GPU (ray.gpus_per_worker=1: none)"),
-        (1e9, "carries 1 actors of 1 CPUs and 1 GPUs"),
+        (14e6, "carries 4 actors of 1 CPU and 0.25 GPU, 4 of which share a GPU (ray.gpus_per_worker=1: none)"),
+        (1e9, "carries 1 actor of 1 CPU and 1 GPU"),
         (
             0,
-            "carries 1 actors of 1 CPUs and 1 GPUs; whether several share a GPU is not known: no models were asked for",
+            "carries 1 actor of 1 CPU and 1 GPU; whether several share a GPU is not known: no models were asked for",
         ),
     ],
 )

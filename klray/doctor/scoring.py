@@ -107,12 +107,12 @@ def _cluster(
         return Finding("Ray", "refused", found, "check the address, or start a cluster with 'ray start --head'"), None
     shape, there = cluster.shape, cluster.resources
     which = f"the cluster at {settings.address}" if settings.address else "a cluster of this machine"
-    each = f"{shape.cpus_per_worker} CPUs" + (f" and {shape.gpus_per_worker:g} GPUs" if shape.gpus_per_worker else "")
+    gpus = f"{shape.gpus_per_worker:g} {'GPU' if shape.gpus_per_worker <= 1 else 'GPUs'}"
+    each = counted(shape.cpus_per_worker, "CPU") + (f" and {gpus}" if shape.gpus_per_worker else "")
     if settings.gpus_per_worker is None and 0 < shape.gpus_per_worker < 1:
         each += f", {round(1 / shape.gpus_per_worker)} of which share a GPU (ray.gpus_per_worker=1: none)"
-    nodes = f"{there.nodes} {'nodes' if there.nodes > 1 else 'node'}"
-    words = f"{which}: {nodes}, {there.cpus:g} CPUs, {there.gpus:g} GPUs; carries {shape.workers} actors of {each}"
-    words += cluster.unknown
+    has = f"{counted(there.nodes, 'node')}, {counted(round(there.cpus), 'CPU')}, {counted(round(there.gpus), 'GPU')}"
+    words = f"{which}: {has}; carries {counted(shape.workers, 'actor')} of {each}{cluster.unknown}"
     return Finding("Ray", "ok", words), cluster
 
 
@@ -146,7 +146,7 @@ def _device(scoring: ScoringSettings, cluster: Cluster | None) -> Finding:
             return Finding("device", "warning", emulated, "set scoring.dtype=float16 or float32")
         faster = ", scoring.dtype=bfloat16 is several times as fast" if scoring.dtype == "float32" else ""
         return Finding("device", "ok", f"{found}; {scoring.dtype}{faster}")
-    found = f"{os.cpu_count()} CPUs, {scoring.threads} threads an actor"
+    found = f"{counted(os.cpu_count() or 1, 'CPU')}, {counted(scoring.threads, 'thread')} an actor"
     if scoring.dtype != "float32":
         slow = f"{found}: {scoring.dtype} is slow on most CPUs, and less exact"
         return Finding("device", "warning", slow, "set scoring.dtype=float32")
