@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import xarray as xr
+
 from klray import config as configs
 from klray.analysis.recipe import suspicions
+from klray.analysis.scale.text_sensitivity import precision
 from klray.checkpoints import Unavailable, larger_than_cache
 from klray.config import Config
 from klray.config import measure as measure_configs
@@ -55,6 +58,7 @@ def plan(config: Config, *, untrained: bool = False) -> Plan:
     planned = cost(todo, present, int(text_set.n_bytes.sum()), rates, lens)
     say(f"family      {selection.family}, {counted(len(selection.repositories), 'repository')}")
     say(f"texts       {text_set.name}, {counted(len(text_set), 'text')}, {text_set.n_bytes.sum():,} bytes")
+    say(f"precision   {precision(len(text_set), _scale(store, config), config.plan.kl, config.plan.standard_error)}")
     say(f"store       {url}{'' if store else ' (to be created)'}")
     say(f"to score    {counted(len(todo), 'checkpoint')}")
     say(f"present     {counted(len(present), 'checkpoint')}")
@@ -69,6 +73,14 @@ def plan(config: Config, *, untrained: bool = False) -> Plan:
     for refused in unavailable:
         say(f"  cannot   {refused.repository}@{refused.revision}  {refused.reason}: {refused.message}")
     return Plan(planned, tuple(unavailable))
+
+
+def _scale(store: Store | None, config: Config) -> xr.Dataset | None:
+    """What klray scale measured on these texts, of the newest snapshot."""
+    newest = store.snapshot_ids()[-1:] if store else []
+    if store is None or not newest or config.scale.name not in store.result_names(newest[0]):
+        return None
+    return store.result(newest[0], config.scale.name).load()
 
 
 def plan_study(config: Config) -> list[Plan]:

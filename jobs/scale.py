@@ -13,6 +13,7 @@ from klray.analysis.continuing import earlier_result, there_already
 from klray.analysis.recipe import Recipe, of_domain, result_name
 from klray.analysis.scale.measuring import format_scale, measure_scale, require_pairs
 from klray.analysis.scale.side_by_side import compare_domains
+from klray.analysis.scale.text_sensitivity import format_sensitivity
 from klray.config import Config
 from klray.config.job import verb
 from klray.errors import KlrayError
@@ -48,6 +49,9 @@ def scale(config: Config) -> dict[str, xr.Dataset]:
             path = store.write_result(snapshot, name, result)
             say(f"{name}{f', texts of domain {domain}' if domain else ''}, snapshot {snapshot}")
             show(format_scale(result))
+            if sensitive := format_sensitivity(result):
+                say()
+                show(sensitive)
             say(f"result {store.url}/{path}")
             if folder is not None:
                 save(scale_violins.PLATE.draw(result), folder, name)

@@ -160,10 +160,15 @@ def test_plan_prints_the_cost(
     assert "at 26.8 TFLOP/s (40% of an H100's 67" in out
     assert "with 2 workers: fetching" in out
     assert not (tmp_path / "store").exists()
-    config.plan = PlanConfig(device_tflops=1.5, gigabits=2, bytes_per_token=3)
+    assert "of 49.5% to 123.7% of it (what is usual;" in out and "takes" not in out
+    config.plan = PlanConfig(kl=0.05)
+    with pytest.raises(KlrayError, match=r"plan\.standard_error=None: set both"):
+        plan(config)
+    config.plan = PlanConfig(device_tflops=1.5, gigabits=2, bytes_per_token=3, kl=0.05, standard_error=0.005)
     plan(config)
     assert "at 1.5 TFLOP/s (plan.device_tflops)" in (out := capsys.readouterr().out)
     assert "at 2 Gbit/s" in out and "tokens at 3 bytes" in out
+    assert "0.05 ± 0.005 takes 196 to 1,225 texts" in out
 
 
 def test_a_machine_without_gpu_is_planned_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from tests.synthetic import trajectory_result
 
 pytestmark = pytest.mark.slow
 
-SECTIONS = ["scale", "domains", "layers_to_final", "quantised", "weights"]
+SECTIONS = ["scale", "text_sensitivity", "domains", "layers_to_final", "quantised", "weights"]
 RUN = "org/pythia-14m"
 C_W, C_W_ALIGNED = 0.9, 0.8
 
@@ -110,9 +110,10 @@ def test_the_page_has_a_section_for_each_and_is_complete_in_itself(page: Page) -
     plain.test_page_needs_nothing_else(page)
     plain.test_links_inside_the_page_arrive(page)
     plain.test_policy_forbids_requests_and_every_script_but_the_one_inside(page)
-    assert [f"Figure {n}." in page.text for n in range(1, 5)] == [True, True, True, False]
+    assert [f"Figure {n}." in page.text for n in range(1, 6)] == [True] * 4 + [False]
     figures = page.path.parent / "figures"
-    assert {"scale.png", "scale.pdf", "layers_to_final.png"} <= {each.name for each in figures.iterdir()}
+    drawn = {"scale.png", "scale.pdf", "text_sensitivity.png", "layers_to_final.png"}
+    assert drawn <= {each.name for each in figures.iterdir()}
 
 
 def test_a_store_without_them_has_none_of_the_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_domains_stand_side_by_side(config: Config, capsys: pytest.CaptureFixtur
     for domain, kept in results.items():
         check_scale(of_domain(store.dataset(), domain), kept)
         medians[domain] = float(kept["median"].sel(setting="size"))
-    (line,) = (line for line in said.splitlines() if line.startswith("size ") and "to" not in line)
+    (line,) = (line for line in said.splitlines() if line.startswith("size ") and "±" in line and "to" not in line)
     assert line.split()[-1] == significant(medians["b"] / medians["a"])
     assert "run: c_q" in said and "org/pythia-14m " in said
     assert "org/pythia-14m-seed1" not in said  # 4 checkpoints have no exponent

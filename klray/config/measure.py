@@ -49,7 +49,7 @@ def noise_ways(config: NoiseConfig, settings: ScoringSettings) -> Ways:
 
 def plan_rates(config: PlanConfig, models: ModelsConfig, scoring: ScoringConfig, ray: RaySettings) -> Rates:
     """The rates, and in which words they are stated; of ``ray.workers`` that are not given there is one."""
-    check_above_zero("plan", config, "device_tflops", "gigabits", "bytes_per_token")
+    check_above_zero("plan", config, "device_tflops", "gigabits", "bytes_per_token", "kl", "standard_error")
     peak = H100_PEAK_TFLOPS[DTYPES[scoring.dtype]] * H100_SHARE
     here = ray.address is None
     embedded = models.source is ModelSource.embedded

@@ -52,6 +52,8 @@ class PlanConfig:
     device_tflops: float | None = None
     gigabits: float = 10.0  # 1e9 bits a second, of the link to the hub that all workers share
     bytes_per_token: float = 4.0  # of text
+    kl: float | None = None  # bits/byte: how many texts measure it with plan.standard_error
+    standard_error: float | None = None  # bits/byte, wanted of plan.kl
 
 
 def check_above_zero(group: str, config: object, *names: str) -> None:

@@ -30,23 +30,15 @@ def pair_divergence(
     once. KlrayError: a pair's KL is not finite.
     """
     text_bytes = values["text_bytes"].values
-    n_texts = values.sizes["text"]
-    scale = kl_per_variance(mean_text_bytes(text_bytes, n_texts))
-    data = values.transpose("model", "text").data
-    data = data if isinstance(data, da.Array) else da.from_array(data)
+    scale = kl_per_variance(mean_text_bytes(text_bytes, values.sizes["text"]))
     if not len(pairs):
         return np.empty(0), np.empty(0)
     distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
     kl, standard_error = np.empty(len(distinct)), np.empty(len(distinct))
-    for part in _parts(distinct, max(2, rows_bytes // (n_texts * data.dtype.itemsize))):
-        needed, places = np.unique(distinct[part], return_inverse=True)
-        rows = data[needed].compute()
-        i, j = places.reshape(-1, 2).T
-        for start in range(0, len(i), _TOGETHER):
-            chosen = slice(part.start + start, min(part.start + start + _TOGETHER, part.stop))
-            first, second = i[start : start + _TOGETHER], j[start : start + _TOGETHER]
-            kl[chosen] = tiles.paired(tiles.variance_of, rows, rows, first, second) * scale
-            standard_error[chosen] = paired_standard_error(rows[first], rows[second], text_bytes)
+    for chosen, first, second in paired_rows(values, distinct, rows_bytes):
+        here = np.arange(len(first))
+        kl[chosen] = tiles.paired(tiles.variance_of, first, second, here, here) * scale
+        standard_error[chosen] = paired_standard_error(first, second, text_bytes)
     if not np.isfinite(kl).all():
         bad = distinct[np.flatnonzero(~np.isfinite(kl))[0]]
         names = labels(values)
@@ -55,6 +47,24 @@ def pair_divergence(
             "exclude them (analysis.exclude=) or score them again"
         )
     return kl[inverse.ravel()], standard_error[inverse.ravel()]
+
+
+def paired_rows(
+    values: xr.DataArray, pairs: np.ndarray, rows_bytes: int = ROWS_BYTES
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Which of the ``pairs`` (P, 2), and the rows (p, N) of their first and of their second models, some at a time.
+
+    Rows are read in as few parts as ``rows_bytes`` in memory allows (two rows are always held).
+    """
+    data = values.transpose("model", "text").data
+    data = data if isinstance(data, da.Array) else da.from_array(data)
+    for part in _parts(pairs, max(2, rows_bytes // (values.sizes["text"] * data.dtype.itemsize))):
+        needed, places = np.unique(pairs[part], return_inverse=True)
+        rows = data[needed].compute()
+        i, j = places.reshape(-1, 2).T
+        for start in range(0, len(i), _TOGETHER):
+            chosen = slice(part.start + start, min(part.start + start + _TOGETHER, part.stop))
+            yield chosen, rows[i[start : start + _TOGETHER]], rows[j[start : start + _TOGETHER]]
 
 
 def _parts(pairs: np.ndarray, most_rows: int) -> Iterator[slice]:

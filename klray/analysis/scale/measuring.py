@@ -20,6 +20,7 @@ from klray.analysis.scale.choosing_pairs import DEFAULT_CHOICE, Choice, setting_
 from klray.analysis.scale.compared_models import Models
 from klray.analysis.scale.generations import lineages
 from klray.analysis.scale.published_settings import PUBLISHED_SPACING, SETTINGS, SOURCE, range_words, setting_named
+from klray.analysis.scale.text_sensitivity import deviations, text_sensitivity
 from klray.errors import KlrayError
 from klray.words.numbers import counted, significant, with_error
 from klray.words.tables import text_table
@@ -70,8 +71,9 @@ def measure_scale(
     The seed of ``choice`` is also that of the bootstrap, which has ``resamples``; at most ``rows_bytes`` of rows are
     in memory at a time. The Dataset has by pair: kl, kl_standard_error (bits/byte), pair_setting, first and second
     (labels of the models); by setting (the ten, then those counted apart that have pairs): n and the numbers of
-    ``ScaleRow``; in the attributes the recipe, the choice, and what was kept apart: merges, adapters, quantised
-    models, children without their parent. KlrayError: the recipe is for other texts, or values are not finite.
+    ``ScaleRow``; how much KL depends on the texts (``text_sensitivity``), where all pairs have one recipe; in the
+    attributes the recipe, the choice, and what was kept apart: merges, adapters, quantised models, children without
+    their parent. KlrayError: the recipe is for other texts, or values are not finite.
     """
     excluded = EXCLUDED if recipe is None else recipe.excluded
     models = Models.of(dataset, excluded_by(dataset, excluded))
@@ -92,6 +94,13 @@ def measure_scale(
     rows = [
         _row(name, kl[of == place], standard_error[of == place], resamples, choice) for place, name in enumerate(found)
     ]
+    # settings of one recipe alone have one set of texts
+    counted, sensitivity = parts[0][0].sizes["text"], {}
+    if len(parts) == 1:
+        sensitivity = text_sensitivity(parts[0][0], *_distinct(pairs, names_of_pairs), choice.seed, rows_bytes)
+        spread = [deviations(kl[of == place], standard_error[of == place], counted) for place in range(len(found))]
+        meaning = "median over pairs of SE sqrt(N) / KL: the standard error of a KL on N texts is so much, by sqrt(N)"
+        sensitivity["relative_deviation"] = xr.DataArray(spread, dims="setting", attrs={"long_name": meaning})
     names = labels(dataset).astype(np.dtypes.StringDType())
     settings = np.array(list(found), dtype=np.dtypes.StringDType())
     bits = {"units": "bit/byte", "references": SOURCE}
@@ -108,6 +117,7 @@ def measure_scale(
                 name: ("setting", np.array([getattr(row, name) for row in rows]), {**bits, "long_name": meaning})
                 for name, meaning in _NUMBERS.items()
             },
+            **sensitivity,
         },
         coords={"setting": settings},
         attrs=origin(dataset)
@@ -115,6 +125,7 @@ def measure_scale(
             "title": "Scale of KL divergence between language models",
             "recipe": recipe.to_json() if recipe else "",
             "mean_bytes": recipe.mean_bytes if recipe else float(dataset["text_bytes"].values.mean()),
+            "texts": counted,
             "dtype": models.dtype,
             "choice": json.dumps(asdict(choice)),
             "resamples": resamples,
@@ -124,6 +135,12 @@ def measure_scale(
             "references": SOURCE,
         },
     )
+
+
+def _distinct(pairs: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each pair once, with the first of its settings."""
+    distinct, first = np.unique(pairs, axis=0, return_index=True)
+    return distinct, names[first]
 
 
 def _row(name: str, kl: np.ndarray, standard_error: np.ndarray, resamples: int, choice: Choice) -> ScaleRow:

@@ -12,6 +12,7 @@ from klray.report.sections.section_exact import exact_section
 from klray.report.sections.section_layers import layers_section
 from klray.report.sections.section_quantised import quantization_section
 from klray.report.sections.section_scale import domains_section, scale_section
+from klray.report.sections.section_texts import texts_section
 from klray.report.sections.section_weights import weights_section
 
 
@@ -34,6 +35,7 @@ def study_sections(result: xr.Dataset, study: Study, noise: NoiseFloor | None, f
     scale = study.scales.get(str(result.attrs.get("domain", "")))
     found = [
         None if scale is None else scale_section(scale, result, figures),
+        texts_section(scale, figures),
         domains_section(study.scales, study.trajectories),
         None if study.snapshot is None else layers_section(study.snapshot, result, figures),
         quantization_section(result, noise),
