@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from operator import attrgetter
 from pathlib import Path
@@ -57,17 +57,18 @@ def compare(config: Config) -> xr.Dataset:
     text_set = configs.text_set(config.texts)
     texts = np.unique(np.linspace(0, len(text_set) - 1, min(asked.texts, len(text_set))).round().astype(int))
     chosen = TextSet(text_set.name, tuple(text_set.texts[n] for n in texts), tuple(text_set.domains[n] for n in texts))
+    kept = None if config.store.url is None else _pairs(config, text_set)  # before the hub is asked, which takes long
     with sweep_configs.hub(config.models) as hub, Cache(Path(settings.cache_dir), settings.cache_bytes) as cache:
         checkpoints, unavailable = resolve(hub, selection)
         for refused in unavailable:
             log.warning("%s@%s: %s", refused.repository, refused.revision, refused.message)
         work = _Work(hub, cache, settings, chosen)
         with contextlib.closing(work):
-            if config.store.url is None:
+            if kept is None:
                 dataset = xr.Dataset({"text_bytes": ("text", text_set.n_bytes)})
                 result = as_dataset(work.do(_of_selection(checkpoints, settings)), dataset, texts, work.refused)
             else:
-                result = _kept(config, checkpoints, text_set, texts, work)
+                result = _kept(config, kept, checkpoints, texts, work)
     show(text_table(*as_table(result), text_columns=1))
     say(MEANS)
     for label, why in recorded(result, "refused").items():
@@ -150,10 +151,17 @@ def _of_selection(checkpoints: Sequence[Checkpoint], settings: ScoringSettings) 
     return found
 
 
-def _kept(
-    config: Config, checkpoints: Sequence[Checkpoint], text_set: TextSet, texts: np.ndarray, work: _Work
-) -> xr.Dataset:
-    """The result of the latest snapshot: what is there already stays, and what is missing is added by settings."""
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of a snapshot's models, by the settings that are asked for."""
+
+    store: Store
+    snapshot: str
+    dataset: xr.Dataset
+    by_setting: dict[str, np.ndarray]
+
+
+def _pairs(config: Config, text_set: TextSet) -> _Pairs:
     asked = config.compare
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     snapshot = store.manifest(config.analysis.snapshot).id
@@ -170,7 +178,16 @@ def _kept(
     pairs = {name: each for name, each in pairs.items() if name in (asked.settings or pairs)}
     # fp4 and nf4 have settings of their own, too
     pairs = {name: each for name, each in pairs.items() if name != "4-bit" or asked.settings}
-    wanted, passed_over = comparisons(dataset, pairs, checkpoints, asked.pairs)
+    return _Pairs(store, snapshot, dataset, pairs)
+
+
+def _kept(
+    config: Config, pairs: _Pairs, checkpoints: Sequence[Checkpoint], texts: np.ndarray, work: _Work
+) -> xr.Dataset:
+    """The result of the snapshot: what is there already stays, and what is missing is added by settings."""
+    asked = config.compare
+    store, snapshot, dataset = pairs.store, pairs.snapshot, pairs.dataset
+    wanted, passed_over = comparisons(dataset, pairs.by_setting, checkpoints, asked.pairs)
     # another tuned lens than the one that is given is not at hand
     wanted = [each for each in wanted if each.first.lens in (NONE, LOGIT, work.settings.lens)]
     if passed_over:

@@ -79,6 +79,10 @@ def test_one_stage_alone(tmp_path: Path) -> None:
         ({"stages": [StageConfig("x", "tinny")]}, r"stage x: models=tinny .*tiny_study"),
         ({"stages": [StageConfig("x", "tiny", select={"strid": 2})]}, r"stage x: select: Key 'strid' not in"),
         ({"stages": [StageConfig("x", "tiny", scoring={"dtype": "int3"})]}, r"stage x: scoring: Invalid value 'int3'"),
+        (
+            {"stages": [StageConfig("x", "tiny", scoring={"quantization": "int4"})]},
+            r"x: scoring: quantization=int4: write",
+        ),
         ({"stages": [StageConfig("x", "tiny")] * 2}, r"study\.stages has the name 'x'"),
         ({"stages": [StageConfig("", "tiny")]}, r"study\.stages has the name ''"),
         ({"stages": []}, r"no stages: set study=tiny or study=pythia"),

@@ -14,6 +14,7 @@ WINDOW = 10  # saved checkpoints after the start of a window, over which a diffu
 MIN_STEP = 1000  # of the first checkpoint that starts a window
 PAIRS = ("all", "neighbours", "runs")  # whose KL is kept: of all models; of the nearest; of runs and relatives alone
 ALL_PAIRS_MOST = 5000  # models of which all pairs are kept where nobody says otherwise: 0.4 GB of results
+SCHEDULERS = ("threads", "distributed", "ray")  # of Dask
 NEIGHBOURS = 10  # nearest models of each that are kept
 RESAMPLES = 1000  # of the bootstrap for the standard error of a median
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import conf
 from klray.config import Config
+from klray.config.choices import CHOICES
 
 HEAD = """# Configuration
 
@@ -43,7 +44,8 @@ def _rows(name: str, kind: type) -> list[str]:
     hints, comments = typing.get_type_hints(kind), _comments(kind)
     rows = []
     for field in dataclasses.fields(kind):
-        cells = (f"`{name}.{field.name}`", _type(hints[field.name]), _default(field), comments.get(field.name, ""))
+        kinds = ", ".join(f"`{each}`" for each in field.metadata.get(CHOICES, ())) or _type(hints[field.name])
+        cells = (f"`{name}.{field.name}`", kinds, _default(field), comments.get(field.name, ""))
         rows.append("| " + " | ".join(each.replace("|", "\\|") for each in cells).rstrip() + " |\n")
         inner = next((each for each in typing.get_args(hints[field.name]) if dataclasses.is_dataclass(each)), None)
         rows += _rows(f"{name}.{field.name}[]", typing.cast(type, inner)) if inner else []

@@ -5,6 +5,7 @@ from enum import Enum
 
 from klray.analysis import defaults
 from klray.analysis.defaults import Choice
+from klray.config.choices import one_of
 from klray.errors import KlrayError
 
 
@@ -25,7 +26,9 @@ class AnalysisConfig:
     window: int = defaults.WINDOW
     min_step: int = defaults.MIN_STEP
     weights: str = "weights"  # exact weight distances: the result of this name that klray weights wrote, if any
-    pairs: str | None = None  # all, neighbours or runs; unset: all of up to 5,000 models, else neighbours
+    pairs: str | None = one_of(
+        None, *defaults.PAIRS
+    )  # whose KL is kept; unset: all of up to 5,000 models, else neighbours
     neighbours: int = defaults.NEIGHBOURS  # nearest models of each that analysis.pairs=neighbours keeps
     tile: int | None = None  # models on each side of a tile; unset: what suits their number and the memory
 
@@ -51,7 +54,7 @@ class ScaleConfig:
 class DaskConfig:
     """The Dask scheduler that analyses."""
 
-    scheduler: str = "threads"  # threads, distributed or ray
+    scheduler: str = one_of(defaults.SCHEDULERS[0], *defaults.SCHEDULERS)  # threads of this process, or a cluster
     address: str | None = None
     threads: int | None = None
     memory_limit: str = "4GiB"  # an analysis that would need more is refused

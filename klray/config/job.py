@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -15,12 +16,13 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from klray.config import Config, register
+from klray.config.choices import check_choices
 from klray.errors import KlrayError, lacks, refuse_unfit
 from klray.sweep.processes import spare_loopback
 from klray.words.log_lines import JsonLines, Words
@@ -78,11 +80,14 @@ def run(name: str, load: Callable[[], Verb]) -> int:
             refuse_unfit("config", {str(name): value for name, value in given.items()})
             values = OmegaConf.to_object(config)
             assert isinstance(values, Config)
+            check_choices(values)
             if values.log.json:
                 _log_as_json()
             code = max(code, load()(values))
         except KlrayError as error:  # caught here: Hydra would print the overrides first
             code = _fail(str(error))
+        except OmegaConfBaseException as error:
+            code = _fail(_explain(error))
         except ModuleNotFoundError as error:
             code = _fail(f"klray {name}: {lacks(error)}")
         except ValueError:
@@ -139,6 +144,8 @@ def _fail(message: str, code: int = 1) -> int:
 
 def _explain(error: Exception) -> str:
     """Hydra's finding in one sentence, with the nearest keys that exist."""
+    if isinstance(error, OverrideParseException):
+        return _explain_word(error.override)
     found = f"{error}\n{error.__cause__ or ''}"
     text = "; ".join(line.strip() for line in found.splitlines() if line.strip())
     text = re.sub(r"; To append to your config use.*|; full_key:.*|; object_type=.*|; Config search path.*", "", text)
@@ -150,6 +157,14 @@ def _explain(error: Exception) -> str:
         return f"unknown config group {group.group(1)}={group.group(2)}: {hint}there are {', '.join(options)}"
     if value := _explain_value(text):
         return value
+    if several := re.search(r"Ambiguous value for argument '(.*?)'; 1\.", text):
+        return _explain_word(several[1])
+    if variable := re.search(r"Interpolation key '(.*?)' not found", text):
+        return (
+            f"${{{variable[1]}}} names no key: for these letters themselves write \\${{{variable[1]}}} in single quotes"
+        )
+    if "Could not override ''" in text:
+        return _explain_word("=...")
     asked = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
     if asked is None:
         return text
@@ -160,6 +175,27 @@ def _explain(error: Exception) -> str:
     near = near or [key for key in known if key.rsplit(".", 1)[-1] == asked.group(1).rsplit(".", 1)[-1]]
     hint = f"did you mean {' or '.join(near)}?" if near else "klray VERB --cfg job prints every key"
     return f"unknown config key {asked.group(1)}: {hint}"
+
+
+def _explain_word(word: str) -> str:
+    """For a word that Hydra cannot read, how to write it: quoted for Hydra, and then for the shell."""
+    key, equals, value = word.partition("=")
+    if not (key and equals):
+        return f"{word} is no key=value: klray VERB --help lists keys; a value with spaces is written 'KEY=\"a value\"'"
+    if value.startswith("{"):
+        return f"{word} cannot be read as it stands: quote each value in it, as in '{key}={{name: \"value\"}}'"
+    parts = [each.strip() for each in value.strip("[]").split(",")]
+    as_list = shlex.quote(f"{key}=[{','.join(map(_quoted, parts))}]")
+    if value.startswith("["):
+        return f"{word} cannot be read as it stands: write {as_list}"
+    several = f", or for several values {as_list}" if len(parts) > 1 else ""
+    return f"{word} cannot be read as it stands: write {shlex.quote(f'{key}={_quoted(value)}')}{several}"
+
+
+def _quoted(value: str) -> str:
+    """A value as Hydra takes it whatever it holds; a backslash counts before a quotation mark alone."""
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value)
+    return f'"{escaped}"'
 
 
 def _explain_value(text: str) -> str:

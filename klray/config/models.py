@@ -7,7 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from klray.config.choices import one_of
 from klray.errors import KlrayError
+from klray.tiny.study_recipe import RECIPES
 
 
 class ModelSource(Enum):
@@ -38,7 +40,7 @@ class ModelsConfig:
 
     family: str = ""
     source: ModelSource = ModelSource.hub
-    recipe: str = "default"  # of the embedded family: default, smallest or study
+    recipe: str = one_of("default", *RECIPES)  # of the embedded family
     repositories: list[RepositoryConfig] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # more repositories, at main
     repo: str | None = None  # free form: this repository or folder, and no other

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from klray.config.choices import one_of
 from klray.errors import KlrayError
 from klray.likelihood import choices
 from klray.sweep.settings import CACHE_GIGABYTES, ScoringSettings
@@ -28,7 +29,7 @@ class ScoringConfig:
 
     dtype: Dtype = DEFAULT_DTYPE
     lens: str = ScoringSettings.lens  # logit, or the folder of a tuned lens (klray lens): every layer is scored
-    quantization: str = ScoringSettings.quantization  # int8, fp4 or nf4, by bitsandbytes
+    quantization: str = one_of(ScoringSettings.quantization, *choices.QUANTIZATIONS)  # by bitsandbytes
     threads: int = ScoringSettings.threads  # CPU threads of one worker
     tokens_per_batch: int | None = ScoringSettings.tokens_per_batch  # default: 1,024 on a CPU, 16,384 on a GPU
     cache_dir: str | None = None  # downloaded checkpoints; default below the user's cache folder

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
+from klray.config.choices import check_choices
 from klray.config.models import ModelsConfig
 from klray.config.scoring import ScoringConfig
 from klray.errors import KlrayError
@@ -101,4 +102,5 @@ def _changed(group: Group, values: Any, where: str) -> Group:
     except OmegaConfBaseException as error:
         words = str(error).strip().splitlines()[0]
         raise KlrayError(f"{where}: {words}; klray score --cfg job prints every key") from error
+    check_choices(changed, f"{where}: ")
     return changed

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from klray.checkpoints import Checkpoint, Hub, RepositorySpec, Selection, Unavailable, resolve
+from klray.checkpoints.local_folder import local_folder
 from klray.config.models import ModelsConfig, ModelSource, RepositoryConfig, package_folder
 from klray.config.scoring import DTYPES, ScoringConfig, cache_home, check_above_zero
 from klray.errors import KlrayError
@@ -34,6 +35,8 @@ def selection(config: ModelsConfig) -> Selection:
 
 
 def _spec(config: ModelsConfig, asked: RepositoryConfig) -> RepositorySpec:
+    if (path := local_folder(asked.repository)) is not None and not path.exists():
+        raise KlrayError(f"models: {asked.repository} is a path, and there is no folder or file {path}: check it")
     files = asked.files if config.files is None else config.files
     spec = RepositorySpec(
         repository=asked.repository,

@@ -7,11 +7,8 @@ from pathlib import Path
 from klray.checkpoints import Hub
 from klray.errors import KlrayError
 from klray.tiny.family import train_family
-from klray.tiny.family_recipe import DEFAULT, SMALLEST
 from klray.tiny.hub_server import local_hub
-from klray.tiny.study_recipe import STUDY
-
-RECIPES = {"default": DEFAULT, "smallest": SMALLEST, "study": STUDY}
+from klray.tiny.study_recipe import RECIPES
 
 
 def embedded_root(recipe: str) -> Path:

@@ -5,7 +5,7 @@ the other runs every twentieth; 0.6m has six layers. 6 runs with 268 checkpoints
 merges: 285 in all.
 """
 
-from klray.tiny.family_recipe import ORGANIZATION, Child, Dense, FamilyRecipe, Merge, Size
+from klray.tiny.family_recipe import DEFAULT, ORGANIZATION, SMALLEST, Child, Dense, FamilyRecipe, Merge, Size
 
 SMALL, MIDDLE, LARGE = f"{ORGANIZATION}/tiny-0.2m", f"{ORGANIZATION}/tiny-0.4m", f"{ORGANIZATION}/tiny-0.6m"
 BOTH = ("code", "prose")
@@ -44,3 +44,5 @@ STUDY = FamilyRecipe(
         Merge(f"{MIDDLE}-seed1-merged", (f"{MIDDLE}-seed1-prose", f"{MIDDLE}-seed1-code")),
     ),
 )
+
+RECIPES = {"default": DEFAULT, "smallest": SMALLEST, "study": STUDY}  # by their names in models.recipe
