@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import subprocess
 import sys
@@ -10,9 +11,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+import jobs
 import jobs.__main__ as cli
+from klray.config.keys import groups
 from klray.store import Store
 from tests.stores import add, column
+
+VERBS = {module.name for module in pkgutil.iter_modules(jobs.__path__)} - {"__main__"}
 
 
 def klray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
@@ -146,12 +151,18 @@ def test_verbs_run_as_modules() -> None:
     assert "models:" in done.stdout
 
 
-@pytest.mark.slow
-def test_help_of_a_verb_begins_with_what_it_does() -> None:
-    command = [sys.executable, "-m", "jobs", "noise", "--help"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert said.startswith("klray noise key=value ...   Measure the noise floor: ")
-    assert "Configuration groups" in said
+def test_help_of_a_verb_says_what_it_does_and_the_keys_that_it_reads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = klray(capsys, monkeypatch, "score", "--help")
+    assert code == 0 and out.startswith("klray score key=value ...   Score the checkpoints that the store lacks.\n")
+    assert re.findall(r"^(\w+): ", out, re.MULTILINE) == ["models", "texts", "store", "scoring", "ray", "lens", "log"]
+    assert re.search(r"scoring\.dtype +float32, bfloat16, float16 +float32$", out, re.MULTILINE)
+    every = {*groups()}
+    read = {verb: cli._read(verb, every) for verb in VERBS}
+    assert read["status"] == {"store", "status", "log"}
+    assert read["demo"] >= read["score"] | read["publish"] | read["analyze"] | {"report"}, "what it calls"
+    assert read["study"] == every == set.union(*(read[verb] for verb in VERBS - {"study"}))
 
 
 def test_status_names_runs_and_families_with_several_tokenizers(
