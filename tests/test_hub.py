@@ -19,6 +19,7 @@ from klray.checkpoints import Hub, RemoteFile, RepositorySpec, patience, resolve
 from klray.checkpoints import selection as selecting
 from klray.checkpoints.download import Downloader
 from klray.checkpoints.hub import SilentHubError, listing
+from klray.checkpoints.selection import REQUESTS_AT_ONCE
 from klray.errors import CheckpointError, KlrayError
 from klray.tiny.hub_server import HubServer
 from tests.hub_faults import FaultyHub, hub_of, only_error, select
@@ -45,7 +46,9 @@ def test_hub_that_stays_broken_is_download_failed(run_root: Path, monkeypatch: p
         assert words in error.message
 
 
-def test_hub_that_is_not_there_is_said_once_and_not_asked_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_that_is_not_there_is_said_once_and_not_asked_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
     asked: list[str] = []
     monkeypatch.setattr(selecting, "listing", lambda hub, name: (asked.append(name), listing(hub, name))[1])
@@ -56,6 +59,10 @@ def test_hub_that_is_not_there_is_said_once_and_not_asked_for_the_rest(monkeypat
         resolve(Hub(endpoint), select(*specs))
     assert raised.value.reason == "download_failed" and "folder" not in raised.value.message
     assert len(asked) < 50
+    assert "HF_ENDPOINT" in raised.value.message and "models.repo=PATH" in raised.value.message
+    lines = [record.getMessage() for record in caplog.records]
+    assert all(line.startswith(f"{endpoint}: ") for line in lines)
+    assert 0 < len(lines) <= patience.FIRST_ATTEMPTS * REQUESTS_AT_ONCE, "as many threads ask, and nobody waits here"
     with pytest.raises(SilentHubError, match=r"\(nor is there a folder 'child' here\)"):
         resolve(Hub(endpoint), select(RepositorySpec("child")))
 

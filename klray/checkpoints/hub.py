@@ -43,6 +43,9 @@ TIMEOUT_SECONDS = 30.0  # without one, huggingface_hub 2.4 waits for ever for a 
 MOST_BYTES = 1 << 50  # of a file: no disk holds more
 
 
+_REACHED: set[str] = set()  # addresses of hubs that have answered to this process
+
+
 class SilentHubError(CheckpointError):
     """The hub answered none of several attempts: whatever else it is asked for would wait as long, for nothing."""
 
@@ -308,7 +311,8 @@ def _asked(
 ) -> T:
     try:
         validate_repo_id(repository)
-        return take(asked_again(lambda: _request(hub, url, parameters), hub.said))
+        words = lambda error: f"{hub.address}: {hub.said(error)}"  # noqa: E731 - short
+        return take(asked_again(lambda: _request(hub, url, parameters), words, hub.address in _REACHED))
     except HFValidationError as error:
         neither = f"{repository!r} is neither the name of a repository on the hub nor a folder on this machine"
         raise CheckpointError(
@@ -330,7 +334,9 @@ def _request(hub: Hub, url: str, parameters: dict[str, str], seconds: float | No
 
 
 def _ask(hub: Hub, url: str, parameters: dict[str, str], seconds: float) -> Any:
-    return answer(url, build_hf_headers(token=hub.token or False, headers=hub.headers), parameters, seconds)
+    found = answer(url, build_hf_headers(token=hub.token or False, headers=hub.headers), parameters, seconds)
+    _REACHED.add(hub.address)
+    return found
 
 
 def _remote_file(sibling: dict[str, Any]) -> RemoteFile:
@@ -383,5 +389,5 @@ def failure(hub: Hub, repository: str, revision: str, error: BaseException, path
         found = (
             f"could not be fetched from {hub.address} after all attempts ({type(cause).__name__}: {hub.said(cause)})"
         )
-        cure = "check the network and HF_ENDPOINT, then run again"
+        cure = "check the network and HF_ENDPOINT, then run again; a path needs no hub (models.repo=PATH)"
     return CheckpointError(f"{asked} {found}: {cure}", reason)

@@ -25,8 +25,11 @@ TRANSIENT_STATUS = (408, TOO_MANY, 500, 502, 503, 504)
 # RuntimeError: after a refused connection huggingface_hub closes the client that all threads share, and the others find
 # "Cannot send a request, as the client has been closed"; hf_xet raises it for network failures as well.
 NETWORK_ERRORS = (HTTPError, OSError, RuntimeError)
+# Of a hub that nobody has reached yet: its address is wrong, or there is no network.
+FIRST_ATTEMPTS = 3
 # What no hub has seen yet: an address without https://, a token that no header can hold.
 _UNSENT = ("UnsupportedProtocol", "LocalProtocolError")
+_UNCONNECTED = "ConnectError"  # refused, or a name that is no host's
 
 
 class Patience:
@@ -53,10 +56,32 @@ class Patience:
             time.sleep(PAUSES.spread_over(left))
 
 
-def asked_again(request: Callable[[], T], said: Callable[[BaseException], str]) -> T:
+class Said:
+    """Tells what several threads find at once, and go on to find, once for each pause."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def warn(self, words: str, seconds: float) -> None:
+        """Say that what failed with ``words`` is tried again in so many seconds, if nobody has while they last."""
+        words, now = f"{words}; asking again in {seconds:g} s", time.monotonic()
+        with self._lock:
+            new = self._until.get(words, now) <= now
+            self._until = {each: until for each, until in self._until.items() if until > now}
+            self._until.setdefault(words, now + seconds)
+        if new:
+            log.warning("%s", words)
+
+
+_said = Said()
+
+
+def asked_again(request: Callable[[], T], said: Callable[[BaseException], str], reached: bool = True) -> T:
     """What ``request`` returns, repeated while what it raises may pass; ``said`` are an error's words for the log.
 
-    Not again once the answers took ``ANSWERS_SECONDS`` together, or the pauses would be above the longest one.
+    Not again once the answers took ``ANSWERS_SECONDS`` together, or the pauses would be above the longest one; nor
+    after ``FIRST_ATTEMPTS`` where no connection is made to a hub that nobody has ``reached``.
     """
     failed, waited, answering = 0, 0.0, 0.0
     while True:
@@ -69,8 +94,10 @@ def asked_again(request: Callable[[], T], said: Callable[[BaseException], str]) 
             seconds = pause_after(error, failed)
             if seconds is None or waited + seconds > PAUSES.longest or answering > ANSWERS_SECONDS:
                 raise
+            if not reached and failed >= FIRST_ATTEMPTS and type(error).__name__ == _UNCONNECTED:
+                raise
             waited += seconds
-            log.warning("%s; asking again in %g s", said(error), seconds)
+            _said.warn(said(error), seconds)
         time.sleep(PAUSES.spread_over(seconds))
 
 
