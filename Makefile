@@ -32,9 +32,9 @@ study: $(VENV)/study.stamp
 	$(BIN)/klray study study=smollm2
 	$(BIN)/klray study study=smollm2_layers
 
-# Processes, each with a part of the files; the one that is through first takes tests from the others. Threads of one
-# that wait leave the cores to the others. Bytecode is kept, so that none of the processes of a test compiles klray again.
-PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist worksteal --numprocesses
+# Processes, each of which takes a file at a time. Threads of one that wait leave the cores to the others. Bytecode is
+# kept, so that none of the processes of a test compiles klray again.
+PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -p tests.processes --processes
 
 quick: $(VENV)/dev.stamp
 	$(PYTEST) 2 -m "not slow and not gpu" --hypothesis-profile quick

@@ -1,7 +1,6 @@
 """Fixtures shared by the tests: places for stores, in a folder and on an S3 server; a hub.
 
-This file is imported before any test, also by the process of pytest that only hands tests out: what takes long to be
-imported comes in with the fixture that needs it.
+This file is imported before any test: what takes long to be imported comes in with the fixture that needs it.
 
 What takes long to be made is made once for all processes of a run, by ``tests.shared.made_once``. Nobody changes it:
 
@@ -14,8 +13,8 @@ What takes long to be made is made once for all processes of a run, by ``tests.s
 
 from __future__ import annotations
 
+import gc
 import logging
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     from klray.store import Store
     from klray.tiny.hub_server import HubServer
     from tests.study_data import Study
+
+gc.disable()  # until all is imported, which collections of garbage make a sixth longer
 
 # On a shared machine examples take as long as they do. How many of them a test looks at: `tests.examples`.
 settings.register_profile("full", deadline=None)
@@ -226,30 +227,15 @@ def become(user: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What stands on a trained study or on a server of S3 is slow, whatever it does with it. Of several processes each
-    begins with slow tests.
-    """
+    """What stands on a trained study or on a server of S3 is slow, whatever it does with it."""
     for item in items:
         if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-    if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
-        items[:] = dealt(items, processes)
 
 
-def dealt(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
-    """The same tests, of which each of so many parts of equal length begins with its share of the slow files: what is
-    left to be taken from each other in the end are short tests.
-    """
-    files: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.path, []).append(item)
-    slow = {path: sum(item.get_closest_marker("slow") is not None for item in each) for path, each in files.items()}
-    hands: list[list[list[pytest.Item]]] = [[] for _ in range(processes)]
-    for path in sorted(files, key=lambda path: -slow[path]):
-        hand = min(hands, key=lambda hand: sum(map(len, hand)) + len(items) * sum(slow[each[0].path] for each in hand))
-        hand.append(files[path])
-    hands.sort(key=lambda hand: -sum(map(len, hand)))
-    return [item for hand in hands for each in hand for item in each]
+def pytest_collection_finish() -> None:
+    gc.freeze()  # all that was imported: no later collection goes through it
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +14,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
     A process that fails leaves what it made as it is, and the next one makes it in another folder.
     """
-    base = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # each process has a folder in that of the run
+    base = factory.getbasetemp()  # of all processes: tests.processes
     with filelock.FileLock(base / f"{name}.lock"):
         done = base / f"{name}.done"
         if not done.exists():
