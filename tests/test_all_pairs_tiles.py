@@ -30,10 +30,12 @@ OPENBLAS = pytest.mark.skipif("openblas" not in BLAS, reason=f"equal bits are pr
 
 
 @BOTH
-@pytest.mark.parametrize("kind", ["trajectory", "float32 nearly identical"])
 @pytest.mark.parametrize(
-    ("chunks", "tile"),
-    [((7, -1), 7), ((1, -1), 30), (((5, 1, 20, 4), (1000, 1, 299)), 8), ((30, 400), 13), ((4, -1), 1)],
+    ("kind", "chunks", "tile"),
+    [
+        *(("trajectory", (7, -1), 7), ("trajectory", (1, -1), 30), ("trajectory", (30, 400), 13)),
+        *(("trajectory", (4, -1), 1), ("float32 nearly identical", ((5, 1, 20, 4), (1000, 1, 299)), 8)),
+    ],
 )
 def test_dask_is_lazy_and_agrees_over_chunkings(quantity: Callable, kind: str, chunks: Any, tile: int) -> None:
     values = matrix(kind)[: 5 if tile == 1 else 30]
@@ -120,8 +122,7 @@ def test_products_run_in_one_thread_and_blas_gets_its_threads_back(monkeypatch: 
 
 
 @OPENBLAS
-@pytest.mark.parametrize("n_texts", [2, 257, N])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n_texts", "dtype"), [(2, np.float64), (257, np.float32), (N, np.float32), (N, np.float64)])
 def test_bits_of_a_pair_do_not_depend_on_others_or_position(n_texts: int, dtype: type) -> None:
     n_models = 2 * tiles.ROWS + 9
     rng = np.random.default_rng(n_texts)
@@ -216,7 +217,7 @@ def test_bits_of_both_do_not_depend_on_others_or_position() -> None:
         np.testing.assert_array_equal(found, expected[part, part])
 
 
-@pytest.mark.parametrize(("room", "most"), [(4, 72), (8, 48), (12, 12)])
+@pytest.mark.parametrize(("room", "most"), [(4, 72), (12, 12)])
 def test_panels_are_read_as_few_times_as_the_room_allows(room: int, most: int) -> None:
     """Twelve panels, and 78 tiles: without any room they would be read 144 times."""
     counted: list[int] = []

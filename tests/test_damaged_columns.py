@@ -26,27 +26,24 @@ from tests.test_cli import klray as klray_says
 NOW = timedelta(0)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two columns published, one more committed."""
-    store = Store.create(str(tmp_path / "store"), TEXTS)
+    store = Store.create(str(tmp_path_factory.mktemp("made") / "store"), TEXTS)
     add(store, column("b", 1), column("b", 2))
     store.publish()
     add(store, column("a", 1))
-    return store
+    return Path(store.url)
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Store:
+    return Store.open(str(shutil.copytree(made, tmp_path / "store")))
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [
-        ('"step": 1', '"step": 91'),
-        ('"sha256": "', '"sha256": "0'),
-        ('"repository": "org/a"', '"repository": "org/z"'),
-        ('"step"', '"stfp"'),
-        ('"layers": [', '"layers": [3,'),
-        ('"key": "', '"key": "0'),
-        ("{", "[{"),
-    ],
+    [('"step": 1', '"step": 91'), ('"repository": "org/a"', '"repository": "org/z"'), ("{", "[{")],
 )
 def test_change_in_a_commit_is_found_told_and_left_out_until_repair(
     store: Store, before: str, after: str, caplog: pytest.LogCaptureFixture
@@ -81,7 +78,7 @@ def assert_left_out(store: Store, key: str, caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize(
-    "target", ["/dev/zero", "/etc/passwd", "/no/such/place", "/etc", ".", "folder", "full folder", "itself", "nothing"]
+    "target", ["/dev/zero", "/etc/passwd", "/no/such/place", "/etc", "folder", "full folder", "itself"]
 )
 def test_what_is_no_file_in_place_of_a_commit_is_found_and_repair_removes_it_alone(
     store: Store, target: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

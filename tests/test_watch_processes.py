@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import transformers
 import klray
 from klray.store import Store
 from klray.watch.fingerprint import weights_sha256
+from tests.faults.forked import CONTEXT, forked_from
 from tests.training_run import RUN, STEPS, TEXTS, collate_alike, columns, trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -31,8 +31,11 @@ class Kill(transformers.TrainerCallback):
             os._exit(9)
 
 
-def train_in_a_process(folder: str, kill: int) -> None:
-    """What the processes of the next tests run."""
+def train_in_a_process(folder: str, kill: int, environment: dict[str, str]) -> None:
+    """What the processes of the next tests do."""
+    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
+    with Path(folder, "said").open("a") as said:
+        os.dup2(said.fileno(), 2)
     torch.set_num_threads(1)
     callback = klray.KlrayCallback(f"{folder}/store", TEXTS, run=RUN)
     run = trainer(
@@ -43,31 +46,33 @@ def train_in_a_process(folder: str, kill: int) -> None:
     Path(folder, f"end-{run.args.process_index}").write_text(weights_sha256(run.model))
 
 
-def python(folder: Path, kill: int = 0, *launcher: str) -> subprocess.CompletedProcess[str]:
-    program = folder / "train.py"
-    program.write_text(
-        f"from tests.test_watch_processes import train_in_a_process\ntrain_in_a_process({str(folder)!r}, {kill})\n"
-    )
-    root = str(Path(__file__).resolve().parents[1])
-    return subprocess.run(
-        [sys.executable, *launcher, str(program)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
+@pytest.fixture(autouse=True, scope="module")
+def _server() -> Iterator[None]:
+    with forked_from("tests.test_watch_processes"):
+        yield
+
+
+def trained(folder: Path, kill: int = 0, *ranks: dict[str, str]) -> set[int | None]:
+    """How the processes ended: one, or as many as there are ranks."""
+    processes = [CONTEXT.Process(target=train_in_a_process, args=(str(folder), kill, rank)) for rank in ranks or ({},)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return {process.exitcode for process in processes}
 
 
 def test_a_killed_run_goes_on_and_scores_no_step_twice(tmp_path: Path) -> None:
-    assert python(tmp_path, kill=3).returncode == 9
+    said = tmp_path / "said"
+    assert trained(tmp_path, kill=3) == {9}, said.read_text()
     store = Store.open(str(tmp_path / "store"))
     before = columns(store)
     assert list(before) == [0, 1, 2, 3]
-    resumed = python(tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    assert trained(tmp_path) == {0}, said.read_text()
     after = columns(store)
     assert list(after) == list(range(STEPS + 1))
     assert all(after[step] == commit for step, commit in before.items())  # attempts, times: as they were
-    assert "took another way" not in resumed.stderr  # checkpoint-2 leads to the same step 3
+    assert "took another way" not in said.read_text()  # checkpoint-2 leads to the same step 3
     # and the run is that of a run which nothing happened to
     callback = klray.KlrayCallback(str(tmp_path / "whole"), TEXTS, run=RUN)
     trainer(tmp_path / "other", callback, collator=collate_alike).train()
@@ -76,9 +81,10 @@ def test_a_killed_run_goes_on_and_scores_no_step_twice(tmp_path: Path) -> None:
 
 
 def test_of_several_processes_one_records(tmp_path: Path) -> None:
-    run = python(tmp_path, 0, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
-                 f"--master-port={free_port()}")  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
+    """With the variables that torchrun sets."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    assert trained(tmp_path, 0, *ranks) == {0}, (tmp_path / "said").read_text()[-3000:]
     ends = {path.name: path.read_text() for path in tmp_path.glob("end-*")}
     assert set(ends) == {"end-0", "end-1"}
     found = columns(Store.open(str(tmp_path / "store")))
