@@ -34,24 +34,15 @@ from klray.likelihood.tokens import encode
 from klray.store import Store
 from klray.sweep.settings import ScoringSettings
 from klray.tiny.family import train_family
-from klray.tiny.family_recipe import FamilyRecipe, Size
 from tests import tiny_models
 from tests.scorers import scorer_here
 from tests.snapshot_data import labelled
+from tests.tiny_models import TRAINED
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 QUANTIZED = QUANTIZATIONS[1:]
 TEXTS = texts.python_stdlib(n=32)
-# Trained until it has something to lose: ten seconds on one core.
-TRAINED = FamilyRecipe(
-    sizes=(Size("0.2m", hidden=64, layers=2, learning_rate=2e-3),),
-    seeds=(1,),
-    steps=120,
-    save_every=60,
-    vocabulary=1024,
-    bytes_per_domain=200_000,
-)
 REPOSITORY = TRAINED.runs[0].repository
 
 
