@@ -150,7 +150,7 @@ def study_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from klray.tiny.family import train_family
     from tests.study_data import SCALED
 
-    return made_once(tmp_path_factory, "study", lambda cache: train_family(SCALED, cache))
+    return made_once(tmp_path_factory, "study", lambda cache: train_family(SCALED, cache, workers=1))
 
 
 @pytest.fixture(scope="session")

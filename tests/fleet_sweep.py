@@ -1,7 +1,7 @@
 """A sweep whose workers are examined as any, on a real disk and a real store, and give any checkpoint a column at once.
 
 ``python -m tests.fleet_sweep STORE CACHE COUNT`` joins the cluster of RAY_ADDRESS, and says in a line of JSON what came
-of so many checkpoints.
+of so many checkpoints. Each worker gives four columns, and more when there is the file ``STORE-go``.
 """
 
 from __future__ import annotations
@@ -31,20 +31,24 @@ from tests.stores import TEXTS, column
 
 SETTINGS = ScoringSettings()
 JOB = "f" * 32
-SECONDS = 0.5  # that a checkpoint takes
+SECONDS = 0.2  # that a checkpoint takes
 
 
 class Scorer:
     """What stands in for the model."""
 
     def __init__(self, store: Store):
-        self.store = store
+        self.store, self.given = store, 0
+        self.go = Path(f"{store.url}-go")
 
     def key(self, checkpoint: Checkpoint) -> str:
         return SETTINGS.identity(checkpoint, TEXTS.fingerprint).key
 
     def column(self, checkpoint: Checkpoint, upcoming: object) -> Column:
         time.sleep(SECONDS)
+        while self.given >= 4 and not self.go.exists():
+            time.sleep(0.05)
+        self.given += 1
         identity = SETTINGS.identity(checkpoint, TEXTS.fingerprint)
         return dataclasses.replace(column("a", int(checkpoint.revision)), identity=identity)
 

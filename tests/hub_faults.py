@@ -137,7 +137,7 @@ class NotingHub(HubServer):
     def __init__(self, root: Path):
         self.weights = weights = list[tuple[float, str]]()
         self.refusals, self.pause = 0, 0
-        self.before_weights: Callable[[str], None] = lambda path: None
+        self.before_weights: Callable[[str], object] = lambda path: None
         hub = self
 
         class Handler(HubHandler):

