@@ -1,8 +1,12 @@
 """Print what is in a store: jobs at work, columns by family and how far each is, failures, snapshots, leftovers."""
 
+import dataclasses
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 from klray import config as configs
 from klray.analysis.facts import differing
@@ -14,6 +18,7 @@ from klray.store.catalog import Catalog, damage_lines
 from klray.store.jobs import RUNNING, Heard
 from klray.words.heard import kinds, parted, table
 from klray.words.numbers import counted, out_of, rough_duration
+from klray.words.outside import fit
 from klray.words.tables import say, show, text_table
 
 REPOSITORIES_SHOWN = 30
@@ -27,9 +32,15 @@ def status(config: Config) -> None:
     if config.status.watch:
         if config.status.every_seconds <= 0:
             raise KlrayError(f"status.every_seconds={config.status.every_seconds:g}: must be above 0")
-        watch(store.heard_jobs, lambda: time.sleep(config.status.every_seconds))
+        lines = (
+            (lambda heard: [_json(jobs=_jobs(heard))]) if config.log.json else (lambda heard: [*job_lines(heard), ""])
+        )
+        watch(store.heard_jobs, lambda: time.sleep(config.status.every_seconds), lines)
         return
     catalog, failures = store.catalog(), store.failures()
+    if config.log.json:
+        say(_json(**facts(store, catalog, failures)))
+        return
     first = catalog.first_rows
     published = catalog.base.n_columns if catalog.base else 0
     say(f"store      {store.url}")
@@ -44,7 +55,7 @@ def status(config: Config) -> None:
     for line in job_lines(store.heard_jobs()):
         say(line)
     say()
-    show(_families(catalog, failures, store.wanted_keys()))
+    show(_families(_family_counts(catalog, failures, store.wanted_keys())))
     say()
     show(_repositories(catalog))
     say()
@@ -70,16 +81,58 @@ def status(config: Config) -> None:
     say(f"leftovers  {left.total():,}{f' ({what}); klray verify lists them' if left else ''}")
 
 
-def watch(heard: Callable[[], Sequence[Heard]], wait: Callable[[], None]) -> None:
+def watch(
+    heard: Callable[[], Sequence[Heard]], wait: Callable[[], None], lines: Callable[[Sequence[Heard]], list[str]]
+) -> None:
     """Tell of the jobs again and again, until none of them runs; ``wait`` returns when it is time to look again."""
     while True:
         jobs = heard()
-        for line in job_lines(jobs):
+        for line in lines(jobs):
             say(line)
         if not any(each.alive for each in jobs):
             return
         wait()
-        say()
+
+
+def facts(store: Store, catalog: Catalog, failures: Sequence[Failure]) -> dict[str, Any]:
+    """The same for machines, as JSON has it."""
+    names = ("family", "columns", "asked_for", "there", "failed", "last_column")
+    ids = store.snapshot_ids()
+    return {
+        "store": store.url,
+        "text_set": store.texts.fingerprint,
+        "texts": len(store.texts.text_bytes),
+        "columns": len(catalog.first_rows),
+        "published_columns": catalog.base.n_columns if catalog.base else 0,
+        "damaged": [each.why for each in catalog.damaged],
+        "jobs": _jobs(store.heard_jobs()),
+        "families": [
+            dict(zip(names, each, strict=True)) for each in _family_counts(catalog, failures, store.wanted_keys())
+        ],
+        "failures": [
+            {name: getattr(each, name) for name in ("repository", "revision", "reason", "message", "created")}
+            for each in failures
+        ],
+        "warned_columns": len(_warned(catalog)),
+        "snapshots": [
+            {"id": each.id, "models": each.n_models, "results": store.result_names(each.id)}
+            for each in store.manifests(ids[-SNAPSHOTS_SHOWN:])
+        ],
+        "leftovers": Counter(each.kind for each in store.leftovers(catalog)),
+    }
+
+
+def _json(**found: Any) -> str:
+    """One line with the time, as those of ``log.json=true`` have."""
+    return json.dumps(fit({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **found}), ensure_ascii=False)
+
+
+def _jobs(heard: Sequence[Heard]) -> list[dict[str, Any]]:
+    known = [each for each in heard if each.seconds_ago < JOBS_SECONDS]
+    return [
+        {**dataclasses.asdict(each.job), "seconds_left": each.job.seconds_left, "seconds_ago": each.seconds_ago}
+        for each in known
+    ]
 
 
 def job_lines(heard: Sequence[Heard]) -> list[str]:
@@ -109,8 +162,10 @@ def _warned(catalog: Catalog) -> list[tuple[str, list[str]]]:
     return [(f"{repository}@{revision}", parted(texts)) for repository, revision, texts in facts if texts]
 
 
-def _families(catalog: Catalog, failures: Sequence[Failure], wanted: dict[str, set[str]]) -> str:
-    """How far each family is: what was ever asked for, what of that is there, what failed, and when it last grew."""
+def _family_counts(
+    catalog: Catalog, failures: Sequence[Failure], wanted: dict[str, set[str]]
+) -> list[tuple[str, int, int, int, int, str]]:
+    """How far each family is: columns, what was ever asked for, what of that is there or failed, when it last grew."""
     first = catalog.first_rows
     keys, families, times = (catalog.rows[name][first] for name in ("key", "family", "committed"))
     present, failed = set(keys.tolist()), {failure.key for failure in failures}
@@ -119,9 +174,15 @@ def _families(catalog: Catalog, failures: Sequence[Failure], wanted: dict[str, s
         own = families == family
         asked = wanted.get(family, set())
         newest = f"{times[own].max().astype('datetime64[s]')}Z" if own.any() else ""
-        share = f"{len(asked & present) / len(asked):.0%}" if asked else ""
-        counts = (int(own.sum()), len(asked), len(asked & present), len(asked & failed))
-        rows.append((family, *(f"{count:,}" for count in counts), share, newest))
+        rows.append((family, int(own.sum()), len(asked), len(asked & present), len(asked & failed), newest))
+    return rows
+
+
+def _families(counts: Sequence[tuple[str, int, int, int, int, str]]) -> str:
+    rows = [
+        (family, *(f"{each:,}" for each in numbers), f"{numbers[2] / numbers[1]:.0%}" if numbers[1] else "", newest)
+        for family, *numbers, newest in counts
+    ]
     return text_table(
         ("family", "columns", "asked for", "there", "failed", "done", "last column"), rows, text_columns=1
     )

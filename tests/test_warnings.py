@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ from klray.texts import TextSet
 from klray.words.heard import LONGEST_WARNING, MOST, Heard, heard, joined, kinds, parted
 from tests.scorers import scorer_here
 from tests.stores import TEXTS, add, column
+from tests.test_jobs import JOB
 from tests.tiny_models import byte_level_tokenizer, texts, tiny_config
 
 log = logging.getLogger("klray")
@@ -71,7 +73,7 @@ def test_kinds_are_counted_over_checkpoints() -> None:
 
 def test_status_and_report_tell_of_columns_with_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from jobs.status import status
-    from klray.config import Config, StoreConfig
+    from klray.config import Config, LogConfig, StoreConfig
 
     store = Store.create(str(tmp_path / "store"), TEXTS)
     add(store, column("a", 1, warnings=["no sketch: why"]), column("a", 2, warnings=["no sketch: why"]), column("a", 3))
@@ -79,6 +81,18 @@ def test_status_and_report_tell_of_columns_with_warnings(tmp_path: Path, capsys:
     said = capsys.readouterr().out
     assert "warnings   2 columns" in said
     assert re.search(r"\n2 +org/a@step1 +no sketch: why\n", said)
+    store.beat(JOB)
+    status(Config(store=StoreConfig(url=store.url), log=LogConfig(json=True)))
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert (found["store"], found["columns"], found["warned_columns"], found["published_columns"]) == (
+        store.url,
+        3,
+        2,
+        0,
+    )
+    assert [(each["family"], each["columns"]) for each in found["families"]] == [("fam", 3)]
+    assert [(each["host"], each["done"]) for each in found["jobs"]] == [(JOB.host, JOB.done)]
     store.publish()
     result = analyze(store.dataset(), tsne=False, exclude=(), outlier_fraction=0).load()
     assert result["warnings"].values.tolist() == ["no sketch: why"] * 2 + [""]

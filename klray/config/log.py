@@ -7,4 +7,4 @@ from dataclasses import dataclass
 class LogConfig:
     """How it is said."""
 
-    json: bool = False  # one JSON object a line, for machines that gather logs
+    json: bool = False  # one JSON object a line, for machines that gather logs; klray status prints its facts so
