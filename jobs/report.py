@@ -25,7 +25,7 @@ def report(config: Config) -> Path:
     store = Store.open(configs.store_url(config.store), configs.storage_options(config.store))
     snapshot = store.manifest(config.analysis.snapshot).id
     result = store.result(snapshot, result_name(config.analysis.name, config.analysis.domain)).load()
-    if "kl" not in result or "consecutive_kl" not in result:
+    if "consecutive_kl" not in result:
         raise KlrayError(
             f"analysis.name={config.analysis.name}: the result of that name of snapshot {snapshot} is none of klray "
             "analyze; name one that is, or run klray analyze"

@@ -16,14 +16,18 @@ import pytest
 import xarray as xr
 from PIL import Image
 
+from klray.analysis.analyze import analyze
 from klray.analysis.noise_floor import ModelNoise, NoiseFloor, Variant
 from klray.analysis.runs_table import run_table
+from klray.report import Study, public, write_report
 from klray.report import page as page_of_report
-from klray.report import public, write_report
+from klray.report.carried import limits
+from klray.report.sampled import with_matrix
 from klray.report.sections import section_models as models
 from klray.store import Failure
 from klray.words.numbers import with_error
 from tests.html_page import Page
+from tests.scale_data import scale_snapshot
 from tests.synthetic import trajectory_result
 
 pytestmark = pytest.mark.slow
@@ -331,6 +335,27 @@ def test_a_result_that_was_stored_gives_the_same_report(tmp_path: Path, monkeypa
     direct = Page(write_report(result, tmp_path / "a", title="Stored"))
     assert again.tables == direct.tables
     assert again.text.endswith(direct.text[direct.text.index("Each model is represented") :])
+
+
+def test_a_result_without_a_matrix_shows_the_pairs_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed from rows of the snapshot: the numbers that a matrix has, and nothing of excluded models."""
+    monkeypatch.setattr(page_of_report, "PLATES", tuple(each for each in page_of_report.PLATES if each.of_matrix))
+    snapshot = scale_snapshot(n_texts=60, last_step=13_000)
+    snapshot = snapshot.assign_coords(parameters=("model", np.full(snapshot.sizes["model"], 14_000_000)))
+    whole, lacking = (analyze(snapshot, tsne=False, pairs_kept=kept).load() for kept in ("all", "neighbours"))
+    assert "kl" not in lacking and whole["excluded"].any()
+    monkeypatch.setattr(limits, "ALL_PAIRS_MODELS", 20)
+    monkeypatch.setattr(limits, "SAMPLE_MODELS", 16)
+    sample = with_matrix(lacking, snapshot)
+    assert sample is not None and sample.sizes["model"] == 16
+    at = sample["position"].values
+    for name in ("kl", "kl_standard_error"):
+        expected = whole[name].values[np.ix_(at, at)]
+        np.testing.assert_allclose(sample[name].values, expected, rtol=1e-9, atol=1e-12)
+    page = Page(write_report(lacking, tmp_path, title="Many", study=Study(snapshot=snapshot)))
+    assert "kl_heatmap" in [attrs.get("id") for _, attrs in page.elements]
+    assert f"Of {whole.sizes['model']:,} models, 16 are shown" in page.text
+    assert with_matrix(lacking, None) is None and with_matrix(lacking, snapshot.isel(model=slice(5))) is None
 
 
 def test_symbols_are_set_in_escaped_text() -> None:

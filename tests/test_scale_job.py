@@ -12,6 +12,7 @@ import xarray as xr
 
 import klray
 from jobs.analyze import analyze
+from jobs.report import report
 from jobs.scale import scale
 from klray.analysis.recipe import Recipe, of_domain, result_name
 from klray.config import AnalysisConfig, Config, ScaleConfig, StoreConfig
@@ -19,6 +20,7 @@ from klray.errors import KlrayError
 from klray.store import Store
 from klray.texts import TextSet
 from klray.words.numbers import significant
+from tests.html_page import Page
 from tests.scale_check import check_scale
 from tests.scale_data import fill_store, scale_snapshot
 
@@ -118,6 +120,14 @@ def test_domains_stand_side_by_side(config: Config, capsys: pytest.CaptureFixtur
     assert line.split()[-1] == significant(medians["b"] / medians["a"])
     assert "run: c_q" in said and "org/pythia-14m " in said
     assert "org/pythia-14m-seed1" not in said  # 4 checkpoints have no exponent
+
+
+def test_an_analysis_that_keeps_no_matrix_has_a_report(config: Config, tmp_path: Path) -> None:
+    config.analysis.pairs = "neighbours"
+    config.report.dir = str(tmp_path / "report")
+    assert "kl" not in analyze(config)
+    page = Page(report(config))
+    assert {"kl_heatmap", "models"} <= {str(attrs.get("id")) for _, attrs in page.elements}
 
 
 def test_an_analysis_of_a_domain_has_a_recipe_and_a_name_of_its_own(config: Config) -> None:

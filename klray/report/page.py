@@ -19,6 +19,7 @@ from klray.analysis.runs_table import in_memory, run_table
 from klray.report.carried.page_data import page_data
 from klray.report.figures import PLATES
 from klray.report.inlined import script, style
+from klray.report.sampled import with_matrix
 from klray.report.sections import Section, Table, picture
 from klray.report.sections.headline import findings
 from klray.report.sections.section_models import model_rows
@@ -57,7 +58,8 @@ def write_report(
     result = in_memory(result)
     rows = run_table(result)
     scale = study.scales.get(str(result.attrs.get("domain", "")))
-    plates = _plates(result, figures)
+    matrix = with_matrix(result, study.snapshot)
+    plates = _plates(result, matrix, figures)
     found = [
         *plates[:1],  # the map
         runs_section(rows),
@@ -81,7 +83,7 @@ def write_report(
         ],
         models=model_rows(result),
         twins=TWINS,
-        data=Markup(page_data(result, study.snapshot, scale)),  # noqa: S704 - JSON without <, > and &
+        data=Markup(page_data(result, study.snapshot, scale, matrix)),  # noqa: S704 - JSON without <, > and &
         script=Markup(script()),  # noqa: S704 - klray's own
         style=Markup(style()),  # noqa: S704
         models_total=result.sizes["model"],
@@ -102,12 +104,13 @@ def symbols(text: str) -> Markup:
     return found.replace("R^2", Markup("<i>R</i>²"))
 
 
-def _plates(result: xr.Dataset, directory: Path) -> list[Section]:
-    return [
-        Section(plate.name, plate.heading, picture=picture(plate, result, directory))
-        for plate in PLATES
-        if plate.applies(result)
-    ]
+def _plates(result: xr.Dataset, matrix: xr.Dataset | None, directory: Path) -> list[Section]:
+    found = []
+    for plate in PLATES:
+        shown = matrix if plate.of_matrix else result
+        if shown is not None and plate.applies(shown):
+            found.append(Section(plate.name, plate.heading, picture=picture(plate, shown, directory)))
+    return found
 
 
 def _failures(failures: Iterable[Failure]) -> Section | None:

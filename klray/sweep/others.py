@@ -1,4 +1,4 @@
-"""Other jobs on the same store, as its listings show them: what they have committed, and what they say they score.
+"""Other jobs on the same store, as listings show them: what they committed, what they claim, when a claim is over.
 
 Nothing here is needed for a right store: who is told too late scores a column that another has committed meanwhile.
 """

@@ -19,10 +19,15 @@ _ROWS = """ds = klray.open_dataset(URL, snapshot={snapshot}).sel(model=[{{A}}, {
 klray.kl_divergence(ds.log_likelihood, ds.text_bytes)  # as scored, without the recipe"""
 
 
-def page_data(result: xr.Dataset, snapshot: xr.Dataset | None, scale: xr.Dataset | None) -> str:
-    """JSON of what the page's script reads; names and messages in it are what anybody wrote."""
+def page_data(
+    result: xr.Dataset, snapshot: xr.Dataset | None, scale: xr.Dataset | None, matrix: xr.Dataset | None
+) -> str:
+    """JSON of what the page's script reads; names and messages in it are what anybody wrote.
+
+    ``matrix`` is the result with the KL of its pairs, or of a sample of its models (``with_matrix``).
+    """
     runs = trajectories(result)
-    found = carried_pairs(result)
+    found = carried_pairs(result, matrix)
     pairs, heat = found or (None, None)
     nearest = carried_nearest(result)
     rows, why_not = carried_rows(result, snapshot)

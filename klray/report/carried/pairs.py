@@ -17,16 +17,18 @@ from klray.words.secrets import public
 _ROWS = 512  # of the matrix that are looked at together
 
 
-def carried_pairs(result: xr.Dataset) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """(pairs, heat map) of all models or of a sample; None without a matrix, or with no KL above 0 in it.
+def carried_pairs(result: xr.Dataset, matrix: xr.Dataset | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """(pairs, heat map) of all models or of a sample; None without a ``matrix``, or with no KL above 0 in it.
 
-    Pairs are the upper triangle, row by row: KL as float32, 6e-8 relative; standard errors rounded to 1e-4 relative.
+    ``matrix`` is that of ``with_matrix``. Pairs are the upper triangle, row by row: KL as float32, 6e-8 relative;
+    standard errors rounded to 1e-4 relative.
     """
-    if "kl" not in result:
+    if matrix is None:
         return None
     order, blocks = ordered(result, carried_models(result.sizes["model"]))
     models = np.sort(order)
-    chosen = result[["kl", "kl_standard_error"]].isel(model=models, other=models)
+    at = np.searchsorted(matrix["position"].values, models)
+    chosen = matrix[["kl", "kl_standard_error"]].isel(model=at, other=at)
     kl, error = chosen["kl"].values, chosen["kl_standard_error"].values
     low, high = color_limits(kl)
     if not high > 0:

@@ -65,7 +65,7 @@ def kl_heatmap(result: xr.Dataset) -> Figure:
 
 def kl_heatmap_caption(result: xr.Dataset) -> str:
     """What the figure shows, as one paragraph of plain text."""
-    total = result.sizes["model"]
+    total = result.attrs.get("of_models", result.sizes["model"])
     order, _ = ordered(result)
     kl = result["kl"].isel(model=order, other=order).values
     low, _ = color_limits(kl)
@@ -92,8 +92,8 @@ def kl_heatmap_caption(result: xr.Dataset) -> str:
         sentences.append("Models outside any run are ordered by family and number of parameters.")
         if not own_output(result).all():
             sentences.append("Layers under a lens come last, by lens and model, each model's from first to last.")
-    if total > MAX_MODELS:
-        sentences.append(f"Of {total:,} models, {MAX_MODELS:,} are shown, taken evenly in that order.")
+    if total > len(order):
+        sentences.append(f"Of {total:,} models, {len(order):,} are shown, taken evenly in that order.")
     without = int(result["excluded"].values.astype(bool).sum())
     if without:
         sentences.append(f"Grey: pairs without a KL (excluded: {counted(without, 'model')}).")
@@ -146,5 +146,5 @@ PLATE = Plate(
     "Heat map of the KL divergence in bits per byte between all pairs of models, ordered by run and step.",
     kl_heatmap,
     kl_heatmap_caption,
-    lambda result: "kl" in result,
+    of_matrix=True,
 )

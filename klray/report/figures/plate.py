@@ -20,3 +20,4 @@ class Plate:
     draw: Callable[[xr.Dataset], Figure]
     caption: Callable[[xr.Dataset], str]
     applies: Callable[[xr.Dataset], bool] = lambda _: True
+    of_matrix: bool = False  # drawn from the KL of all pairs, or from that of a sample of the models

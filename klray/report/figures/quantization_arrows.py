@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from klray.analysis.facts import strings
+from klray.analysis.pairs import relative_divergence
 from klray.analysis.relatives import unquantised
 from klray.analysis.scale.published_settings import AUTHORS, setting_named
 from klray.errors import KlrayError
@@ -61,7 +62,7 @@ def quantization_arrows(result: xr.Dataset) -> Figure:
 def quantization_arrows_caption(result: xr.Dataset) -> str:
     """What the figure shows, as one paragraph of plain text."""
     medians = [
-        f"{name} {significant(float(np.nanmedian(result['kl'].values[selves, quantised])))} "
+        f"{name} {significant(float(np.nanmedian(relative_divergence(result, quantised, selves)[0])))} "
         f"({counted(len(selves), 'model')})"
         for name, selves, quantised in _pairs(result)
     ]
