@@ -304,7 +304,7 @@ def test_without_scripts_the_pictures_are_seen(browser: Browser, path: Path) -> 
     page, _ = new_page(browser, java_script_enabled=False)
     page.goto(path.as_uri())
     images = page.locator("figure img")
-    assert images.count() == 4 and all(images.nth(at).is_visible() for at in range(4))
+    assert images.count() == 5 and all(images.nth(at).is_visible() for at in range(5))
     assert not page.locator(".answers").first.is_visible()
     page.context.close()
 
