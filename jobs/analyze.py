@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from klray import config as configs
@@ -19,6 +20,8 @@ from klray.words.numbers import counted
 from klray.words.tables import say
 
 log = logging.getLogger("klray")
+
+MANY_MORE = 10  # times the models that a recipe was fitted to: it is said, because it hardly fits them
 
 
 def analyze(config: Config) -> xr.Dataset:
@@ -46,6 +49,7 @@ def analyze(config: Config) -> xr.Dataset:
         "analysis.name=",
     )
     if there is not None:
+        _say_what_it_was_fitted_to(there)
         return there.load()
     dataset = of_domain(store.dataset(snapshot), asked.domain)
     for pattern in asked.exclude:
@@ -71,12 +75,37 @@ def analyze(config: Config) -> xr.Dataset:
             ),
         )
         result.attrs["weights"] = weights
+        result.attrs["recipe_models"] = fitted_to(earlier) if earlier is not None else _own(result)
+        if asked.recipe not in ("keep", "fit"):  # of a file nobody knows it
+            result.attrs["recipe_models"] = 0
         path = store.write_result(snapshot, name, result)
     kept = f"recipe and pairs of snapshot {earlier.attrs['snapshot']} kept" if earlier is not None else "new recipe"
     out = int(result["excluded"].values.sum())
     excluded = f"; {out:,} of the models are excluded" if out else ""
     say(f"result {store.url}/{path}: {counted(result.sizes['model'], 'model')}, {kept}{excluded}")
+    _say_what_it_was_fitted_to(result)
     return store.result(snapshot, name).load()
+
+
+def fitted_to(result: xr.Dataset) -> int:
+    """Models that the recipe of a result was fitted to, or at most; 0: nobody knows."""
+    found = result.attrs.get("recipe_models", _own(result))  # of an older klray: at most as many as there were
+    return int(found) if isinstance(found, int | np.integer) else 0
+
+
+def _own(result: xr.Dataset) -> int:
+    """Models of a result that a recipe is fitted to."""
+    return int((~result["excluded"].values & (result["layer"].values < 0)).sum())
+
+
+def _say_what_it_was_fitted_to(result: xr.Dataset) -> None:
+    """Where that were few: what is kept for ever was then chosen by one model, or some."""
+    fitted, now = fitted_to(result), _own(result)
+    if 0 < MANY_MORE * fitted <= now:
+        say(
+            f"recipe     was fitted to {counted(fitted, 'model')}, and there are {now:,} now: clip threshold and "
+            "removed texts are those of the first. analysis.recipe=fit fits another, and computes all pairs again"
+        )
 
 
 def preprocessing(asked: AnalysisConfig) -> Preprocessing:

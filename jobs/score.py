@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from klray import config as configs
 from klray.analysis.recipe import suspicions
 from klray.checkpoints import Checkpoint, Selection, Unavailable
+from klray.checkpoints.local_folder import local_folder
 from klray.config import Config
 from klray.config import sweep as sweep_configs
 from klray.config.job import verb
 from klray.errors import KlrayError
-from klray.store import Store
+from klray.store import Store, layout
+from klray.sweep.settings import ScoringSettings
 from klray.sweep.sweeping import SweepReport, sweep
 from klray.words.heard import table
 from klray.words.numbers import counted
@@ -39,6 +41,8 @@ def score(config: Config) -> SweepReport:
             raise KlrayError(f"models.family={selection.family}: nothing to score was selected; look at klray plan")
         for name, why in suspicions(checkpoints).items():
             log.warning("%s: %s; it is scored, and analyses leave it out", name, why)
+        if kept := kept_parents(store, selection, checkpoints, settings):
+            log.warning("%s", kept)
         store.record_plan(
             selection.family, (settings.identity(each, store.texts.fingerprint).key for each in checkpoints)
         )
@@ -56,6 +60,28 @@ def score(config: Config) -> SweepReport:
         )
     _print(report, checkpoints, store)
     return report
+
+
+def kept_parents(
+    store: Store, selection: Selection, checkpoints: Sequence[Checkpoint], settings: ScoringSettings
+) -> str:
+    """Which columns were committed with another parent than ``base_model`` names now; "" if none was."""
+    named = {
+        str(local_folder(spec.repository) or spec.repository) for spec in selection.repositories if spec.base_model
+    }
+    wanted = {
+        settings.identity(each, store.texts.fingerprint).key: each for each in checkpoints if each.repository in named
+    }
+    there = store.commits(sorted(wanted.keys() & store.committed_keys())) if wanted else []
+    other = [each for each in there if each.facts.get("base_model", "") != wanted[each.key].facts.base_model]
+    if not other:
+        return ""
+    first, asked = other[0], wanted[other[0].key]
+    return (
+        f"the parent (base_model) stays that of the commit in {counted(len(other), 'column')}: {asked.label} has "
+        f"{first.facts.get('base_model') or 'none'}, and asked for is {asked.facts.base_model}; to change it, remove "
+        f"{layout.commit_path(first.key)} from the store and run this again"
+    )
 
 
 def _resolved(selection: Selection, unavailable: Sequence[Unavailable]) -> set[tuple[str, str]]:

@@ -32,9 +32,10 @@ def status(config: Config) -> None:
     if config.status.watch:
         if config.status.every_seconds <= 0:
             raise KlrayError(f"status.every_seconds={config.status.every_seconds:g}: must be above 0")
-        lines = (
-            (lambda heard: [_json(jobs=_jobs(heard))]) if config.log.json else (lambda heard: [*job_lines(heard), ""])
-        )
+
+        def lines(heard: Sequence[Heard]) -> list[str]:
+            return [_json(jobs=_jobs(heard))] if config.log.json else [*job_lines(heard), ""]
+
         watch(store.heard_jobs, lambda: time.sleep(config.status.every_seconds), lines)
         return
     catalog, failures = store.catalog(), store.failures()

@@ -17,7 +17,7 @@ from klray.config import Config, ModelsConfig, PlanConfig, RaySettings, Reposito
 from klray.config import measure as measure_configs
 from klray.config.models import ModelSource
 from klray.errors import KlrayError
-from klray.sweep.cost import Rates, cost, lens_weights, parameters
+from klray.sweep.cost import START_SECONDS, Rates, cost, lens_weights, parameters
 from klray.tiny.family import train_family
 from klray.tiny.family_recipe import SMALLEST
 from klray.tiny.hub_server import HubServer
@@ -66,10 +66,12 @@ def test_cost_is_the_formula(server: HubServer) -> None:
     assert planned.device_seconds == pytest.approx(flop / 2e12)
     assert planned.compute_seconds == pytest.approx(flop / 2e12 / 3)
     assert planned.fetch_seconds == pytest.approx(sum(each.bytes for each in found) * 8 / 0.5e9)
-    assert planned.wall_seconds == max(planned.compute_seconds, planned.fetch_seconds) == planned.compute_seconds
+    assert planned.wall_seconds == START_SECONDS + planned.compute_seconds > START_SECONDS + planned.fetch_seconds
+    assert "starting them 15 s, fetching" in planned.lines()[-1]
+    assert cost([], found, text_bytes=8_000_000, rates=RATES).wall_seconds == 0
     assert "the limit is the GPU" in planned.lines()[-1]
     slow = cost(found, [], 8_000_000, dataclasses.replace(RATES, gigabits=0.001))
-    assert slow.wall_seconds == slow.fetch_seconds
+    assert slow.wall_seconds == START_SECONDS + slow.fetch_seconds
     assert "the limit is the link" in slow.lines()[-1]
 
 
@@ -158,7 +160,7 @@ def test_plan_prints_the_cost(
     assert f"to score    {STEPS + 1} checkpoints" in out
     assert f"fetch       {planned.cost.fetch_bytes / 1e9:,.3f} GB of {STEPS} checkpoints; 1 more" in out
     assert "at 26.8 TFLOP/s (40% of an H100's 67" in out
-    assert "with 2 workers: fetching" in out
+    assert "with 2 workers: starting them 15 s, fetching" in out
     assert not (tmp_path / "store").exists()
     assert "of 49.5% to 123.7% of it (what is usual;" in out and "takes" not in out
     config.plan = PlanConfig(kl=0.05)

@@ -193,3 +193,20 @@ def test_a_snapshot_of_before_the_new_facts_goes_on_growing(tmp_path: Path, monk
     data = store.dataset()
     assert data["relation"].values.tolist() == ["", "", "merge"]
     assert data["parents"].values.tolist() == ["", "", "org/a, org/c"]
+
+
+def test_a_parent_that_is_named_later_than_its_column_is_said(server: HubServer, folder_store: Store) -> None:
+    from jobs.score import kept_parents
+    from klray.sweep.settings import ScoringSettings
+
+    settings, specs = ScoringSettings(), (RepositorySpec("tiny/base", base_model="org/a"), RepositorySpec("tiny/child"))
+    found = resolved(server, *specs)
+    for each in found.values():
+        identity = settings.identity(each, folder_store.texts.fingerprint)
+        folder_store.add_column(dataclasses.replace(column("x", 1), identity=identity))
+    said = kept_parents(folder_store, Selection("tiny", specs), list(found.values()), settings)
+    key = settings.identity(found["tiny/base"], folder_store.texts.fingerprint).key
+    assert "in 1 column: tiny/base@main has none, and asked for is org/a" in said and layout.commit_path(key) in said
+    assert kept_parents(folder_store, Selection("tiny", specs[1:]), list(found.values()), settings) == ""
+    folder_store.objects.delete_tree(layout.commit_path(key))
+    assert kept_parents(folder_store, Selection("tiny", specs), list(found.values()), settings) == ""

@@ -212,7 +212,7 @@ def test_report_is_written_from_the_store_alone(config: Config) -> None:
 
 
 def test_the_first_checkpoint_of_a_run_has_a_report_and_a_pattern_that_means_nothing_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add(Store.create(str(tmp_path / "store"), TEXTS), columns("a", [0]))
     config = Config(
@@ -225,6 +225,15 @@ def test_the_first_checkpoint_of_a_run_has_a_report_and_a_pattern_that_means_not
     assert "analysis.exclude: nobody@* is no model" in caplog.text
     assert "org/a" in report(config).read_text("utf-8")
     store = Store.open(str(config.store.url))
+    assert "was fitted to" not in capsys.readouterr().out
+    add(store, columns("a", list(range(20, 200, 20))))
+    publish(config)
+    for _ in ("anew", "there already"):
+        analyze(config)
+        assert "recipe     was fitted to 1 model, and there are 10 now" in capsys.readouterr().out
+    config.analysis.recipe = "fit"
+    assert analyze(config).attrs["recipe_models"] == 10
+    assert "was fitted to" not in capsys.readouterr().out
     assert sorted(OTHER_VERBS) == sorted(each.name for each in (config.compare, config.scale, config.weights))
     for name, verb in (("scale", "klray scale"), ("other", "klray analyze analysis.name=other")):
         with pytest.raises(KlrayError, match=rf"run: {verb} store\.url="):

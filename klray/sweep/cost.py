@@ -25,6 +25,8 @@ H100_PEAK_TFLOPS = {"float32": 67.0, "bfloat16": 989.0, "float16": 989.0}
 H100_SHARE = 0.4
 # A core of an AMD EPYC in fp32, measured on the embedded family's 0.4m and 0.6m models: 0.044 and 0.033.
 CPU_CORE_TFLOPS = 0.04
+# From the command to the first checkpoint that is begun: Ray's start, and imports of a worker and a model's process.
+START_SECONDS = 15.0
 # Where nobody says how many parameters there are, weights are taken for 16-bit numbers.
 UNKNOWN_BYTES_PER_PARAMETER = 2
 _BITS = re.compile(r"(?:Q|F|BF)(\d+)(?=[-._]|$)")  # in the name of a GGUF file, such as Q4_K_M
@@ -85,8 +87,8 @@ class Cost:
 
     @property
     def wall_seconds(self) -> float:
-        """The longer of the two: fetching goes on while scoring does."""
-        return max(self.fetch_seconds, self.compute_seconds)
+        """The start of the workers, and the longer of the two: fetching goes on while scoring does."""
+        return START_SECONDS * (self.distinct > 0) + max(self.fetch_seconds, self.compute_seconds)
 
     def lines(self) -> list[str]:
         """The cost in words: what, how much, and by which assumptions."""
@@ -108,8 +110,9 @@ class Cost:
             f"{self.tokens:,} tokens at {self.rates.bytes_per_token:g} bytes)",
             f"            {self.device_seconds / 3600:,.3f} {self.rates.device}-hours at "
             f"{self.rates.device_tflops:g} TFLOP/s{f' ({self.rates.stated})' if self.rates.stated else ''}",
-            f"wall time   {duration(self.wall_seconds)} with {workers}: fetching {duration(self.fetch_seconds)} at "
-            f"{self.rates.gigabits:g} Gbit/s, computing {duration(self.compute_seconds)}; the limit is {limit}",
+            f"wall time   {duration(self.wall_seconds)} with {workers}: starting them {START_SECONDS:.0f} s, fetching "
+            f"{duration(self.fetch_seconds)} at {self.rates.gigabits:g} Gbit/s, computing "
+            f"{duration(self.compute_seconds)}; the limit is {limit}",
         ]
 
 
