@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(str(klray.__file__)).parents[1]
 MOST_MEGABYTES = 450  # of the whole environment, pip and compiled modules in it
 COMPILED = 1.5  # bytes of compiled modules to a byte of their sources, at most
+END = "-- this verb ends with "
 ABSENT = ["torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "ray", "distributed", "obstore"]
 ABSENT += ["sklearn", "scipy", "pyarrow"]
 
@@ -51,6 +52,25 @@ class Light:
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
+
+    def verbs(self, *commands: str) -> list[tuple[int, str]]:
+        """How ``klray WORDS`` ends and what it says, of each in turn, in one process that imports everything once."""
+        program = f"""
+import sys
+import jobs.__main__ as cli
+sys.stderr = sys.stdout
+for words in {[each.split() for each in commands]}:
+    sys.argv, code = ["klray", *words], 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code or 0
+    print(f"{END}{{code}}", flush=True)
+"""
+        ended = self("-c", program).split(END)
+        codes = [int(each.partition("\n")[0]) for each in ended[1:]]
+        words = [ended[0], *(each.partition("\n")[2] for each in ended[1:-1])]
+        return list(zip(codes, words, strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +122,7 @@ def megabytes(folder: Path) -> float:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store in a folder with runs, sizes, seeds and children, not published."""
-    dataset = scale_snapshot(last_step=20_000)
+    dataset = scale_snapshot(n_texts=60, last_step=16_000)
     texts = tuple("x" * int(size) for size in dataset["text_bytes"].values)
     text_set = TextSet("made up", texts, tuple(map(str, dataset["domain"].values)))
     made = Store.create(str(tmp_path_factory.mktemp("light") / "store"), text_set)
@@ -162,43 +182,44 @@ assert not set(sys.modules) & set({ABSENT})
 
 
 def test_an_analyst_publishes_analyses_and_reports(light: Light, store: Store, tmp_path: Path) -> None:
-    place = f"store.url={store.url}"
-    assert "models" in light("-m", "jobs", "publish", place)
-    said = light("-m", "jobs", "analyze", place)
-    assert "models, new recipe" in said and "pip install 'klray[maps]'" in said
+    place, tables = f"store.url={store.url}", f"export.dir={tmp_path / 'tables'}"
+    ended = light.verbs(
+        *(f"{verb} {place}" for verb in ("publish", "analyze", "scale")),
+        f"report {place} report.dir={tmp_path}",
+        f"export {place} export.dir={tmp_path / 'none'}",
+        f"export {place} {tables} export.format=csv",
+        f"page {place} page.dir={tmp_path / 'page'}",
+        *(f"{verb} {place}" for verb in ("status", "verify")),
+    )
+    assert [code for code, _ in ended] == [0, 0, 0, 0, 1, 0, 0, 0, 0], ended
+    published, analysed, scaled, reported, refused, exported, paged, status, verified = (said for _, said in ended)
+    assert "models" in published and "early" in scaled
+    assert "models, new recipe" in analysed and "pip install 'klray[maps]'" in analysed
     assert {"map_pca", "map_tsne"} & set(store.result(store.manifest().id, "trajectory")) == {"map_pca"}
-    assert "early" in light("-m", "jobs", "scale", place)
-    page = light("-m", "jobs", "report", place, f"report.dir={tmp_path}").split("report ")[-1].strip()
-    assert Path(page).stat().st_size > 100_000
-    said = light("-m", "jobs", "export", place, f"export.dir={tmp_path / 'tables'}", code=1)
-    assert said.endswith("this needs pyarrow: pip install 'klray[parquet]'\n") and not (tmp_path / "tables").exists()
-    assert "pairs.csv" in light("-m", "jobs", "export", place, f"export.dir={tmp_path / 'tables'}", "export.format=csv")
-    assert "index.html" in light("-m", "jobs", "page", place, f"page.dir={tmp_path / 'page'}")
-    assert "results: scale, trajectory" in light("-m", "jobs", "status", place)
-    assert "hold what was committed, 0 do not" in light("-m", "jobs", "verify", place)
+    assert Path(reported.split("report ")[-1].strip()).stat().st_size > 100_000
+    assert refused.endswith("this needs pyarrow: pip install 'klray[parquet]'\n") and not (tmp_path / "none").exists()
+    assert "pairs.csv" in exported and "index.html" in paged
+    assert "results: scale, trajectory" in status and "hold what was committed, 0 do not" in verified
 
 
 def test_what_it_lacks_is_said_with_the_extra_that_brings_it(light: Light, store: Store) -> None:
     place, score = f"store.url={store.url}", "pip install 'klray[score]'"
-    verbs = ("score", "plan", "weights", "study")
-    program = f"""
-import contextlib, sys
-import jobs.__main__ as cli
-for verb in {verbs}:
-    sys.argv = ["klray", verb, {place!r}]
-    with contextlib.suppress(SystemExit):
-        cli.main()
-"""
-    for verb, said in zip(verbs, light("-c", program).splitlines(), strict=True):
-        assert said.startswith(f"klray: error: klray {verb}: this needs ") and said.endswith(score), said
-    for scheduler, extra in (("ray", "score"), ("distributed", "distributed")):
-        said = light("-m", "jobs", "scale", place, f"dask={scheduler}", "scale.name=other", code=1)
-        assert said == (
-            f"klray: error: dask.scheduler={scheduler}: this needs {scheduler}: pip install 'klray[{extra}]'\n"
-        )
-    said = light("-m", "jobs", "status", "store.url=s3://bucket/store", "store.backend=obstore", code=1)
-    assert said.endswith("this needs obstore: pip install 'klray[obstore]'\n")
+    verbs, schedulers = ("score", "plan", "weights", "study"), {"ray": "score", "distributed": "distributed"}
+    *lacks, obstore, doctor = light.verbs(
+        *(f"{verb} {place}" for verb in verbs),
+        *(f"scale {place} dask={scheduler} scale.name=other" for scheduler in schedulers),
+        "status store.url=s3://bucket/store store.backend=obstore",
+        f"doctor {place}",
+    )
+    for verb, (code, said) in zip(verbs, lacks, strict=False):
+        assert code == 1 and said.startswith(f"klray: error: klray {verb}: this needs "), said
+        assert said.endswith(f"{score}\n"), said
+    assert lacks[len(verbs) :] == [
+        (1, f"klray: error: dask.scheduler={scheduler}: this needs {scheduler}: pip install 'klray[{extra}]'\n")
+        for scheduler, extra in schedulers.items()
+    ]
+    assert obstore[0] == 1 and obstore[1].endswith("this needs obstore: pip install 'klray[obstore]'\n")
     said = light("-c", "import klray; klray.log_likelihood", code=1)
     assert said.endswith(f"KlrayError: klray.log_likelihood: this needs torch: {score}\n")
-    said = light("-m", "jobs", "doctor", place)
-    assert "this installation reads and analyses" in said and "a trial sum came back" in said
+    assert doctor[0] == 0 and "this installation reads and analyses" in doctor[1]
+    assert "a trial sum came back" in doctor[1]

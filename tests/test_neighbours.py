@@ -16,8 +16,9 @@ def labelled(values: np.ndarray, chunk: int = 7) -> xr.DataArray:
     return xr.DataArray(da.from_array(values, chunks=(chunk, -1)), dims=("model", "text"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("tile", "room"), [(8, None), (5, 4), (64, None)])
+@pytest.mark.parametrize(
+    ("kind", "tile", "room"), [*((kind, 8, None) for kind in KINDS), ("trajectory", 5, 4), ("trajectory", 64, None)]
+)
 def test_neighbours_are_the_smallest_of_the_matrix(kind: str, tile: int, room: int | None) -> None:
     values, sizes = matrix(kind), text_bytes()
     found = nearest(labelled(values), sizes, 6, reference=values[11], tile=tile, room=room)

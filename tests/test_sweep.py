@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -25,6 +25,7 @@ from klray.tiny.family_recipe import SMALLEST
 from klray.tiny.hub_server import HubServer
 from tests.hub_faults import NotingHub, holding_back
 from tests.sweep_command import FAMILY, N_CHECKPOINTS, columns, command, run
+from tests.test_cli import klray as klray_says
 
 pytestmark = pytest.mark.slow
 
@@ -82,12 +83,28 @@ def test_second_sweep_scores_nothing(hub: HubServer, undisturbed: Path, tmp_path
     assert columns(store) == columns(undisturbed)
 
 
-def test_plan_says_what_is_there_and_what_cannot_be(hub: HubServer, undisturbed: Path) -> None:
+@pytest.fixture
+def verb(
+    hub: HubServer, undisturbed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """A verb in this process, on the store that is filled, which starts no worker."""
+
+    def said(name: str, *overrides: str) -> tuple[int, str, str]:
+        arguments, environment = command(hub, undisturbed, *overrides)
+        for variable in ("HF_ENDPOINT", "HF_TOKEN"):
+            monkeypatch.setenv(variable, environment[variable])
+        return klray_says(capsys, monkeypatch, name, *arguments[3:])
+
+    return said
+
+
+def test_plan_says_what_is_there_and_what_cannot_be(verb: Callable[..., tuple[int, str, str]]) -> None:
     asked = (("seed1", "step*"), ("seed2", "nothing*"))
     each = [f"{{repository: klray/tiny-46k-{seed}, revisions: '{revisions}'}}" for seed, revisions in asked]
-    done = run(hub, undisturbed, f"models.repositories=[{', '.join(each)}]", verb="plan", code=1)
-    assert f"present     {N_CHECKPOINTS // 2}" in done.stdout and "to score    0" in done.stdout
-    assert "cannot   klray/tiny-46k-seed2@nothing*  revision_not_found" in done.stdout
+    code, out, _ = verb("plan", f"models.repositories=[{', '.join(each)}]")
+    assert code == 1
+    assert f"present     {N_CHECKPOINTS // 2}" in out and "to score    0" in out
+    assert "cannot   klray/tiny-46k-seed2@nothing*  revision_not_found" in out
 
 
 def actors_of(driver: int) -> list[psutil.Process]:
