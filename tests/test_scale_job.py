@@ -58,11 +58,12 @@ def config(filled: Path, tmp_path: Path) -> Config:
     return Config(
         store=StoreConfig(url=str(tmp_path / "store")),
         analysis=AnalysisConfig(name="trajectory"),
-        scale=ScaleConfig(resamples=20, dir=str(tmp_path / "figures")),
+        scale=ScaleConfig(resamples=20, dir=None),
     )
 
 
 def test_klray_scale_prints_keeps_and_draws(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.scale.dir = str(tmp_path / "figures")
     scale(config)
     said = capsys.readouterr().out
     assert "quantization int4wo" in said and "0.01-0.05" in said
@@ -107,7 +108,6 @@ def test_a_domain_that_is_not_there_is_found_before_any_is_measured(config: Conf
 
 def test_domains_stand_side_by_side(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     config.scale.domains = ["a", "b"]
-    config.scale.dir = None
     results = scale(config)
     said = capsys.readouterr().out
     store = Store.open(str(config.store.url))
@@ -132,7 +132,6 @@ def test_an_analysis_that_keeps_no_matrix_has_a_report(config: Config, tmp_path:
 
 def test_an_analysis_of_a_domain_has_a_recipe_and_a_name_of_its_own(config: Config) -> None:
     config.analysis.domain = "b"
-    config.scale.dir = None
     analyze(config)
     store = Store.open(str(config.store.url))
     snapshot = store.manifest().id
