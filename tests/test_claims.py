@@ -109,6 +109,16 @@ def test_what_is_called_otherwise_is_not_listed_as_a_claim(folder_store: Store) 
     assert folder_store.standing_claims() == {}
 
 
+def test_what_is_committed_is_claimed_by_nobody_and_nothing_is_written(folder_store: Store) -> None:
+    add(folder_store, column("a", 1))
+    key = column("a", 1).identity.key
+    assert folder_store.claim(key, JOBS[0]) is None
+    assert folder_store.objects.names("claims") == []
+    folder_store.claim(KEY, JOBS[0])
+    folder_store.objects.put(layout.commit_path(KEY), b"damaged")
+    assert folder_store.claim(KEY, JOBS[0]) is None  # to another worker of the job, too
+
+
 def test_a_job_that_ends_takes_back_what_it_has_claimed_and_nothing_else(folder_store: Store) -> None:
     for number, key in enumerate("abcd"):
         folder_store.claim(key * 64, JOBS[number % 2])
@@ -126,9 +136,9 @@ def test_a_place_that_cannot_be_written_says_so(folder_store: Store) -> None:
 
 
 def test_verify_lists_claims_that_are_old_or_committed_and_repair_takes_them_out(folder_store: Store) -> None:
-    add(folder_store, column("a", 1))
     done = column("a", 1).identity.key
     folder_store.claim(done, JOBS[0])
+    add(folder_store, column("a", 1))
     folder_store.claim(KEY, JOBS[0])
     folder_store.claim("b" * 64, JOBS[0])
     folder_store.objects.put("claims/odd", b"")

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from klray.errors import StoreDamagedError
 from klray.store import layout
+from klray.store.columns import is_committed
 from klray.store.fields import ATTEMPT, SHA256, form, names, record
 from klray.store.objects import Listed, Objects
 from klray.store.seal import sealed, unsealed
@@ -30,8 +31,9 @@ class Claim:
     created: str  # ISO 8601, UTC, by the clock of the host: for people
 
 
-def claim(objects: Objects, key: str, job: str, turn: int = 0) -> int | Claim:
-    """Claim the checkpoint of ``key`` for ``job``: the turn that it has now, or the claim of another job.
+def claim(objects: Objects, key: str, job: str, turn: int = 0) -> int | Claim | None:
+    """Claim the checkpoint of ``key`` for ``job``: the turn that it has now, or the claim of another job, or None where
+    its column is committed and there is nothing to claim.
 
     ``turn`` is the first one that is not known to be over. What cannot be read is no claim, and its turn is over.
     ``MOST_TURNS``: none is left, and the checkpoint is scored without a claim.
@@ -43,18 +45,23 @@ def claim(objects: Objects, key: str, job: str, turn: int = 0) -> int | Claim:
     while turn < MOST_TURNS:
         path = layout.claim_path(key, turn)
         try:
-            there = objects.get(path, CLAIM_BYTES)  # first: among many jobs most that are tried are taken
+            # First, because among many jobs most that are tried are taken, or were: then nothing is written.
+            there = objects.get(path, CLAIM_BYTES)
             if there is None:
+                if is_committed(objects, key):
+                    return None
                 if objects.conditional_put(path, body):
                     return turn
                 there = objects.get(path, CLAIM_BYTES)
             standing = _claim(path, there)
         except StoreDamagedError:
             standing = None
+        if standing is not None and standing.job != job:
+            return standing
         if standing is not None:
-            return turn if standing.job == job else standing
+            break
         turn += 1
-    return turn
+    return None if is_committed(objects, key) else turn
 
 
 def release(objects: Objects, key: str, turn: int) -> None:

@@ -197,6 +197,14 @@ def committed(objects: Objects) -> dict[str, Listed]:
     return {key: listed for path, listed in found if (key := layout.commit_key(path)) is not None}
 
 
+def is_committed(objects: Objects, key: str) -> bool:
+    """Whether the column of ``key`` is there now, from one request; also one whose commit cannot be read."""
+    try:
+        return objects.get(layout.commit_path(key)) is not None
+    except StoreDamagedError:
+        return True
+
+
 def read_commits(objects: Objects, keys: Sequence[str]) -> list[Commit]:
     """The commits of ``keys``, in that order. Raises StoreError: a commit is missing or unreadable."""
     found = find_commits(objects, keys)

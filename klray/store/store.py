@@ -10,7 +10,7 @@ import xarray as xr
 
 from klray.errors import StoreDamagedError, StoreError
 from klray.store import audit as audits
-from klray.store import begun, claims, columns, jobs, layout, publishing, records, results, snapshots
+from klray.store import begun, claims, columns, jobs, publishing, records, results, snapshots
 from klray.store import root as roots
 from klray.store.audit import Audit, Leftover
 from klray.store.catalog import Catalog, read_catalog
@@ -109,13 +109,6 @@ class Store:
         """Keys of all committed columns."""
         return set(columns.committed(self.objects))
 
-    def is_committed(self, key: str) -> bool:
-        """Whether the column of ``key`` is there now, from one request; also one whose commit cannot be read."""
-        try:
-            return self.objects.get(layout.commit_path(key)) is not None
-        except StoreDamagedError:
-            return True
-
     def commits(self, keys: list[str] | None = None) -> list[Commit]:
         """Commits of ``keys``, or all of them, sorted by key."""
         return columns.read_commits(self.objects, sorted(self.committed_keys()) if keys is None else keys)
@@ -139,6 +132,7 @@ class Store:
         """Log-likelihoods (layer, text) float32 of a committed column, in nats, checked against its SHA-256."""
         return columns.read_column(self.objects, commit, len(self.texts.text_bytes))
 
+    is_committed = _of_objects(columns.is_committed)
     read_sketches = _of_objects(columns.read_sketches)
     record_failure = _of_objects(records.record_failure)
     failures = _of_objects(records.standing_failures)

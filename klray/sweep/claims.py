@@ -51,11 +51,11 @@ class Claims:
             else:
                 if isinstance(found, Claim):
                     return Held(key, found.job, found.host)
+                if found is None:
+                    return False
                 self._turns[key] = found
-        if not self._store.is_committed(key):
-            return True
-        self.drop(key)
-        return False
+                return True
+        return not self._store.is_committed(key)
 
     def take_each(self, keys: Sequence[str]) -> list[bool]:
         """``take`` of several: which of them are to be scored."""

@@ -30,7 +30,7 @@ class Claimants:
         column = self.model.begin(make_column(number, self.began))
         key, attempt, stays = column.identity.key, f"{self.began:08x}" * 4, self.began % 2 == 0
 
-        def work(store: Store) -> int | Claim:
+        def work(store: Store) -> int | Claim | None:
             found = store.claim(key, attempt)
             if isinstance(found, int):
                 commit_column(store.objects, put_column(store, column, attempt))
@@ -41,7 +41,7 @@ class Claimants:
         def judge(found: int | Claim) -> None:
             if isinstance(found, Claim):
                 assert found.job != attempt and found.key == key
-            elif stays and (path := self.folder / layout.claim_path(key, found)).exists():
+            elif found is not None and stays and (path := self.folder / layout.claim_path(key, found)).exists():
                 assert json.loads(path.read_bytes())["job"] == attempt, "two jobs were told that they have one turn"
 
         return work, judge

@@ -240,7 +240,9 @@ def _disturbed(stage: Stage, root: Path, name: str, what: Disturbance, expected:
     assert again.returncode == 0, f"{name}: {more}"
     assert columns(store) == expected, f"{name}: {said}{more}"
     opened = Store.open(str(store))
-    assert opened.failures() == [] and opened.standing_claims() == {}, f"{name}: {said}{more}"
+    # A claim whose right to go was taken away in the moment of its commit is a leftover, which verify lists.
+    claims = opened.standing_claims().keys() - (opened.committed_keys() if what.bucket else set())
+    assert opened.failures() == [] and not claims, f"{name}: {said}{more}"
     found = re.search(rf"^.*(?:{what.says}).*$", said + more, re.M)
     assert found, f"{name}: {said}{more}"
     words = re.sub(r"^\d\d:\d\d:\d\d |^klray: error: ", "", found[0])
