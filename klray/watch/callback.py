@@ -19,7 +19,7 @@ log = logging.getLogger("klray")
 class KlrayCallback(TrainerCallback):
     """Score the model every ``every`` steps, before the first and after the last, into a store.
 
-    ``Trainer(..., callbacks=[KlrayCallback("store/mine", text_set, run="my-lab/run-1")])``
+    ``Trainer(..., callbacks=[KlrayCallback("store/run", text_set, run="my-lab/run-1")])``
 
     The run is not disturbed: weights, optimizer, gradients, modes and random numbers are those of a run without it, bit
     for bit. It waits while its model is scored. Of several processes (DDP) the first one scores; the others go on to
