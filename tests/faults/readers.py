@@ -25,7 +25,7 @@ from tests.faults.servers import new_bucket, server
 from tests.stores import put_column
 
 N_KEYS = 4
-MOVES = 24
+MOVES = 16
 LIMIT_SECONDS = 240
 LOOKS = ("list", "walk", "commits", "columns", "ids", "open", "read opened", "read newest", "audit")
 

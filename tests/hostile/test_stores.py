@@ -85,7 +85,9 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def faults(case: Case, sound: Path, place: Path, known: dict[str, np.ndarray]) -> list[str]:
+def faults(
+    case: Case, sound: Path, place: Path, known: dict[str, np.ndarray], without: tuple[str, ...] = ()
+) -> list[str]:
     """What went wrong with the store of ``case``; nothing, as it should be."""
     root = place / "shared" / "store"
     shutil.copytree(sound, root)
@@ -94,7 +96,7 @@ def faults(case: Case, sound: Path, place: Path, known: dict[str, np.ndarray]) -
     case.tamper(root)
     before, found, published = tree(place / "outside"), [], False
     for verb, work in verbs(str(root), min(set(known) - {TWIN.key})).items():
-        if verb == "open_published" and not published:
+        if verb in without or (verb == "open_published" and not published):
             continue
         start, what = time.process_time(), f"{case.name} {verb}"
         try:
@@ -156,15 +158,14 @@ def test_one_flipped_byte_in_any_kind_of_object_is_found_and_never_read(
         name, body = str(path.relative_to(sound)), bytearray(path.read_bytes())
         body[int(rng.integers(len(body)))] ^= 1 << int(rng.integers(8))
         case = Case(kind, lambda root, name=name, body=body: (root / name).write_bytes(body))  # type: ignore[misc]
-        found += faults(case, sound, tmp_path / str(number), known_values())
-        shutil.copytree(sound, tmp_path / "again")
-        case.tamper(tmp_path / "again")
+        place = tmp_path / str(number)
+        found += faults(case, sound, place, known_values(), without=("take_over", "publish"))  # which write
         try:
-            damages = Store.open(str(tmp_path / "again")).audit().damages
+            damages = Store.open(str(place / "shared" / "store")).audit().damages
         except KlrayError as error:
             damages = (error,)
         unseen += [] if damages else [kind]
-        shutil.rmtree(tmp_path / str(number)), shutil.rmtree(tmp_path / "again")
+        shutil.rmtree(place)
     assert found == []
     # Claims hold nothing; plans and failures that are damaged are passed over with a warning. Of the texts the values
     # are hashed, so that metadata from which the same values come are no damage.
