@@ -68,7 +68,7 @@ def status(config: Config) -> None:
         show(text_table(("checkpoint", "reason", "what was found, and what to do"), rows, text_columns=3))
         say()
     warned = _warned(catalog)
-    say(f"warnings   {len(warned):,}{' columns were scored with a warning' if warned else ''}")
+    say(f"warnings   {counted(len(warned), 'column') + ' scored with a warning' if warned else 0}")
     if warned:
         show(table(kinds(warned)))
         say()
