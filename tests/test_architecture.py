@@ -181,7 +181,7 @@ def test_likelihood_needs_torch_alone() -> None:
 
 @pytest.mark.slow
 def test_help_and_config_load_no_library_that_computes() -> None:
-    asked = [*([verb, "--cfg", "job"] for verb in VERBS), ["score", "--help"]]  # Hydra's help takes a second each
+    asked = [*([verb, "--cfg", "job"] for verb in VERBS), ["score", "--help"]]  # the help of all is made alike
     (loaded,) = loaded_by(f"""
 import contextlib
 import jobs.__main__ as cli
