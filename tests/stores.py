@@ -9,6 +9,7 @@ import pytest
 
 from klray.store import Column, Identity, Store
 from klray.store.columns import Commit, commit_column, encode_column
+from klray.store.objects import FolderObjects
 from klray.texts import TextSet
 
 # For a test whose subject is what a place promises: conditional creation, listing, errors, what a reader sees.
@@ -46,6 +47,12 @@ def put_column(store: Store, column: Column, attempt: str) -> Commit:
     bodies, commit = encode_column(column, attempt)
     store.objects.put_many(bodies)
     return commit
+
+
+def create_one(arguments: tuple[str, int]) -> bool:
+    """Whether this process was the one to create an object below a folder; what is in it says who was."""
+    root, number = arguments
+    return FolderObjects(Path(root)).create("commits/one.json", f"attempt {number}".encode() * 1000)
 
 
 def add(store: Store, *columns: Column) -> None:

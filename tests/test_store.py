@@ -23,7 +23,7 @@ from klray.store.objects import FolderObjects, open_objects
 from klray.store.objects.s3 import S3Objects
 from klray.texts import TextSet
 from tests.faults.forked import CONTEXT, forked_from
-from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, column, put_column
+from tests.stores import EVERY_PLACE, N_TEXTS, TEXTS, add, column, create_one, put_column
 
 
 @EVERY_PLACE
@@ -49,15 +49,10 @@ def test_first_commit_stands_and_the_second_attempt_is_an_orphan(store: Store) -
     assert late.path != found.path
 
 
-def _create(arguments: tuple[str, int]) -> bool:
-    root, number = arguments
-    return FolderObjects(Path(root)).create("commits/one.json", f"attempt {number}".encode() * 1000)
-
-
 @pytest.mark.slow
 def test_sixteen_processes_create_one_object_and_one_wins(tmp_path: Path) -> None:
-    with forked_from("tests.test_store"), CONTEXT.Pool(4) as pool:
-        won = pool.map(_create, [(str(tmp_path), number) for number in range(16)], chunksize=1)
+    with forked_from("tests.stores"), CONTEXT.Pool(4) as pool:
+        won = pool.map(create_one, [(str(tmp_path), number) for number in range(16)], chunksize=1)
     assert sum(won) == 1
     body = FolderObjects(tmp_path).get("commits/one.json")
     assert body == f"attempt {won.index(True)}".encode() * 1000
