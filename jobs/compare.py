@@ -174,7 +174,7 @@ def _pairs(config: Config, text_set: TextSet) -> _Pairs:
     models = Models.of(dataset, preprocessing(config.analysis).excluded(dataset))
     pairs = setting_pairs(models, configs.scale_choice(config.scale))
     if lost := sorted(set(asked.settings) - set(pairs)):
-        raise KlrayError(f"compare.settings={lost}: there are {', '.join(pairs)}")
+        raise KlrayError(f"compare.settings={lost}: there are {'; '.join(pairs)}")
     pairs = {name: each for name, each in pairs.items() if name in (asked.settings or pairs)}
     # fp4 and nf4 have settings of their own, too
     pairs = {name: each for name, each in pairs.items() if name != "4-bit" or asked.settings}
