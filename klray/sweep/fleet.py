@@ -102,9 +102,12 @@ class Fleet:
 
     def missing(self, left: int) -> list[Worker]:
         """New workers, to be started: as many as lack where so many works are ``left`` that nobody has begun."""
+        if not left or "" in self.aside:
+            return []
         able = self.asked if self.asked is not None else MOST_ASKED if self.nodes.grows else max(1, self.room)
         staying = [each for each in self.workers if not each.leaving]
-        wanted = min(able, left + sum(each.is_busy for each in staying)) if left and "" not in self.aside else 0
+        busy = sum(each.is_busy for each in staying) if left < able else 0  # counted where it matters
+        wanted = min(able, left + busy)
         new = [Worker(self._number + number) for number in range(max(0, wanted - len(staying)))]
         self._number += len(new)
         self.workers += new

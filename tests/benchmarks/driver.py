@@ -87,12 +87,21 @@ class _Timed(Driver):
 
     alone: _Spent | None = None
     begun: _Spent | None = None
+    took: _Spent | None = None
 
     def score(self, worker: Worker, work: Work, upcoming: Sequence[Checkpoint]) -> None:
         if self.begun is None:
             self.alone = _by_ray_alone(self.todo, list(self._actors.values()))
             self.begun = _Spent()
         super().score(worker, work, upcoming)
+
+    def end(self, worker: Worker) -> None:
+        """Later, with all others: what a process has used is not known when it has ended."""
+
+    def _work(self, telling: Telling) -> None:
+        super()._work(telling)
+        assert self.begun is not None
+        self.took = self.begun.until_now()
 
 
 def _measured(todo: list[Checkpoint], store: Store, place: Path) -> tuple[_Spent, _Spent]:
@@ -105,10 +114,9 @@ def _measured(todo: list[Checkpoint], store: Store, place: Path) -> tuple[_Spent
             Telling(store, progress, JOB, "org", len(todo)) as telling,
         ):
             found.go(telling)
-            assert found.alone is not None and found.begun is not None
-            took = found.begun.until_now()
+            assert found.alone is not None and found.took is not None
     assert found.dispatch.tally.scored == CHECKPOINTS, dataclasses.asdict(found.dispatch.tally)
-    return found.alone, took
+    return found.alone, found.took
 
 
 def _by_ray_alone(todo: Sequence[Checkpoint], actors: Sequence[Any]) -> _Spent:
