@@ -8,7 +8,7 @@ import { unpack } from "./data.js";
 import { divergence } from "./divergence.js";
 import { el } from "./dom.js";
 import { compared, DEFAULTS, explore } from "./explorer.js";
-import { significant } from "./format.js";
+import { counted, significant } from "./format.js";
 import { Choices } from "./link.js";
 import { modelsOf } from "./models.js";
 import { openStore, verifies } from "./reader.js";
@@ -27,7 +27,7 @@ async function begin() {
   const fits = recipe?.text_set === manifest.text_set && recipe.n_texts === manifest.n_texts;
   const data = await modelsOf(labels, snapshot, result, told.maps);
   const page = { store, keys, hashes, bytes, domains, recipe: fits ? recipe : null, raw: false, read: {}, data: { ...data, scale: told.scale } };
-  say("about", `Snapshot ${store.id}: ${labels.length.toLocaleString("en-US")} models, ${bytes.length.toLocaleString("en-US")} texts (${snapshot.attributes.text_set_name}).`);
+  say("about", `Snapshot ${store.id}: ${counted(labels.length, "model")}, ${counted(bytes.length, "text")} (${snapshot.attributes.text_set_name}).`);
   say("left-out", snapshot.attributes.left_out ?? "");
   say("checked", verifies ? "Every array and row is checked against its SHA-256." : "Over plain http nothing is checked against its SHA-256: a browser can do that over https alone.");
   const choices = new Choices(DEFAULTS), compare = (_, pair, pick) => between(page, pair, pick);
@@ -77,7 +77,7 @@ async function answer(page, pair) {
   const of = (list) => chosen.map((text) => list[text]);
   const carried = { place, values, bytes: of(bytes), domain: of(domains), text: chosen, content };
   const [a, b] = cut.map((each) => significant(bitsPerByte(each, bytes, chosen), 4));
-  const note = `${chosen.length.toLocaleString("en-US")} texts, ${recipe ? "clipped, without outlier texts, as the result has them" : "as they were scored"}. Bits per byte: A ${a}, B ${b}.`;
+  const note = `${counted(chosen.length, "text")}, ${recipe ? "clipped, without outlier texts, as the result has them" : "as they were scored"}. Bits per byte: A ${a}, B ${b}.`;
   return [answerOf({ ...page.data, rows: carried }, pair, found), el("p", { className: "soft of" }, note, contents ? "" : " The texts themselves are not in this store.")];
 }
 

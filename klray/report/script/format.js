@@ -23,6 +23,11 @@ export function integer(value) {
   return Number.isFinite(value) ? value.toLocaleString("en-US", { maximumFractionDigits: 0 }) : NONE;
 }
 
+// A number with its noun: 1 model, 2 models.
+export function counted(value, noun) {
+  return `${integer(value)} ${noun}${value === 1 ? "" : "s"}`;
+}
+
 // A parameter count: 410M, 1.4B.
 export function short(value) {
   for (const [unit, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
