@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +55,28 @@ def add(store: Store, new: list[Column]) -> None:
 
 def prepared(place: str, tmp_path: Path, tile: int = 7) -> Config:
     add(Store.create(place, TEXTS), columns("a", list(STEPS)) + columns("b", list(STEPS)[:-1]))
+    return config_of(place, tmp_path, tile)
+
+
+def config_of(place: str, tmp_path: Path, tile: int = 7) -> Config:
     analysis = AnalysisConfig(min_step=60, outlier_min_step=100, tile=tile)
     return Config(store=StoreConfig(url=place), analysis=analysis, report=ReportConfig(dir=str(tmp_path / "report")))
 
 
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that is published and analysed: on a copy of it the verbs find that done."""
+    folder = tmp_path_factory.mktemp("analysed")
+    config = prepared(str(folder / "store"), folder)
+    publish(config)
+    analyze(config)
+    return folder / "store"
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    return prepared(str(tmp_path / "store"), tmp_path)
+def config(analysed: Path, tmp_path: Path) -> Config:
+    shutil.copytree(analysed, tmp_path / "store")
+    return config_of(str(tmp_path / "store"), tmp_path)
 
 
 def test_the_way_on_s3_gives_what_it_gives_in_a_folder(s3_url: str, tmp_path: Path) -> None:
@@ -135,9 +151,8 @@ def test_a_new_model_changes_no_bit_of_old_pairs(config: Config) -> None:
 
 
 def test_analysis_that_is_there_is_not_repeated(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    publish(config)
+    config.analysis.name = "another"
     first = analyze(config)
-    capsys.readouterr()
     assert "there already" not in capsys.readouterr().out
     assert analyze(config).identical(first)
     assert "is there already" in capsys.readouterr().out
@@ -189,14 +204,12 @@ def test_distributed_scheduler_gives_the_same_result(config: Config) -> None:
 
 
 def test_memory_over_the_budget_is_refused_with_both_numbers(config: Config) -> None:
-    publish(config)
-    config.dask.memory_limit = "10kB"
+    config.dask.memory_limit, config.analysis.name = "10kB", "another"
     with pytest.raises(KlrayError, match=r"needs.*budget is.*dask\.memory_limit"):
         analyze(config)
 
 
 def test_recipe_from_a_file_that_is_not_there(config: Config) -> None:
-    publish(config)
     config.analysis.recipe = "nowhere.json"
     with pytest.raises(KlrayError, match="choose keep or fit, or name a JSON file"):
         analyze(config)
