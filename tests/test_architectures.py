@@ -43,7 +43,7 @@ def test_a_model_that_draws_random_numbers_is_refused(tmp_path: Path) -> None:
     assert made.refusal.startswith("load_failed: ReformerModelWithLMHead draws random numbers")
 
 
-@pytest.mark.parametrize("name", ["paligemma", "electra", "idefics"])
+@pytest.mark.parametrize("name", ["paligemma", "electra", "idefics", "qwen2_5_omni"])
 def test_what_sees_ahead_or_takes_no_text_alone_is_refused(tmp_path: Path, name: str) -> None:
     made = scored(BY_NAME[name], tmp_path)
     assert made.is_right and made.refusal.startswith("not_causal")

@@ -87,6 +87,19 @@ def check_takes_text(model: Any, folder: Path) -> None:
         )
 
 
+def check_runs(config: Any, folder: Path) -> None:
+    """Raise CheckpointError (not_causal) for a wrapper that is several models, which are run one after the other."""
+    known = type(config) in transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING
+    made = transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)] if known else None
+    if made is not None and made.forward is torch.nn.Module.forward:
+        raise CheckpointError(
+            f"{folder}: {made.__name__} is several models with no forward pass in common, so it has no log-likelihood "
+            "of a text; save the one that writes text, such as its thinker, as a checkpoint, or choose a causal "
+            "language model",
+            "not_causal",
+        )
+
+
 def auto_class(config: Any) -> Any:
     """Which of transformers' classes makes the language model of a config.
 

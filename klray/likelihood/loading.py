@@ -20,7 +20,7 @@ from klray.likelihood import gguf_model, plausible, quantised, steady
 from klray.likelihood import quantization as quantizations
 from klray.likelihood.choices import NONE, Dtype, check_quantization, lacks_accelerate, lacks_quantization
 from klray.likelihood.gguf_taken import left_out
-from klray.likelihood.kinds import auto_class, check_class, check_kind, check_takes_text
+from klray.likelihood.kinds import auto_class, check_class, check_kind, check_runs, check_takes_text
 from klray.likelihood.quiet import quiet
 from klray.likelihood.score import context_length
 from klray.likelihood.taken import find_slots, refuse_codes_as_numbers, refuse_left_out
@@ -258,6 +258,7 @@ def _build(
     """The model, and the names of stored tensors that transformers did not take."""
     config = _config(folder)
     plausible.keep_built_in(config)
+    check_runs(config, folder)
     plausible.check_size(folder, config, sum(file.stat().st_size for file in files))
     stored_quantized = hasattr(config, "quantization_config")
     more: dict[str, Any] = {}

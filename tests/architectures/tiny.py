@@ -9,54 +9,23 @@ from typing import Any
 import torch
 import transformers
 
-from tests.tiny_models import CONTEXT, VOCABULARY
-
-WIDTH, LAYERS = 32, 2
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 2 * WIDTH,
-    "max_position_embeddings": CONTEXT,
-    "bos_token_id": 1,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-EXPERTS: dict[str, Any] = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
-LATENT: dict[str, Any] = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": WIDTH,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-}
-MAMBA_2: dict[str, Any] = {
-    "mamba_n_heads": 8,
-    "mamba_d_head": 8,
-    "mamba_d_state": 8,
-    "mamba_n_groups": 1,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-    "mamba_chunk_size": 16,
-}
-VISION: dict[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
+from tests.architectures.parts import (
+    EXPERTS,
+    GEMMA,
+    GEMMA_4,
+    HEADS_ALIKE,
+    LATENT,
+    LINEAR,
+    MAMBA_2,
+    QWEN_VISION,
+    SIZES,
+    SPEECH,
+    THINKER,
+    THREE_AXES,
+    VISION,
+    WIDTH,
+)
+from tests.tiny_models import CONTEXT
 
 
 @dataclass(frozen=True)
@@ -96,6 +65,11 @@ def wrapper(name: str, text: str, vision: str, sizes: Mapping[str, Any] = VISION
     return Architecture(name, "multimodal wrapper", config, auto="AutoModelForMultimodalLM")
 
 
+def of_text(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of a language model's config as ``wrapper`` takes them."""
+    return {f"text_{key}": value for key, value in config.items()}
+
+
 DENSE = (
     "llama",
     "qwen2",
@@ -109,11 +83,17 @@ DENSE = (
     "smollm3",
     "glm",
     "helium",
+    "arcee",
+    "ernie4_5",
+    "exaone4",
+    "glm4",
+    "hunyuan_v1_dense",
+    "ministral3",
+    "nanochat",
+    "seed_oss",
 )
-HEADS_ALIKE = {"num_key_value_heads": 4}
-
 ARCHITECTURES = (
-    *(Architecture(name, "dense", {"head_dim": 8} if name in ("glm", "helium") else {}) for name in DENSE),
+    *(Architecture(name, "dense", {"head_dim": 8} if name in DENSE[DENSE.index("glm") :] else {}) for name in DENSE),
     Architecture("gpt_neox", "dense, heads renamed"),
     Architecture(
         "gptj", "dense", {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "rotary_dim": 4}
@@ -151,6 +131,19 @@ ARCHITECTURES = (
         "gemma2", "sliding window, soft-capped", {"head_dim": 8, "sliding_window": 24, "final_logit_softcapping": 1.5}
     ),
     Architecture("gemma3_text", "sliding window", {"head_dim": 8, "sliding_window": 24}),
+    Architecture(
+        "gemma3n_text",
+        "sliding window, soft-capped",
+        {
+            **GEMMA,
+            "laurel_rank": 4,
+            "altup_num_inputs": 2,
+            "activation_sparsity_pattern": [0.0, 0.0],
+            "intermediate_size": [64, 64],
+        },
+    ),
+    Architecture("gemma4_text", "sliding window, soft-capped", GEMMA_4),
+    Architecture("vaultgemma", "sliding window, soft-capped", {"head_dim": 8, "sliding_window": 24}),
     Architecture("cohere", "scaled", {"logit_scale": 0.25}),
     Architecture("cohere2", "scaled, sliding window", {"logit_scale": 0.25, "sliding_window": 24}),
     Architecture("granite", "scaled", {"logits_scaling": 3.0}),
@@ -181,6 +174,12 @@ ARCHITECTURES = (
     Architecture("deepseek_v2", "experts, latent attention", LATENT),
     Architecture("deepseek_v3", "experts, latent attention", LATENT),
     Architecture("glm4_moe", "experts", {**LATENT, "head_dim": 8, "num_key_value_heads": 2}),
+    Architecture("dots1", "experts", LATENT),
+    Architecture("ernie4_5_moe", "experts", {**EXPERTS, "moe_intermediate_size": WIDTH}),
+    Architecture("flex_olmo", "experts", EXPERTS),
+    Architecture("minimax_m2", "experts", {**EXPERTS, "head_dim": 8}),
+    Architecture("deepseek_v32", "experts, latent attention", LATENT),
+    Architecture("deepseek_v4", "experts, latent attention", LATENT),
     Architecture("mamba", "state space", {"state_size": 4, "time_step_rank": 4, "max_position_embeddings": None}),
     Architecture(
         "mamba2",
@@ -235,14 +234,33 @@ ARCHITECTURES = (
             **EXPERTS,
             "moe_intermediate_size": WIDTH,
             "shared_expert_intermediate_size": WIDTH,
-            "head_dim": 8,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-            "layer_types": ["linear_attention", "full_attention"],
+            **LINEAR,
         },
     ),
+    Architecture("minimax", "hybrid, experts", {**EXPERTS, "head_dim": 8}),
+    Architecture(
+        "lfm2_moe",
+        "hybrid, experts",
+        {**EXPERTS, "moe_intermediate_size": WIDTH, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    ),
+    Architecture(
+        "nemotron_h",
+        "hybrid",
+        {
+            **{"layers_block_type": ["mamba", "attention", "mlp"], "num_hidden_layers": None, "head_dim": 8},
+            **{"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 16},
+        },
+    ),
+    Architecture(
+        "zamba2",
+        "hybrid",
+        {
+            **{"layers_block_type": ["mamba", "hybrid"], "hybrid_layer_ids": [1], "num_mem_blocks": 1, **HEADS_ALIKE},
+            **{"attention_head_dim": 16, "mamba_d_state": 8, "mamba_ngroups": 1, "n_mamba_heads": 8, "chunk_size": 16},
+        },
+    ),
+    Architecture("olmo_hybrid", "hybrid", LINEAR),
+    Architecture("qwen3_5_text", "hybrid", LINEAR),
     wrapper("gemma3", "gemma3_text", "siglip_vision_model", mm_tokens_per_image=4),
     wrapper("mistral3", "mistral", "pixtral", image_token_index=9),
     wrapper("llava", "llama", "clip_vision_model", image_token_index=9),
@@ -253,6 +271,29 @@ ARCHITECTURES = (
         "qwen2_vl",
         {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": WIDTH, "patch_size": 14},
         text_rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    ),
+    wrapper("qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_vl_vision", QWEN_VISION, **of_text(THREE_AXES)),
+    wrapper("qwen3_vl", "qwen3_vl_text", "qwen3_vl_vision", QWEN_VISION, **of_text(THREE_AXES)),
+    wrapper("qwen3_5", "qwen3_5_text", "qwen3_5_vision", QWEN_VISION, **of_text(LINEAR)),
+    wrapper(
+        "gemma4",
+        "gemma4_text",
+        "gemma4_vision",
+        {**VISION, "head_dim": 8, "num_key_value_heads": 2, "global_head_dim": 8},
+        audio_config=None,
+        **of_text(GEMMA_4),
+    ),
+    Architecture(
+        "qwen2_5_omni_thinker",
+        "multimodal wrapper",
+        {**dict.fromkeys(SIZES), **THINKER},
+        auto="AutoModelForMultimodalLM",
+    ),
+    Architecture(
+        "qwen2_5_omni",
+        "several models",
+        {**dict.fromkeys(SIZES), "thinker_config": THINKER, **SPEECH},
+        auto="AutoModelForMultimodalLM",
     ),
     wrapper(
         "llama4",
