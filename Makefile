@@ -43,10 +43,10 @@ quick: $(VENV)/dev.stamp
 test: $(VENV)/dev.stamp
 	$(MAKE) --jobs 2 lint all-tests
 
-# Three processes on two cores: the slow tests wait for a third of their time.
+# Four processes on two cores: the slow tests wait for a third of their time.
 .PHONY: all-tests
 all-tests: $(VENV)/dev.stamp
-	$(PYTEST) 3
+	$(PYTEST) 4
 
 gpu: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m gpu

@@ -26,7 +26,7 @@ ASKED = ["models=tiny_smallest", "texts.n=16", *(f"analysis.{name}={value}" for 
 
 def demo(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """``klray demo`` in ``folder``, which is left with everything that a job writes outside the store."""
-    ray_logs = tempfile.mkdtemp(prefix="ray-")  # the names of Ray's sockets must be short
+    ray_logs = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the names of Ray's sockets must be short
     try:
         done = subprocess.run(
             [sys.executable, "-m", "jobs.demo", *ASKED, f"store.url={url}", "report.dir=report", "ray.workers=1"],
