@@ -165,7 +165,7 @@ def test_one_swapped_file_is_planned_scored_excluded_reported_and_found_by_its_s
         checkpoints, _ = resolve(hub_of(server), select(RepositorySpec(REPOSITORIES[0], "step*")))
         assert list(suspicions(checkpoints)) == labels
 
-    config = scored(tmp_path / "hub", tmp_path)
+    config = scored(tmp_path / "hub", tmp_path, *(RepositorySpec(name, ["step*"]) for name in REPOSITORIES))
     result = analyze(config)
     reasons = json.loads(result.attrs["excluded_reasons"])
     assert list(reasons) == labels

@@ -111,15 +111,17 @@ class Watch:
                 self.pending.pop(0)
         except (StoreError, OSError) as error:
             self._next_try = time.monotonic() + PAUSE_FACTOR * (time.monotonic() - start)
-            steps = ", ".join(str(column.facts["step"]) for column in self.pending)
+            one = len(self.pending) == 1
+            lost = f" {'is' if one else 'are'} lost: score the run's saved checkpoints"
             log.error(
-                "store %s cannot be written: %s; %s of %s: %s (step %s)",
+                "store %s cannot be written: %s; %s of %s%s (%s %s)",
                 self.store.url,
                 error,
                 counted(len(self.pending), "column"),
                 self.run.name,
-                "lost: score the run's saved checkpoints" if last else "kept in memory and tried again later",
-                steps,
+                lost if last else ": kept in memory and tried again later",
+                "step" if one else "steps",
+                ", ".join(str(column.facts["step"]) for column in self.pending),
             )
 
     def _moved(self, step: int, row: np.ndarray | None) -> Movement | None:
