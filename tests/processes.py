@@ -1,6 +1,7 @@
 """Tests in several processes, which one that has imported and collected all of them forks: ``--processes 3``.
 
-Each takes a file at a time, those with most slow tests first, so that what a file's tests share is made once.
+Each takes a file at a time, those with most slow tests first, so that what a file's tests share is made once. Processes
+of pytest-xdist would each import and collect everything.
 """
 
 from __future__ import annotations

@@ -68,6 +68,27 @@ def test_the_settings_have_the_counts_that_the_snapshot_was_made_for(result: xr.
     assert counts["layer"] == counts["layer, tuned lens"] == 3 * 4  # the excluded checkpoint's layers are out
 
 
+def test_a_setting_of_which_most_is_clipped_says_so(snapshot: xr.Dataset, result: xr.Dataset) -> None:
+    """The first layers of a real model lie below every value of its own output, and a KL of 0 would look right."""
+    layers = snapshot["layer"].values >= 0
+    far = snapshot.copy()
+    far["log_likelihood"] = snapshot["log_likelihood"] - xr.DataArray(np.where(layers, 5000, 0), dims="model")
+    recipe = Recipe.fit(far)
+    found = measure_scale(far, recipe, resamples=20)
+    assert found["clipped"].sel(setting="layer").item() == 1.0
+    assert found["median"].sel(setting="layer").item() == 0.0
+    assert "Clipped values: layer 100%, layer, tuned lens 100%." in format_scale(found)
+    assert "scale=published" in format_scale(found)
+    raw = far["log_likelihood"].isel(text=np.flatnonzero(recipe.text_kept)).values
+    of = [
+        place_of(far, str(each))
+        for name in ("first", "second")
+        for each in found[name].values[found["pair_setting"].values == "seed"]
+    ]
+    assert found["clipped"].sel(setting="seed").item() == pytest.approx((raw[of] <= recipe.clip_threshold).mean())
+    assert "Clipped values" not in format_scale(result)
+
+
 def test_the_check_finds_a_wrong_pair(snapshot: xr.Dataset, result: xr.Dataset) -> None:
     wrong = result.copy(deep=True)
     of_seeds = np.flatnonzero(wrong["pair_setting"].values == "seed")

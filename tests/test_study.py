@@ -157,7 +157,7 @@ def composed(config_name: str, *overrides: str) -> Config:
 def test_a_plan_of_the_tiny_study_is_for_its_texts_and_its_place() -> None:
     plan, run = composed("config", "study=tiny"), composed("study")
     assert plan == run
-    assert (run.texts.n, run.store.url, run.analysis.min_step, run.scale.spacing) == (384, "store/study", 100, 20)
+    assert (run.texts.n, run.store.url, run.analysis.min_step, run.scale.spacing) == (512, "store/study", 100, 20)
 
 
 def test_another_study_takes_nothing_from_the_tiny_one() -> None:

@@ -25,6 +25,7 @@ from klray.errors import KlrayError
 from klray.words.numbers import counted, significant, with_error
 from klray.words.tables import text_table
 
+MUCH_CLIPPED = 0.2  # of a setting's values; a recipe clips 2 % of all models' own outputs
 SCALE_HEADER = ("setting", "n", "median (± SE)", "quartiles", "range", "SE of a pair", "published")
 _TEN = tuple(setting.name for setting in SETTINGS)
 _NUMBERS = {
@@ -101,6 +102,13 @@ def measure_scale(
         spread = [deviations(kl[of == place], standard_error[of == place], counted) for place in range(len(found))]
         meaning = "median over pairs of SE sqrt(N) / KL: the standard error of a KL on N texts is so much, by sqrt(N)"
         sensitivity["relative_deviation"] = xr.DataArray(spread, dims="setting", attrs={"long_name": meaning})
+        share = _clipped(parts[0][0], recipe, pairs)
+        shares = [
+            float(np.mean(share[pairs[of == place]])) if len(of) and (of == place).any() else 0.0
+            for place in range(len(found))
+        ]
+        meaning = "share of the values of the setting's pairs that the recipe clips"
+        sensitivity["clipped"] = xr.DataArray(shares, dims="setting", attrs={"long_name": meaning})
     names = labels(dataset).astype(np.dtypes.StringDType())
     settings = np.array(list(found), dtype=np.dtypes.StringDType())
     bits = {"units": "bit/byte", "references": SOURCE}
@@ -135,6 +143,15 @@ def measure_scale(
             "references": SOURCE,
         },
     )
+
+
+def _clipped(values: xr.DataArray, recipe: Recipe | None, pairs: np.ndarray) -> np.ndarray:
+    """(K,) share of the values of each model of the pairs that are clipped: at the threshold, or below it before."""
+    share = np.zeros(values.sizes["model"])
+    models = np.unique(pairs)
+    if recipe is not None and len(models):
+        share[models] = np.asarray((values.isel(model=models) <= recipe.clip_threshold).mean("text"))
+    return share
 
 
 def _distinct(pairs: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,6 +213,13 @@ def notes(result: xr.Dataset) -> Sequence[str]:
             "No run has two such pairs: set scale.spacing= and scale.min_step= to what the runs were saved at "
             "(scale=tiny: 20 and 100)."
         )
+    if "clipped" in result:
+        much = {
+            str(name): share for name, share in zip(result["setting"].values, result["clipped"].values, strict=True)
+        }
+        of = ", ".join(f"{name} {share:.0%}" for name, share in much.items() if share > MUCH_CLIPPED)
+        if of:
+            found.append(f"Clipped values: {of}. Their KL is too small: scale=published measures it as scored.")
     if apart:
         kept = ", ".join(f"{name} {n:,}" for name, n in apart.items())
         found.append(f"Kept apart from fine-tuning: {kept}.")
