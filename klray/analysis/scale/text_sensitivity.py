@@ -203,13 +203,16 @@ def setting_rows(result: xr.Dataset) -> list[tuple[str, ...]]:
 
 
 def format_sensitivity(result: xr.Dataset) -> str:
-    """Both tables, with what they mean; "" where the result has neither."""
+    """The first table, and the ends of the second in a sentence; "" where the result has neither."""
     parts, settings = part_rows(result), setting_rows(result)
     found = []
     if parts:
         found += [text_table(PART_HEADER, parts, text_columns=1), part_note(result)]
     if settings:
-        found += [text_table(SETTING_HEADER, settings, text_columns=1), setting_note(result)]
+        by_texts = sorted(settings, key=lambda row: int(row[2].replace(",", "")))
+        (least, _, *few), (most, _, *many) = by_texts[0], by_texts[-1]
+        ends = [f"{low} to {high} texts for {share:.0%}" for low, high, share in zip(few, many, SHARES, strict=True)]
+        found.append(f"Standard error of a KL, from {least} to {most}: {', '.join(ends)} of it.")
     return "\n".join(found)
 
 
