@@ -108,7 +108,7 @@ export function explore(data, choices, card, compare = comparison) {
   };
   const mark = () => panels.forEach((panel) => { panel.picked = picks().map((model) => model ?? -1); });
   const arrange = () => {
-    const asked = choices.get("map"), narrow = matchMedia("(max-width: 46rem)").matches;
+    const asked = data.maps.some(({ name }) => name === choices.get("map")) ? choices.get("map") : "both", narrow = matchMedia("(max-width: 46rem)").matches;
     const value = asked === "both" && (narrow || panels.length < 2) ? data.maps[0]?.name : asked;
     shown.show(value);
     if (panels.length > 1) shown.element.lastChild.hidden = narrow;
