@@ -112,6 +112,7 @@ CAUSES: dict[str, tuple[Damage, str]] = {
     "cut pickle": (cut_pickle, "pytorch_model.bin is not whole, its end is missing"),
     "dtype": (says(dtype="float33"), "config.json says dtype is 'float33', which transformers"),
     "rope": (says(rope_scaling={"rope_type": "zigzag", "factor": 2.0}), "rope_scaling.rope_type is 'zigzag'"),
+    "rope without a type": (says(rope_scaling={"factor": 4.0}), r"factor=4.0 .* names no rope_type"),
     "activation": (says(hidden_act="zelu"), "hidden_act is 'zelu'"),
     "unknown architecture": (says(model_type="new9"), "model_type is 'new9', .* install a version that does"),
     "type of a value": (says(vocab_size="many"), "config.json describes no model .*vocab_size.* expected int"),

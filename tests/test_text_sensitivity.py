@@ -96,3 +96,21 @@ def test_few_texts_and_few_pairs_have_no_parts(snapshot: xr.Dataset) -> None:
     assert "part" not in measured.coords and "texts for 10%, " in format_sensitivity(measured)
     values = Recipe.fit(snapshot).apply(snapshot)
     assert text_sensitivity(values, np.array([[0, 1], [1, 2]]), np.array(["seed", "seed"])) == {}
+
+
+def test_pairs_that_are_equal_on_a_part_count_on_the_others_and_each_pair_once() -> None:
+    rng = np.random.default_rng(1)
+    base = -rng.gamma(4.0, 250.0, 256)
+    rows = np.stack([base + rng.normal(size=256) * (np.arange(256) < 8 if n % 2 else 1) for n in range(12)])
+    values = xr.DataArray(
+        rows.astype(np.float32), dims=("model", "text"), coords={"text_bytes": ("text", np.full(256, 700))}
+    )
+    pairs = np.array([[i, j] for i in range(12) for j in range(i)])
+    found = text_sensitivity(values, pairs, np.full(len(pairs), "random"))
+    assert found["half_kl"].sizes["half_pair"] == len(pairs)
+    sparse = pairs[(pairs % 2 == 1).all(axis=1)]
+    few = text_sensitivity(values, sparse, np.full(len(sparse), "random"))
+    assert few["part_deviation"].values[0] > 1.5 * found["part_deviation"].values[0]
+    for asked in ((float("inf"), 0.005), (0.05, float("inf")), (1e300, 1e-10)):
+        with pytest.raises(KlrayError, match="finite"):
+            texts_needed(*asked, 2.0)

@@ -356,3 +356,19 @@ def test_ids_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
     pipeline.save(str(folder / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="token id 320 and the model's vocabulary has 320"):
         log_likelihood(load(folder).model, load_tokenizer(folder), TEXTS)
+
+
+@pytest.mark.parametrize("kept_in", ["added_tokens.json", "tokenizer_config.json"])
+def test_a_token_that_the_pipeline_lacks_is_refused_in_a_text_that_has_it(tmp_path: Path, kept_in: str) -> None:
+    """A checkpoint whose vocabulary grew, with the pipeline of its base: the token would fall apart into letters."""
+    words = {"<|endoftext|>": 0, "<|im_start|>": 400}
+    decoder = {str(number): {"content": word, "special": True} for word, number in words.items()}
+    settings = {"added_tokens_decoder": decoder} if kept_in == "tokenizer_config.json" else {}
+    folder = write(tmp_path, byte_level(), **settings)
+    if not settings:
+        (folder / kept_in).write_text(json.dumps(words))
+    tokenizer = load_tokenizer(folder)
+    assert encode(tokenizer, TEXTS[:3]).ids.size
+    with pytest.raises(CheckpointError, match=r"text 1 has .*im_start.* save the tokenizer") as refused:
+        encode(tokenizer, [TEXTS[0], f"<|im_start|>{TEXTS[1]}"])
+    assert refused.value.reason == "load_failed"

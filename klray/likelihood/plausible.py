@@ -34,8 +34,16 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what a byte that is in no word becomes
 
 def check_config(folder: Path, config: dict[str, Any], tensors: int | None = None) -> None:
     """Refuse (CheckpointError, load_failed) a config that counts more layers than there are ``tensors``, or more than a
-    million labels, heads or experts.
+    million labels, heads or experts, or scales rotary positions by a factor without a type: nothing would be scaled.
     """
+    for scaling in _scalings(config):
+        factor = scaling.get("factor")
+        if not (scaling.get("rope_type") or scaling.get("type")) and isinstance(factor, int | float) and factor != 1:
+            raise CheckpointError(
+                f"{folder} scales rotary positions by factor={factor} in its config.json and names no rope_type, so "
+                "that nothing would be scaled: add the rope_type that the model was trained with",
+                "load_failed",
+            )
     for name, value in _numbers(config):
         layers, name = tensors is not None and name in _LAYERS, name[-_KEY:]
         if (layers and value > (tensors or 0)) or (value > _MOST and _COUNTED.search(name)):
@@ -134,6 +142,17 @@ def _numbers(config: object, name: str = "") -> Iterator[tuple[str, int]]:
             yield from _numbers(value, name)
     elif isinstance(config, int) and not isinstance(config, bool):
         yield name, config
+
+
+def _scalings(config: object) -> Iterator[dict[str, Any]]:
+    """What a config says of rotary positions, at any depth, of each kind of layer if it tells them apart."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key in ("rope_scaling", "rope_parameters") and isinstance(value, dict):
+                yield value
+                yield from (each for each in value.values() if isinstance(each, dict))
+            else:
+                yield from _scalings(value)
 
 
 def _steps(step: object, inside: str) -> Iterator[dict[str, Any]]:

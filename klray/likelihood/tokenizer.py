@@ -18,13 +18,14 @@ from klray.errors import CheckpointError
 from klray.likelihood import gguf_tokenizer, plausible
 from klray.likelihood.gguf_model import open_gguf
 from klray.likelihood.quiet import quiet
-from klray.likelihood.tokenizing import around, named
+from klray.likelihood.tokenizing import LACKING, around, named
 from klray.words.outside import parsed
 
 logger = logging.getLogger("klray")
 
 PIPELINE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
+_ADDED = "added_tokens.json"
 # What a tokenizer is made from, whatever its kind; a chat template changes no token of a plain text.
 _FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", *VOCABULARIES[2:])
 # Where SentencePiece and a pipeline made of its model have been seen to part.
@@ -188,7 +189,17 @@ def _from_pipeline(file: Path, settings: Mapping[str, Any]) -> Any:
         _put_around(backend, before, after)
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
     tokenizer.init_kwargs["tokenizer_class"] = str(settings.get("tokenizer_class") or type(tokenizer).__name__)
+    tokenizer.init_kwargs[LACKING] = _lacking(backend, file.parent, settings)
     return tokenizer
+
+
+def _lacking(backend: Any, folder: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tokens that other files of the folder add, and the pipeline does not have: their ids are not certain."""
+    added = parsed((folder / _ADDED).read_bytes()) if (folder / _ADDED).is_file() else {}
+    decoder = settings.get("added_tokens_decoder")
+    named = [*(added if isinstance(added, dict) else ())]
+    named += [_content(each) for each in (decoder.values() if isinstance(decoder, dict) else ())]
+    return tuple(dict.fromkeys(each for each in named if each and backend.token_to_id(each) is None))
 
 
 def _put_around(backend: Any, before: list[str], after: list[str], where: str = _CONFIG) -> None:

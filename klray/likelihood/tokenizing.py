@@ -23,6 +23,7 @@ _SECONDS, _BYTES_PER_SECOND = 60.0, 20_000.0
 _SECONDS_ALONE = 2.0  # for a text, to find the one that took so long
 _LONGER = 20  # times as long as a text what its tokens give back may be, before it is looked at
 _FEW = 4  # words
+LACKING = "tokens that the pipeline lacks"  # under this name in a tokenizer's init_kwargs
 _SHOWN = 24  # characters of a text in a message
 
 # What a tokenizer is known to do to a text: each drops what the ones before it drop, too.
@@ -61,6 +62,18 @@ class TokenizerFacts:
             "text_normalisation": self.normalised,
             "lost_texts": self.lost,
         }
+
+
+def check_lacking(tokenizer: Any, texts: Sequence[str]) -> None:
+    """CheckpointError where a text has a token that the checkpoint names and its pipeline lacks (``LACKING``)."""
+    lacking = getattr(tokenizer, "init_kwargs", {}).get(LACKING, ())
+    for number, text in enumerate(texts) if lacking else ():
+        if token := next((each for each in lacking if each in text), ""):
+            raise CheckpointError(
+                f"text {number} has {printable(token)}, a token that added_tokens.json or tokenizer_config.json names "
+                "and tokenizer.json lacks, so that its id is not certain: save the tokenizer with all its tokens",
+                "load_failed",
+            )
 
 
 def token_ids(tokenizer: Callable[..., Any], texts: Sequence[str]) -> list[Ids]:

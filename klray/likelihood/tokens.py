@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from klray.errors import CheckpointError, KlrayError
-from klray.likelihood.tokenizing import TokenizerFacts, facts, token_ids
+from klray.likelihood.tokenizing import TokenizerFacts, check_lacking, facts, token_ids
 from klray.words.numbers import counted
 
 
@@ -99,6 +99,7 @@ def encode(tokenizer: Callable[..., Any], texts: Sequence[str], *, allow_lost: i
         raise KlrayError(f"text {odd} is no str but {type(texts[odd]).__name__}: pass a list of str, in Unicode")
     if not texts:
         return Tokens(ids=np.zeros(0, np.int32), offsets=np.zeros(1, np.int64))
+    check_lacking(tokenizer, texts)
     encoded = token_ids(tokenizer, texts)
     most = max((max(ids) for ids in encoded if ids), default=0)
     if most > np.iinfo(np.int32).max:

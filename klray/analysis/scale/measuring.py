@@ -155,8 +155,8 @@ def _clipped(values: xr.DataArray, recipe: Recipe | None, pairs: np.ndarray) -> 
 
 
 def _distinct(pairs: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each pair once, with the first of its settings."""
-    distinct, first = np.unique(pairs, axis=0, return_index=True)
+    """Each pair once, in whichever order it was asked for, with the first of its settings."""
+    distinct, first = np.unique(np.sort(pairs, axis=1), axis=0, return_index=True)
     return distinct, names[first]
 
 

@@ -31,11 +31,12 @@ def texts_needed(kl: float, standard_error: float, deviation: float) -> int:
     >>> texts_needed(0.05, 0.005, 2.0)
     400
     """
-    if not (kl > 0 and standard_error > 0 and deviation > 0):
+    wanted = (deviation * kl / standard_error) ** 2 if min(kl, standard_error, deviation) > 0 else math.nan
+    if not (math.isfinite(wanted) and math.isfinite(standard_error)):
         raise KlrayError(
-            f"a KL of {kl:g} with a standard error of {standard_error:g} was asked for: both must be above 0"
+            f"a KL of {kl:g} with a standard error of {standard_error:g} was asked for: both must be above 0 and finite"
         )
-    return math.ceil((deviation * kl / standard_error) ** 2)
+    return max(1, math.ceil(wanted))
 
 
 def precision(n_texts: int, scale: xr.Dataset | None, kl: float | None, standard_error: float | None) -> str:
@@ -84,7 +85,7 @@ def text_sensitivity(
         pairs, settings = pairs[chosen], settings[chosen]
     parts, weights = _parts(n_texts, _domains(values), seed)
     kl, every = _on_parts(values, pairs, weights, rows_bytes)
-    known = (every > 0) & (kl > 0).all(axis=1)
+    known = every > 0
     if known.sum() < 3:
         return {}
     kl, every = kl[known], every[known]
@@ -94,10 +95,9 @@ def text_sensitivity(
         at = np.flatnonzero([each == part for each in parts])
         sides = kl[:, at].reshape(len(kl), -1, 2)
         ratio = (sides if part.random else sides[:, :, :1]) / every[:, None, None]
-        r, log_r = (
-            float(np.median([_r(*of(sides[:, draw]).T) for draw in range(sides.shape[1])]))
-            for of in (np.asarray, np.log)
-        )
+        draws = [sides[:, draw] for draw in range(sides.shape[1])]
+        r = float(np.median([_r(*each.T) for each in draws]))
+        log_r = float(np.median([_r(*np.log(each[(each > 0).all(axis=1)]).T) for each in draws]))
         off = float(np.median(abs(ratio - 1)))
         found.append((int(weights[at[0]].sum()), r, log_r, off, float(np.median(ratio))))
     text = np.dtypes.StringDType()
@@ -174,7 +174,7 @@ def _on_parts(
 
 
 def _r(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.corrcoef(one, other)[0, 1]) if one.std() > 0 and other.std() > 0 else math.nan
+    return float(np.corrcoef(one, other)[0, 1]) if len(one) > 2 and one.std() > 0 and other.std() > 0 else math.nan
 
 
 def part_rows(result: xr.Dataset) -> list[tuple[str, ...]]:

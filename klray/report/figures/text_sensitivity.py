@@ -23,6 +23,10 @@ def text_sensitivity(result: xr.Dataset) -> Figure:
     figure = style.new_figure(3.4)
     left, right = figure.subplots(1, 2)
     halves, settings = result["half_kl"].values, [str(each) for each in result["half_setting"].values]
+    shown = np.flatnonzero((halves > 0).all(axis=1))
+    halves, settings = halves[shown], [settings[at] for at in shown]
+    if not settings:
+        raise KlrayError("KL on two halves of the texts was to be drawn, but no pair has both above 0")
     names = list(dict.fromkeys(settings))
     for number, name in enumerate(names):
         one, other = halves[[each == name for each in settings]].T
