@@ -59,6 +59,16 @@ def test_a_checkpoint_that_was_uploaded_under_several_steps_counts_once() -> Non
     assert misplaced(hashes(*swapped)).keys() == {(RUN, 2), (RUN, 5)}
 
 
+def test_of_steps_that_are_equal_the_first_of_a_run_stands_and_no_number_of_them_is_frozen() -> None:
+    """An update of rate 0 changes nothing; a branch that nobody filled has the files of another."""
+    whole = f"{MISPLACED}3 of 3 files are byte for byte those of"
+    began = [SOUND[0], SOUND[0], SOUND[0], *SOUND[3:]]
+    assert misplaced(hashes(*began)) == {(RUN, 1): f"{whole} step 2, 0", (RUN, 2): f"{whole} step 1, 0"}
+    unfilled = [SOUND[0], SOUND[4], SOUND[4], SOUND[4], SOUND[4]]
+    assert misplaced(hashes(*unfilled)).keys() == {(RUN, 1), (RUN, 2), (RUN, 3)}
+    assert misplaced(hashes(*[SOUND[0]] * 5)).keys() == {(RUN, step) for step in range(1, 5)}
+
+
 def test_a_file_of_main_or_of_a_step_that_is_not_here_is_found_too() -> None:
     swapped = [*SOUND[:2], ("a", "b2", "c2"), *SOUND[3:]]
     main = (RUN, "main a b c")

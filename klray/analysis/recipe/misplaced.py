@@ -14,6 +14,7 @@ from klray.words.revisions import step_of
 
 MISPLACED = "weights of another step: "  # begins the reason of an exclusion for this
 _NAMED = 3  # other steps in a reason
+_TELLING = 4  # steps of a run, of which two with files in common tell something
 _LAST = math.inf  # the place of main
 
 
@@ -26,6 +27,8 @@ def misplaced(
     saved steps; so of those that have a file in common at most one is whole. Which one is, hashes do not tell: a
     revision that was uploaded again gets files of a later one, so the latest of them is left in its place. A file that
     more than half of the run's steps have is frozen and says nothing; runs of fewer than four steps are passed over.
+    Of steps that are equal in all files, however many, the latest stands, too; but where the run's first step is among
+    them, that one: nothing had moved yet.
 
     ``elsewhere`` are (run, name and hashes) of revisions that are not among them, as ``Checkpoint.elsewhere`` has them.
     They count as the steps that they name, and main as the last; but not if all its files are those of steps: it is one
@@ -51,7 +54,17 @@ def misplaced(
             for each in of_run[place]:
                 holders[each].append(place)
         shared = {each: held for each, held in holders.items() if 1 < len(held) <= len(of_run) / 2}
+        equal = defaultdict(list)
+        for place in sorted(of_run) if len(of_run) >= _TELLING else ():
+            equal[frozenset(of_run[place])].append(place)
         for step, own in scored.items():
+            same = equal[frozenset(own)]
+            if len(same) > 1:
+                stands = min(of_run) if min(of_run) in same else same[-1]
+                if step != stands:
+                    those = f"{len(own)} of {len(own)} files are byte for byte those of"
+                    found[run, step] = f"{MISPLACED}{those} {_named([each for each in same if each != step])}"
+                continue
             later = sorted({other for each in own & shared.keys() for other in shared[each] if other > step})
             if later:
                 those = f"{len(own & shared.keys())} of {len(own)} files are byte for byte those of"
