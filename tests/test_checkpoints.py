@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from klray.checkpoints import Cache, Facts, Hub, RepositorySpec, resolve
 from klray.checkpoints.delivery import MARKER
 from klray.errors import KlrayError
 from klray.tiny.hub_server import HubServer
-from tests.hub_faults import hub_of, only_error, select, write_model
+from tests.hub_faults import hub_of, only_error, select, write_model, write_run
 
 RUN = "tiny/run"
 
@@ -84,6 +85,18 @@ def test_same_commit_is_one_checkpoint_named_by_its_step(server: HubServer) -> N
     for selection in (select(both), select(main, both), select(both, main)):
         checkpoints, _ = resolve(hub_of(server), selection)
         assert [checkpoint.revision for checkpoint in checkpoints] == ["step1000"]
+
+
+def test_two_steps_that_are_one_commit_are_the_higher_one_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = write_run(tmp_path, 3) / "tiny/run"
+    shutil.rmtree(run / "step0")
+    shutil.copytree(run / "step2", run / "step0")
+    with HubServer(tmp_path) as server:
+        checkpoints, _ = resolve(hub_of(server), select(RepositorySpec("tiny/run", "step*")))
+    assert {checkpoint.revision for checkpoint in checkpoints} == {"step1", "step2"}
+    assert "step0 and step2 are one commit, which counts as step2 alone" in caplog.text
 
 
 def test_commit_sha_is_a_revision(server: HubServer) -> None:

@@ -1,6 +1,7 @@
 """Which checkpoints to score: repositories and revision patterns, resolved once to commits and file lists."""
 
 import difflib
+import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ from klray.words.numbers import counted
 from klray.words.outside import fault, fit, printable
 from klray.words.revisions import Place, place_of, run_of, step_of
 
+log = logging.getLogger("klray")
+
 REQUESTS_AT_ONCE = 8
 NEIGHBOURS = 3  # names in a hint
 COMPARED = 2000  # names that are compared with one that is not there, 0.1 ms each
@@ -67,6 +70,7 @@ class _Wanted:
     others: Elsewhere | None = None
 
 
+N = TypeVar("N", _Wanted, Checkpoint)
 _Expansion = list[_Wanted | Unavailable]
 _Indexes = dict[str, tuple[str, bytes]]
 
@@ -77,7 +81,7 @@ def resolve(
     """Resolve a selection to checkpoints, in the order of repositories and steps, and to what is not available and why.
 
     A repository is known under the name that the hub answers with, whatever older name it was asked by.
-    Two revisions of a repository with the same commit are one checkpoint, named by the revision that has a step.
+    Two revisions of a repository with the same commit are one checkpoint, named by the one of the highest step.
     No weights are downloaded; a repository costs one request when only ``main`` is asked for, else two and one for each
     further commit, 8 at a time. A parent that is not among them costs one request for a file, for it may have another
     name now. Of weights in shards the index is read, once for checkpoints that have the same one.
@@ -122,13 +126,25 @@ def resolve(
     return checkpoints, unavailable
 
 
-def _distinct(items: Iterable[T], key: Callable[[T], Hashable], step: Callable[[T], int | None]) -> list[T]:
-    """Keep one item of each key, at the place of the one kept: the first with a step, or else the first."""
-    kept: dict[Hashable, T] = {}
+def _distinct(items: Iterable[N], key: Callable[[N], Hashable], step: Callable[[N], int | None]) -> list[N]:
+    """Keep one item of each key, at the place of the one kept: that of the highest step, or else the first.
+
+    Two steps that are one commit are told: a branch that nobody filled has the commit that it was made from.
+    """
+    kept: dict[Hashable, N] = {}
     for item in items:
-        earlier = kept.get(key(item))
-        if earlier is None or (step(earlier) is None and step(item) is not None):
-            kept.pop(key(item), None)
+        earlier = kept.setdefault(key(item), item)
+        least, last = step(earlier), step(item)
+        if last is None or least == last:
+            continue
+        if least is not None:
+            first, stands = sorted((earlier, item), key=lambda each: step(each) or 0)
+            words = "%s: %s and %s are one commit, which counts as %s alone"
+            log.warning(
+                words, printable(item.repository), *(printable(each.revision) for each in (first, stands, stands))
+            )
+        if least is None or last > least:
+            del kept[key(item)]
             kept[key(item)] = item
     return list(kept.values())
 
