@@ -5,11 +5,11 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from klray.checkpoints.asked import by_step, is_glob, match, no_match, strided
 from klray.checkpoints.checkpoint import Checkpoint, Facts, RemoteFile, Unavailable
 from klray.checkpoints.download import small_file
 from klray.checkpoints.elsewhere import Elsewhere
@@ -42,13 +42,12 @@ from klray.checkpoints.spec import RepositorySpec, Selection
 from klray.errors import CheckpointError
 from klray.words.numbers import counted
 from klray.words.outside import fault, fit, printable
-from klray.words.revisions import Place, place_of, run_of, step_of
+from klray.words.revisions import place_of, run_of, step_of
 
 log = logging.getLogger("klray")
 
 REQUESTS_AT_ONCE = 8
 NEIGHBOURS = 3  # names in a hint
-COMPARED = 2000  # names that are compared with one that is not there, 0.1 ms each
 KEPT_BYTES = 1 << 18  # of an index: that of Pythia 12B has 56,000
 TOLD_FROM = 100  # repositories or checkpoints, of which it is told how many are resolved
 
@@ -169,20 +168,10 @@ def _expand(hub: Hub, listings: Listings, stride: int, spec: RepositorySpec) -> 
             message += no_folder + ("" if folder else _neighbours(hub, spec.repository))
         return [Unavailable(spec.repository, ", ".join(spec.patterns), error.reason, message)]
     wanted = [item for item in found if isinstance(item, _Wanted)]
-    kept = _strided({place_of(item.revision) for item in wanted}, stride)
+    kept = strided({place_of(item.revision) for item in wanted}, stride)
     wanted = [item for item in wanted if (at := place_of(item.revision)).step is None or (at.branch, at.step) in kept]
-    wanted.sort(key=lambda item: _by_step(item.revision))
+    wanted.sort(key=lambda item: by_step(item.revision))
     return [*wanted, *(item for item in found if isinstance(item, Unavailable))]
-
-
-def _strided(places: Iterable[Place], stride: int) -> set[tuple[str, int | None]]:
-    """(branch, step) of every ``stride``-th step of each branch, and of its last one."""
-    steps: dict[str, set[int]] = {}
-    for place in places:
-        if place.step is not None:
-            steps.setdefault(place.branch, set()).add(place.step)
-    ordered = {branch: sorted(each) for branch, each in steps.items()}
-    return {(branch, step) for branch, each in ordered.items() for step in (*each[::stride], each[-1])}
 
 
 def _neighbours(hub: Hub, repository: str) -> str:
@@ -194,11 +183,6 @@ def _neighbours(hub: Hub, repository: str) -> str:
     near = difflib.get_close_matches(name, there, n=NEIGHBOURS) or there[:NEIGHBOURS]
     such = ", ".join(f"{organisation}/{each}" for each in near)
     return f"; {organisation} has {counted(len(there), 'model')} there, such as {such}" if near else ""
-
-
-def _by_step(revision: str) -> tuple[bool, str, int]:
-    place = place_of(revision)
-    return place.step is None, place.branch, place.step or 0
 
 
 def _named(spec: RepositorySpec) -> _Wanted:
@@ -225,9 +209,9 @@ def _expand_folder(folder: Path, spec: RepositorySpec) -> _Expansion:
             "repository_not_found",
         )
     patterns = [LOCAL_REVISION if pattern == "main" else pattern for pattern in spec.patterns]
-    names, unmatched = _match(patterns, list(models))
+    names, unmatched = match(patterns, list(models))
     unavailable = [
-        _no_match(str(folder), each, list(models), "models (folders with a config.json or GGUF files)")
+        no_match(str(folder), each, list(models), "models (folders with a config.json or GGUF files)")
         for each in unmatched
     ]
     want = partial(_Wanted, spec, str(folder), commit="")
@@ -252,17 +236,17 @@ def _expand_repository(hub: Hub, listings: Listings, spec: RepositorySpec) -> _E
     if spec.patterns == ("main",):
         return [want("main", main.commit, known=main)]
     commits = references(hub, name)[1] if commits is None else commits
-    names, unmatched = _match(spec.patterns, list(commits))
+    names, unmatched = match(spec.patterns, list(commits))
     want = partial(want, others=Elsewhere(listings, main, dict(commits), frozenset(names)))
     commits |= {name: name for name in unmatched if COMMIT.fullmatch(name)}
     found: _Expansion = []
     for revision in [*names, *unmatched]:
         if revision in commits:
             found.append(want(revision, commits[revision], known=main if commits[revision] == main.commit else None))
-        elif known := None if _is_glob(revision) else _unlisted(hub, name, revision):
+        elif known := None if is_glob(revision) else _unlisted(hub, name, revision):
             found.append(want(revision, known.commit, known=known))
         else:
-            found.append(_no_match(name, revision, list(commits), "branches and tags"))
+            found.append(no_match(name, revision, list(commits), "branches and tags"))
     return found
 
 
@@ -298,34 +282,6 @@ def _unlisted(hub: Hub, repository: str, revision: str) -> Listing | None:
         if error.reason == "revision_not_found":
             return None
         raise
-
-
-def _is_glob(name: str) -> bool:
-    return any(character in name for character in "*?[")
-
-
-def _match(patterns: Sequence[str], names: list[str]) -> tuple[list[str], list[str]]:
-    """(names that are asked for, patterns that match none)."""
-    matched: dict[str, None] = {}
-    unmatched = []
-    for pattern in patterns:
-        hits = [name for name in names if name == pattern or (_is_glob(pattern) and fnmatchcase(name, pattern))]
-        matched |= dict.fromkeys(hits)
-        if not hits:
-            unmatched.append(pattern)
-    return list(matched), unmatched
-
-
-def _no_match(repository: str, pattern: str, names: list[str], kind: str) -> Unavailable:
-    near = difflib.get_close_matches(pattern, names[:COMPARED], n=3, cutoff=0.3) or sorted(names, key=_by_step)[:3]
-    such = f", such as {', '.join(sorted(near, key=_by_step))}" if near else ""
-    return Unavailable(
-        repository,
-        pattern,
-        "revision_not_found",
-        f"models.revisions={pattern!r} matches none of the {len(names)} {kind} of {repository}{such}: set "
-        "models.revisions (in Python: revisions=) to a name or a pattern that does",
-    )
 
 
 def _offered(hub: Hub, repository: str, known: Listing, label: str, indexes: _Indexes) -> Listed:
